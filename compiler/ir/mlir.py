@@ -1,0 +1,24 @@
+"""The one place that imports MLIR: everything else takes it from here.
+
+The bindings ship as `xtc-mlir-python-bindings`; upstream plans wheels under another name with the
+same import name, so the choice is kept to this file.
+"""
+
+from __future__ import annotations
+
+from mlir import ir, rewrite
+from mlir.dialects import arith, func, irdl, llvm, math, scf, vector
+from mlir.passmanager import PassManager
+
+__all__ = [
+    "PassManager",
+    "arith",
+    "func",
+    "ir",
+    "irdl",
+    "llvm",
+    "math",
+    "rewrite",
+    "scf",
+    "vector",
+]

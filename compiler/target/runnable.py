@@ -1,0 +1,152 @@
+"""What the runtime needs of any backend: programs that can be called, and a KV cache.
+
+A session never knows which backend it drives. A call carries the tokens of all sequences,
+flattened, without padding; only attention and the KV cache see sequences.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Phase(IntEnum):
+    """The two programs of a model."""
+
+    PREFILL = 0
+    DECODE = 1
+
+
+class OutputKind(IntEnum):
+    """What a call returns for each of its logit rows."""
+
+    LOGITS = 0
+    ARGMAX = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds a program was compiled for; a call beyond them is refused.
+
+    Attributes:
+        max_tokens: tokens a call, for (prefill, decode).
+        max_logit_rows: rows of logits a call, for (prefill, decode).
+        max_context: positions a sequence.
+        max_slots: sequences the KV cache holds.
+        max_threads: threads a call may be run by.
+    """
+
+    max_tokens: tuple[int, int]
+    max_logit_rows: tuple[int, int]
+    max_context: int
+    max_slots: int
+    max_threads: int
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """The logical KV cache: `[layer, slot, position, kv_head, head_dim]`.
+
+    Attributes:
+        windows: a layer's sliding window, or None.
+        capacity: positions each layer holds a slot (`max_context`, or the ring of a window).
+        dtype: `f32` or `f16`, as stored; rope is applied to the keys.
+        page_tokens: positions a page; contiguous layouts have one page a slot.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...]
+    capacity: tuple[int, ...]
+    dtype: str
+    page_tokens: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a program.
+
+    Attributes:
+        tokens: int32 `[t]`, all sequences one after the other.
+        row_offsets: int32 `[s + 1]`, where each sequence's rows start; first 0, last t.
+        slots: int32 `[s]`, the KV slot of each sequence, distinct.
+        positions: int32 `[t]`, the position of each token in its sequence, consecutive.
+        logit_rows: int32 `[r]`, the rows whose logits are wanted.
+    """
+
+    tokens: NDArray[np.int32]
+    row_offsets: NDArray[np.int32]
+    slots: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    logit_rows: NDArray[np.int32]
+    output: OutputKind = OutputKind.LOGITS
+
+
+@dataclass(frozen=True)
+class KVBlock:
+    """Part of one slot's cache in the logical form, float32, rope applied to the keys.
+
+    Attributes:
+        start: first position of the range.
+        stop: one past the last position.
+        layer_starts: per layer the first position that is present (a sliding layer holds only the
+            end of the range).
+        keys, values: per layer `[stop - layer_start, kv_heads, head_dim]`.
+    """
+
+    start: int
+    stop: int
+    layer_starts: tuple[int, ...]
+    keys: Sequence[NDArray[np.float32]]
+    values: Sequence[NDArray[np.float32]]
+
+
+class KVCache(Protocol):
+    """The KV state of all slots, owned by the backend that made it."""
+
+    def kv_export(self, slot: int, start: int, stop: int) -> KVBlock:
+        """Positions `[start, stop)` of a slot, in the logical form."""
+
+    def kv_import(self, slot: int, block: KVBlock) -> None:
+        """Write a block into a slot, at the block's own positions."""
+
+    def copy(self) -> KVCache:
+        """An independent copy."""
+
+
+class Runnable(Protocol):
+    """Loaded programs. Calls on one KV cache must not overlap."""
+
+    vocab_size: int
+    limits: Limits
+    kv_shape: KVShape
+    planned_bytes: int
+    """Bytes of arena the plan takes, for `threads=1`, the larger of both programs."""
+
+    def new_kv(self) -> KVCache:
+        """An empty KV cache for all slots."""
+
+    def run(
+        self,
+        phase: Phase,
+        call: Call,
+        kv: KVCache,
+        *,
+        threads: int,
+        cancel: threading.Event | None = None,
+    ) -> NDArray[np.float32] | NDArray[np.int32]:
+        """Run one program: float32 `[r, vocab]` logits, or int32 `[r]` for ARGMAX.
+
+        Raises UserError (INF5006) where `cancel` was set; the KV cache then holds undefined values
+        at the positions of this call and right ones before.
+        """
+
+    def close(self) -> None:
+        """Free what was mapped or allocated."""

@@ -1,0 +1,4 @@
+"""The passes, in the order data flows: graph, phase, schedule, memory, codegen."""
+
+if not __name__.startswith("infc."):
+    raise ImportError("import infc.passes: the folder name is not the import name")
