@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 from infc.backends.cpu.codegen.isa import Isa
 from infc.ir.mlir import arith, func, ir, llvm, math, scf, vector
 
-Value = ir.Value
-Type = ir.Type
+Value: TypeAlias = ir.Value
+Type: TypeAlias = ir.Type
 LANES = 16
 """Every vector of 32-bit elements has 16 lanes; LLVM splits it where registers are narrower."""
 
@@ -73,7 +74,9 @@ class Builder:
         """Return from the function."""
         func.ReturnOp(list(values))
 
-    def call(self, name: str, operands: Sequence[Value], results: Sequence[Type] = ()) -> list[Value]:
+    def call(
+        self, name: str, operands: Sequence[Value], results: Sequence[Type] = ()
+    ) -> list[Value]:
         """Call a function of this module by name."""
         op = func.CallOp(list(results), name, list(operands))
         return list(op.results)
@@ -177,6 +180,10 @@ class Builder:
     def shr(self, a: Value, b: Value | int) -> Value:
         """Logical shift right."""
         return arith.ShRUIOp(*self._pair(a, b)).result
+
+    def shr_s(self, a: Value, b: Value | int) -> Value:
+        """Arithmetic shift right."""
+        return arith.ShRSIOp(*self._pair(a, b)).result
 
     # ---- floats ----------------------------------------------------------------------------
 
@@ -320,9 +327,7 @@ class Builder:
             u = self.shuffle(unsigned, unsigned, range(32 * part, 32 * part + 32))
             s = self.shuffle(signed, signed, range(32 * part, 32 * part + 32))
             if self.isa.dot_i8 == "avx-vnni":
-                halves.append(
-                    self.intrinsic("llvm.x86.avx512.vpdpbusd.256", half_i32, acc, u, s)
-                )
+                halves.append(self.intrinsic("llvm.x86.avx512.vpdpbusd.256", half_i32, acc, u, s))
                 continue
             pairs = self.intrinsic("llvm.x86.avx2.pmadd.ub.sw", wide, u, s)
             ones = self.const(1, wide)
@@ -333,9 +338,7 @@ class Builder:
 
     def intrinsic(self, name: str, result: Type | None, *operands: Value) -> Value:
         """Call an LLVM intrinsic."""
-        op = llvm.CallIntrinsicOp(
-            result, name, list(operands), [], ir.DenseI32ArrayAttr.get([])
-        )
+        op = llvm.CallIntrinsicOp(result, name, list(operands), [], ir.DenseI32ArrayAttr.get([]))
         return op.results[0] if result is not None else None
 
     # ---- memory ----------------------------------------------------------------------------
