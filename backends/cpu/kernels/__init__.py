@@ -1,0 +1,1 @@
+"""The CPU's kernels: what each emits, in machine-level MLIR."""
