@@ -1,0 +1,68 @@
+"""Fast placements: first fit in several orders, and the skyline dive.
+
+First fit by size is the usual greedy of tensor arenas (Pisarchyk and Lee, arXiv 2001.03288). The
+dive places, again and again, the buffer that can lie lowest, like a game of falling blocks; ties go
+to the given order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from infc.memory.columns import Ints, Problem
+
+_PLACED = np.iinfo(np.int64).max
+
+
+def orders(problem: Problem) -> list[Ints]:
+    """Orders worth trying, each a permutation of `range(n)`; ties keep the input's order."""
+    span = problem.stop - problem.first
+    keys = [
+        (-problem.size,),
+        (-problem.size * span,),
+        (-span, -problem.size),
+        (problem.first, -problem.size),
+    ]
+    return [np.lexsort(tuple(reversed(key))).astype(np.int64) for key in keys]
+
+
+def first_fit(problem: Problem, order: Ints) -> Ints:
+    """Each buffer in turn at the lowest offset where it overlaps none placed before, `[n]` units."""
+    offsets = np.zeros(problem.size.size, np.int64)
+    placed = np.zeros(problem.size.size, bool)
+    for i in order:
+        conflicts = np.flatnonzero(
+            placed & (problem.first < problem.stop[i]) & (problem.stop > problem.first[i])
+        )
+        lows = offsets[conflicts]
+        by_offset = np.argsort(lows, kind="stable")
+        lows = lows[by_offset]
+        tops = np.maximum.accumulate(lows + problem.size[conflicts[by_offset]])
+        starts = align_up(np.concatenate(([0], tops)), problem.align[i])
+        gaps = np.append(lows, _PLACED) - starts
+        offsets[i] = starts[int(np.argmax(gaps >= problem.size[i]))]
+        placed[i] = True
+    return offsets
+
+
+def dive(problem: Problem, order: Ints) -> Ints:
+    """The skyline dive, `[n]` units: offsets never decrease in the order of placement."""
+    rank = np.empty(order.size, np.int64)
+    rank[order] = np.arange(order.size)
+    # Sorted by rank, argmin breaks ties by rank on its own.
+    size, align = problem.size[order], problem.align[order]
+    first, stop = problem.first[order], problem.stop[order]
+    floor = np.zeros(order.size, np.int64)
+    offsets = np.zeros(order.size, np.int64)
+    for _ in range(order.size):
+        i = int(np.argmin(floor))
+        offsets[i] = floor[i]
+        raised = (first < stop[i]) & (stop > first[i]) & (floor != _PLACED)
+        floor[raised] = np.maximum(floor[raised], align_up(offsets[i] + size[i], align[raised]))
+        floor[i] = _PLACED
+    return offsets[rank]
+
+
+def align_up(value: Ints | np.int64, align: Ints | np.int64) -> Ints:
+    """The least multiples of `align` at or above `value`."""
+    return np.asarray(-(-value // align) * align, np.int64)
