@@ -188,9 +188,7 @@ def sliding_layers(config: Mapping[str, Any]) -> list[bool]:
 
 def _draw_tensors(config: Config, rng: np.random.Generator) -> Tensors:
     """Tensors in Hugging Face naming; linear weights are `[out, in]`."""
-    hidden, inner, head_dim = (
-        config[k] for k in ("hidden_size", "intermediate_size", "head_dim")
-    )
+    hidden, inner, head_dim = (config[k] for k in ("hidden_size", "intermediate_size", "head_dim"))
     q_rows = config["num_attention_heads"] * head_dim
     kv_rows = config["num_key_value_heads"] * head_dim
     family = config["model_type"]
@@ -198,11 +196,11 @@ def _draw_tensors(config: Config, rng: np.random.Generator) -> Tensors:
 
     def matrix(rows: int, columns: int, gain: float = 1.0) -> NDArray[np.float32]:
         drawn = rng.standard_normal((rows, columns)) * (gain / np.sqrt(columns))
-        return drawn.astype(np.float32)
+        return np.asarray(drawn, np.float32)
 
     def norm(size: int) -> NDArray[np.float32]:
         drawn = 0.3 * rng.standard_normal(size) + (0.0 if gemma else 1.0)
-        return drawn.astype(np.float32)
+        return np.asarray(drawn, np.float32)
 
     tensors: Tensors = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden, 2.0)}
     for layer in range(config["num_hidden_layers"]):

@@ -10,10 +10,9 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
-
 from oracle.families import Config, Tensors, is_gemma, sliding_layers
 from oracle.vocabularies import add_gguf_tokenizer, write_huggingface_tokenizer
+from safetensors.numpy import save_file
 
 _ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 
@@ -153,7 +152,8 @@ def write_gguf(
     Returns:
         What the file holds, in float32 and in Hugging Face naming and layout.
     """
-    architecture = _ARCHITECTURES.get(config["model_type"], config["model_type"])
+    family: str = config["model_type"]
+    architecture = _ARCHITECTURES.get(family, family)
     writer = gguf.GGUFWriter(path, architecture)
     _add_metadata(writer, config)
     if with_tokenizer:
@@ -295,7 +295,7 @@ def _llama3_factors(config: Config) -> NDArray[np.float32]:
     turns = original * frequencies / (2 * np.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors: NDArray[np.float32] = (
-        1.0 / ((1.0 - smooth) / scaling["factor"] + smooth)
-    ).astype(np.float32)
+    factors: NDArray[np.float32] = (1.0 / ((1.0 - smooth) / scaling["factor"] + smooth)).astype(
+        np.float32
+    )
     return factors

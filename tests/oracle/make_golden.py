@@ -43,9 +43,7 @@ def main() -> None:
                 folder, dtype=torch.float32, attn_implementation="eager"
             )
         with torch.no_grad():
-            by_length = {
-                n: model(torch.tensor(ids[None, :n])).logits[0].numpy() for n in LENGTHS
-            }
+            by_length = {n: model(torch.tensor(ids[None, :n])).logits[0].numpy() for n in LENGTHS}
         full = by_length[LENGTHS[-1]]
         for length, logits in by_length.items():
             np.testing.assert_allclose(logits, full[:length], atol=2e-5, rtol=0)

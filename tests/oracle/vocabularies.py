@@ -6,16 +6,20 @@ Ids 0 to 2 are the special tokens, 3 to 258 the bytes, and the rest pieces of te
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-_PAIRS = (
-    "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le "
-    "ve co me de hi ri ro ic ne ea ra ce li ch ll be ma si om ur ca el ta la ns di fo ho pe ec "
-    "pr no ct"
-).split()
+_PAIRS = re.findall(
+    r"\w+",
+    """
+    th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le
+    ve co me de hi ri ro ic ne ea ra ce li ch ll be ma si om ur ca el ta la ns di fo ho pe ec
+    pr no ct
+    """,
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% endfor %}"
