@@ -1,0 +1,66 @@
+"""Activations in the a8 form (see `infc.reference.a8`, the byte-exact twin of what is emitted)."""
+
+from __future__ import annotations
+
+from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.vmath import ROUNDING_MAGIC, ROUNDING_MAGIC_BITS
+from infc.reference.a8 import (
+    A8_BLOCK,
+    A8_SMALLEST,
+    A8_SUM,
+    A8Offsets,
+    a8_offsets,
+    a8_row_bytes,
+    dequantize_a8,
+    quantize_a8,
+)
+
+__all__ = [
+    "A8Offsets",
+    "a8_offsets",
+    "a8_row_bytes",
+    "dequantize_a8",
+    "emit_quantize_row",
+    "quantize_a8",
+]
+
+
+def emit_quantize_row(b: Builder, source: Value, target: Value, k: int) -> None:
+    """Quantise `k` floats at `source` into the a8 row at `target`; the row's padding is not written.
+
+    Args:
+        source: `f32[k]`, 4-byte aligned, finite.
+        target: `a8_row_bytes(k)` bytes, 64-byte aligned.
+        k: a multiple of 32.
+    """
+    offsets = a8_offsets(k)
+    scales, sums = b.at(target, offsets.scales), b.at(target, offsets.sums)
+
+    def block(index: Value) -> None:
+        _quantize_block(
+            b,
+            b.at(source, b.mul(index, 4 * A8_BLOCK)),
+            b.at(target, b.mul(index, A8_BLOCK)),
+            b.at(scales, b.mul(index, 4)),
+            b.at(sums, b.mul(index, 4 * (A8_BLOCK // A8_SUM))),
+        )
+
+    b.loop(0, k // A8_BLOCK, body=block)
+
+
+def _quantize_block(b: Builder, source: Value, codes: Value, scale: Value, sums: Value) -> None:
+    floats, ints, bytes_ = b.vec(LANES, b.f32), b.vec(LANES, b.i32), b.vec(LANES, b.i8)
+    zero, one = b.const(0.0, b.f32), b.const(1.0, b.f32)
+    halves = [b.load(b.at(source, 4 * LANES * i), floats, 4) for i in range(A8_BLOCK // LANES)]
+    largest = b.reduce("maxnumf", b.fmax(b.fabs(halves[0]), b.fabs(halves[1])))
+    usable = b.fcmp("oge", largest, b.const(A8_SMALLEST, b.f32))
+    size = b.select(usable, b.fdiv(largest, b.const(127.0, b.f32)), zero)
+    inverse = b.select(usable, b.fdiv(one, size), zero)
+    b.store(size, scale, 4)
+
+    magic = b.const(ROUNDING_MAGIC, floats)
+    for i, half in enumerate(halves):
+        shifted = b.fadd(b.fmul(half, b.splat(inverse)), magic)  # rounds to an integer, ties even
+        rounded = b.sub(b.bitcast(shifted, ints), ROUNDING_MAGIC_BITS)
+        b.store(b.trunc_i(rounded, bytes_), b.at(codes, LANES * i), LANES)
+        b.store(b.reduce("add", rounded), b.at(sums, 4 * i), 4)
