@@ -23,8 +23,8 @@ def check_plan(buffers: Sequence[Buffer], offsets: Mapping[str, int], height: in
         height: bytes of the arena.
 
     Raises:
-        InternalError: a buffer has no offset, is misaligned or leaves the arena; two buffers live at
-            the same step overlap (both are named); an offset belongs to no buffer.
+        InternalError: a buffer has no offset, is misaligned or leaves the arena; two buffers live
+            at the same step overlap (both are named); an offset belongs to no buffer.
     """
     names = {buffer.name for buffer in buffers}
     stray = sorted(set(offsets) - names)

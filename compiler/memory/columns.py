@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 import numpy as np
@@ -85,7 +86,7 @@ def split_into_problems(buffers: Sequence[Buffer]) -> list[Problem]:
     np.add.at(crossing, stop, -1)
     cuts = [0, *(int(c) for c in np.flatnonzero(np.cumsum(crossing)[1:count] == 0) + 1), count]
     problems = []
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         inside = np.flatnonzero((first >= low) & (stop <= high))
         problems.append(
             Problem(
@@ -105,8 +106,8 @@ def split_into_problems(buffers: Sequence[Buffer]) -> list[Problem]:
 def _columns(first: Ints, last: Ints) -> tuple[Ints, Ints, int]:
     """Map steps `[first, last]` to columns `[first, stop)`.
 
-    The live set grows at starts and shrinks at ends, so it is maximal exactly at a start after which
-    some buffer ends before the next start.
+    The live set grows at starts and shrinks at ends, so it is maximal exactly at a start after
+    which some buffer ends before the next start.
     """
     starts = np.unique(first)
     ends = np.unique(last)

@@ -27,7 +27,7 @@ def orders(problem: Problem) -> list[Ints]:
 
 
 def first_fit(problem: Problem, order: Ints) -> Ints:
-    """Each buffer in turn at the lowest offset where it overlaps none placed before, `[n]` units."""
+    """Each buffer in turn at the lowest offset free of those before it, `[n]` units."""
     offsets = np.zeros(problem.size.size, np.int64)
     placed = np.zeros(problem.size.size, bool)
     for i in order:

@@ -30,7 +30,8 @@ def live_ranges(
     Args:
         steps: in the order they run; step `i` is at time `i`. A block that a step reads and another
             that it writes are both live during the step, so they never share memory.
-        sizes_bytes: the blocks to plan; accesses to other names (weights, for instance) are ignored.
+        sizes_bytes: the blocks to plan; accesses to other names (weights, for instance) are
+            ignored.
         align: of every buffer, in bytes.
         inputs: written before the first step.
         outputs: read after the last step.

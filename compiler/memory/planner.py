@@ -16,8 +16,6 @@ from infc.memory.search import search
 
 _SEARCHED_BUFFERS = 4000
 """Above this many buffers in one problem a node costs too much: only dives are tried."""
-_CLOSE_ENOUGH = 0.001
-"""Stop raising the height above the bound once this fraction is all there is to gain."""
 
 
 def plan_arena(buffers: Sequence[Buffer], *, node_limit: int = 20_000, seed: int = 0) -> ArenaPlan:
@@ -56,30 +54,25 @@ def plan_arena(buffers: Sequence[Buffer], *, node_limit: int = 20_000, seed: int
 def _place(problem: Problem, goal: int, node_limit: int, seed: int) -> tuple[Ints, int, int]:
     """Offsets in units, the bytes proven to be needed, and the nodes used.
 
-    `goal` is the height below which nothing is gained. It is tried first with half of the budget,
-    for most inputs reach it; what is left goes to halving the distance to the best known height.
+    `goal` is the height below which nothing is gained. Most inputs reach it, so it is tried first,
+    with half of the budget; then the distance to the best known height is halved, each time with
+    half of what is left.
     """
     proven = problem.lower_bound_bytes()
     best = _best_heuristic(problem, goal)
-    used = 0
-    searched = problem.size.size <= _SEARCHED_BUFFERS
-    low, share = goal, node_limit // 2
-    while searched and used < node_limit:
-        height = problem.height_bytes(best)
-        if height <= goal or height - low < goal * _CLOSE_ENOUGH and low != goal:
-            break
-        aim = low if low == goal and used == 0 else (low + height) // 2
-        if aim >= height:
-            break
-        result = search(problem, aim, min(share, node_limit - used), seed)
+    if problem.size.size > _SEARCHED_BUFFERS:
+        return best, proven, 0
+    used, low, aim = 0, goal, goal
+    while used < node_limit and low < problem.height_bytes(best):
+        result = search(problem, aim, max(1, (node_limit - used) // 2), seed)
         used += result.nodes
         if result.offsets is not None:
             best = result.offsets
-            continue
-        if result.impossible:
-            proven = max(proven, aim + 1)
-        low = aim + 1
-        share = max(1, (node_limit - used) // 2)
+        else:
+            low = aim + 1
+            if result.impossible:
+                proven = low
+        aim = (low + problem.height_bytes(best)) // 2
     return best, proven, used
 
 

@@ -2,12 +2,13 @@
 
 In some best plan no buffer can be moved down, so each lies at zero or rests on a buffer that it
 conflicts with. Visit such plans in the order of growing offsets: take the unplaced buffer with the
-lowest possible offset (its *floor*) and either place it there or *pass* it. A passed buffer rests on
-one that is still unplaced, so its floor rises to the earliest top among those. The search ends a
-branch where a column's unplaced buffers no longer fit above the lowest floor among them. It restarts
-often, with another order of ties: buffers of columns that failed come first (as in MiniMalloc,
-Moffitt, ASPLOS 2023, doi 10.1145/3623278.3624752, and TelaMalloc, doi 10.1145/3567955.3567961, which
-inspired this; the code is our own).
+lowest possible offset (its *floor*) and either place it there or *pass* it. A passed buffer rests
+on one that is still unplaced, so its floor rises to the earliest top among those. The search ends a
+branch where a column's unplaced buffers no longer fit above the lowest floor among them. It
+restarts often, with another order of ties: buffers of columns that failed come first.
+
+Related work: MiniMalloc (github.com/google/minimalloc) and TelaMalloc (doi
+10.1145/3567955.3567961).
 """
 
 from __future__ import annotations

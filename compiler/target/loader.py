@@ -1,0 +1,165 @@
+"""Target files: TOML in, a checked `Target` out.
+
+A fact is written as a plain value, or as a table that says more::
+
+    power_watts = "700W"
+    launch_ns = { value = "2.1us", source = "..." }
+    power_watts = { value = "300W", assumption = "no figure published; that of its neighbour" }
+    price_usd_per_hour = { unknown = "not for rent" }
+
+Every fact needs a source (or names what was assumed). A key `source` in a table is that of all
+facts inside, those with their own excepted. Keys are the fields of `infc.target.schema`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
+
+from pydantic import ValidationError
+
+from infc.diagnostics import Code, Problem, UserError
+from infc.target.schema import Target
+
+_NO_FACT = frozenset(
+    {"name", "backend", "kind", "count", "managed_by", "feeds", "features", "topology"}
+)
+"""Keys that name or describe, and so need no source."""
+_FACT_KEYS = frozenset({"value", "source", "assumption", "unknown"})
+
+
+def load_target(file: Traversable) -> Target:
+    """Read a target file.
+
+    Raises:
+        UserError: it cannot be read, is no TOML, or says something the schema refuses (all findings
+            are listed).
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            Code.TARGET_FORMAT, f"cannot read the target file: {error}", location=str(file)
+        ) from error
+    return parse_target(text, location=str(file))
+
+
+def parse_target(text: str, *, location: str) -> Target:
+    """Read the text of a target file; errors name `location`."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(
+            Code.TARGET_FORMAT, f"the target file is no valid TOML: {error}", location=location
+        ) from error
+    return make_target(document, location=location)
+
+
+def make_target(document: Mapping[str, object], *, location: str) -> Target:
+    """A target from a document in the form of a target file; errors name `location`."""
+    notes = _Notes()
+    plain = _strip(document, "", False, notes)
+    problems = list(notes.problems)
+    if isinstance(plain, dict) and not problems:
+        try:
+            return Target.model_validate(
+                plain | {"sources": notes.sources, "assumptions": notes.assumptions}
+            )
+        except ValidationError as error:
+            problems = [
+                Problem(_sentence(item["msg"]), _path(item["loc"], plain) or None)
+                for item in error.errors(include_url=False)
+            ]
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise UserError(
+        Code.TARGET_FORMAT, f"the target file has {count}", location=location, problems=problems
+    )
+
+
+@dataclass
+class _Notes:
+    """What `_strip` takes out of a document."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    assumptions: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def _strip(node: object, path: str, sourced: bool, notes: _Notes) -> object:
+    """The document without sources; a fact of unknown value is left out as None."""
+    if isinstance(node, Mapping):
+        if "value" in node or "unknown" in node:
+            return _strip_fact(node, path, sourced, notes)
+        source = node.get("source")
+        if isinstance(source, str) and source.strip():
+            notes.sources[path] = source
+            sourced = True
+        elif source is not None:
+            notes.problems.append(Problem("expected a source as text", path or None))
+        return {
+            key: _strip(value, _join(path, key), sourced, notes)
+            for key, value in node.items()
+            if key != "source"
+        }
+    if isinstance(node, list) and all(isinstance(item, Mapping) for item in node):
+        return [
+            _strip(item, _join(path, str(item.get("name", index))), sourced, notes)
+            for index, item in enumerate(node)
+        ]
+    if not sourced and path.rpartition(".")[2] not in _NO_FACT:
+        notes.problems.append(Problem("expected a source, got a fact without one", path))
+    return node
+
+
+def _strip_fact(fact: Mapping[str, object], path: str, sourced: bool, notes: _Notes) -> object:
+    stray = sorted(set(fact) - _FACT_KEYS)
+    if stray or ("value" in fact) == ("unknown" in fact):
+        notes.problems.append(
+            Problem(
+                "expected a value with a source or an assumption, or unknown with a reason, got "
+                + ", ".join(sorted(fact)),
+                path,
+            )
+        )
+        return None
+    for key, kept in (
+        ("source", notes.sources),
+        ("assumption", notes.assumptions),
+        ("unknown", notes.assumptions),
+    ):
+        text = fact.get(key)
+        if isinstance(text, str) and text.strip():
+            kept[path] = f"not known: {text}" if key == "unknown" else text
+            sourced = True
+        elif text is not None:
+            notes.problems.append(Problem(f"expected {key} as text", path))
+    if not sourced:
+        notes.problems.append(Problem("expected a source, got a fact without one", path))
+    return fact.get("value")
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _path(location: tuple[int | str, ...], document: object) -> str:
+    """A pydantic location with list indices replaced by the names of the entries."""
+    parts: list[str] = []
+    for step in location:
+        inner: object = None
+        if isinstance(document, Mapping) and isinstance(step, str):
+            inner = document.get(step)
+        elif isinstance(document, list) and isinstance(step, int) and step < len(document):
+            inner = document[step]
+        named = inner.get("name") if isinstance(inner, Mapping) else None
+        parts.append(str(named) if isinstance(step, int) and named else str(step))
+        document = inner
+    return ".".join(parts)
+
+
+def _sentence(message: str) -> str:
+    """A pydantic message in the project's form: lower case first, no prefix."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]

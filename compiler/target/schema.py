@@ -1,0 +1,252 @@
+"""What a target is: facts about a machine, in SI units, and where each of them comes from.
+
+A target says nothing about models and nothing about how a kernel is mapped. It is written as TOML
+(see `infc.target.loader`) or made by probing a machine, and travels as canonical JSON inside IR
+dumps and artifacts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
+
+from infc.target.units import parse_bytes, parse_quantity
+
+T = TypeVar("T")
+Kind = Literal["cpu", "gpu", "dataflow", "model-only"]
+Scalar = str | int | float | bool
+
+
+def _freeze(mapping: Mapping[str, T]) -> Mapping[str, T]:
+    return MappingProxyType(dict(sorted(mapping.items())))
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+BytesPerSecond = Annotated[
+    float, BeforeValidator(partial(parse_quantity, dimension="bytes_per_s")), Field(gt=0)
+]
+OperationsPerSecond = Annotated[
+    float, BeforeValidator(partial(parse_quantity, dimension="operations_per_s")), Field(gt=0)
+]
+Nanoseconds = Annotated[float, BeforeValidator(partial(parse_quantity, dimension="ns"))]
+Watts = Annotated[float, BeforeValidator(partial(parse_quantity, dimension="watts"))]
+DollarsPerHour = Annotated[
+    float, BeforeValidator(partial(parse_quantity, dimension="usd_per_hour"))
+]
+Table = Annotated[Mapping[str, T], AfterValidator(_freeze), PlainSerializer(dict)]
+"""A read-only mapping, sorted by key."""
+Names = Annotated[tuple[str, ...], AfterValidator(lambda names: tuple(sorted(set(names))))]
+"""A set of strings in a stable order."""
+
+
+class Facts(BaseModel):
+    """Base of all parts of a target: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Efficiency(Facts):
+    """Which fraction of a peak real kernels reach: bad, usual and good ones."""
+
+    low: float = Field(gt=0, le=1)
+    mid: float = Field(gt=0, le=1)
+    high: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.mid <= self.high:
+            raise ValueError(
+                f"expected low <= mid <= high, got {self.low}, {self.mid}, {self.high}"
+            )
+        return self
+
+
+class Memory(Facts):
+    """A place where bytes lie.
+
+    Attributes:
+        name: unique in the target.
+        size_bytes: of one instance.
+        count: how many instances: 1 for a shared memory, else one for each compute unit instance
+            (or group of them) that has its own.
+        bandwidth_bytes_per_s: of one instance.
+        unit_bandwidth_bytes_per_s: the most that one instance of a compute unit draws from it,
+            where that is less.
+        latency_ns: of one dependent access.
+        managed_by: caches are filled by hardware, scratchpads by software.
+        feeds: names of the memories and compute units that read from it directly.
+        efficiency: of the bandwidth.
+    """
+
+    name: str
+    size_bytes: Bytes
+    count: int = Field(default=1, ge=1)
+    bandwidth_bytes_per_s: BytesPerSecond
+    unit_bandwidth_bytes_per_s: BytesPerSecond | None = None
+    latency_ns: Nanoseconds | None = None
+    managed_by: Literal["hardware", "software"]
+    feeds: Names = ()
+    efficiency: Efficiency
+
+
+class ComputeUnit(Facts):
+    """Something that computes.
+
+    Attributes:
+        name: unique in the target.
+        count: how many instances: cores, or 1 where the figures are for the whole chip.
+        operations_per_s: of one instance, by dtype (`int8`, `bf16`, `f16`, `f32`, `fp8`, ...); a
+            multiply-add counts as two.
+        tiles: native tile `(m, n, k)` of a matrix unit, by dtype.
+        lanes: elements a vector instruction works on, by dtype.
+        efficiency: of the operations.
+    """
+
+    name: str
+    count: int = Field(default=1, ge=1)
+    operations_per_s: Table[OperationsPerSecond]
+    tiles: Table[tuple[int, int, int]] = Field(default_factory=lambda: _freeze({}))
+    lanes: Table[int] = Field(default_factory=lambda: _freeze({}))
+    efficiency: Efficiency
+
+
+class Link(Facts):
+    """What joins several chips.
+
+    Attributes:
+        bandwidth_bytes_per_s: of one chip, in one direction.
+        latency_ns: of one hop.
+        topology: `all-to-all`, `ring`, `torus-3d`, `host`, ...
+    """
+
+    name: str
+    bandwidth_bytes_per_s: BytesPerSecond
+    latency_ns: Nanoseconds
+    topology: str
+
+
+class Target(Facts):
+    """One machine, resolved: nothing asks the machine itself after this.
+
+    Attributes:
+        name: as the user writes it after the backend's name and a colon, or alone.
+        backend: the backend that compiles for it.
+        kind: `model-only` targets have a cost model and no code generator.
+        count: chips of this kind in the machine.
+        memories, compute: what it consists of.
+        links: between its chips.
+        launch_ns: from asking for a program or kernel to its first instruction.
+        barrier_ns: one synchronisation of all compute units.
+        power_watts: of one chip at full load.
+        price_usd_per_hour: of one chip.
+        features: questions that passes ask by `has`.
+        backend_facts: what only the backend reads.
+        sources: dotted path of a fact, or of a table of facts, to where it comes from; the empty
+            path is the whole target. See `source_of`.
+        assumptions: dotted path of a fact to what was assumed because no figure is known.
+    """
+
+    name: str
+    backend: str
+    kind: Kind
+    count: int = Field(default=1, ge=1)
+    memories: tuple[Memory, ...] = Field(min_length=1)
+    compute: tuple[ComputeUnit, ...] = Field(min_length=1)
+    links: tuple[Link, ...] = ()
+    launch_ns: Nanoseconds
+    barrier_ns: Nanoseconds
+    power_watts: Watts | None = None
+    price_usd_per_hour: DollarsPerHour | None = None
+    features: Names = ()
+    backend_facts: Table[Scalar] = Field(default_factory=lambda: _freeze({}))
+    sources: Table[str] = Field(default_factory=lambda: _freeze({}))
+    assumptions: Table[str] = Field(default_factory=lambda: _freeze({}))
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        nodes = [memory.name for memory in self.memories] + [unit.name for unit in self.compute]
+        for names in (nodes, [link.name for link in self.links]):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"expected distinct names, got {twice[0]!r} twice")
+        for memory in self.memories:
+            for fed in memory.feeds:
+                if fed not in nodes or fed == memory.name:
+                    raise ValueError(
+                        f"memory {memory.name!r} feeds {fed!r}: expected one of "
+                        f"{', '.join(name for name in nodes if name != memory.name)}"
+                    )
+        return self
+
+    def has(self, feature: str) -> bool:
+        """Whether the target has a capability, by name."""
+        return feature in self.features
+
+    def memory(self, name: str) -> Memory:
+        """The memory of that name; raises KeyError."""
+        return _named(self.memories, name)
+
+    def unit(self, name: str) -> ComputeUnit:
+        """The compute unit of that name; raises KeyError."""
+        return _named(self.compute, name)
+
+    def source_of(self, path: str) -> str | None:
+        """Where a fact comes from: its own source, or that of the nearest table around it."""
+        while True:
+            source = self.sources.get(path)
+            if source is not None or not path:
+                return source
+            path = path.rpartition(".")[0]
+
+    def to_json(self) -> str:
+        """Canonical JSON: keys sorted, one form for one target, a final newline."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read back what `to_json` wrote; raises pydantic.ValidationError."""
+        return cls.model_validate_json(text)
+
+
+N = TypeVar("N", Memory, ComputeUnit)
+
+
+def _named(parts: Sequence[N], name: str) -> N:
+    """The part of that name; raises KeyError."""
+    for part in parts:
+        if part.name == name:
+            return part
+    raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class TargetStatus:
+    """One line of `infc targets`.
+
+    Attributes:
+        name: what `--target` takes.
+        backend: the backend that offers it.
+        kind: a `Kind`, or `unknown` for a backend that could not be loaded.
+        available: it can be compiled for here.
+        reason: why it cannot, or a remark; may be empty.
+    """
+
+    name: str
+    backend: str
+    kind: str
+    available: bool
+    reason: str = ""
