@@ -99,6 +99,12 @@ class Builder:
             attribute = ir.DenseElementsAttr.get_splat(type_, attribute)
         return arith.ConstantOp(type_, attribute).result
 
+    def lanes(self, values: Sequence[int], element: Type) -> Value:
+        """A constant vector of integers, one value a lane."""
+        type_ = self.vec(len(values), element)
+        attributes = [ir.IntegerAttr.get(element, int(value)) for value in values]
+        return arith.ConstantOp(type_, ir.DenseElementsAttr.get(attributes, type_)).result
+
     def idx(self, value: int) -> Value:
         """An `i64` constant."""
         return self.const(value, self.i64)
@@ -365,6 +371,25 @@ class Builder:
         """Store a scalar or a vector."""
         llvm.StoreOp(value, pointer, alignment=align)
 
+    def load_first(self, pointer: Value, type_: Type, count: int, align: int) -> Value:
+        """Load the first `count` lanes of a vector, zero in the others; reads nothing beyond."""
+        lanes = ir.VectorType(type_).shape[0]
+        if count == lanes:
+            return self.load(pointer, type_, align)
+        mask = self.lanes([lane < count for lane in range(lanes)], self.i1)
+        return llvm.MaskedLoadOp(
+            type_, pointer, mask, align, pass_thru=[self.const(0, type_)]
+        ).result
+
+    def store_first(self, value: Value, pointer: Value, count: int, align: int) -> None:
+        """Store the first `count` lanes of a vector and touch nothing beyond."""
+        lanes = ir.VectorType(value.type).shape[0]
+        if count == lanes:
+            self.store(value, pointer, align)
+            return
+        mask = self.lanes([lane < count for lane in range(lanes)], self.i1)
+        llvm.MaskedStoreOp(value, pointer, mask, align)
+
     def prefetch(self, pointer: Value) -> None:
         """Hint that the line at `pointer` will be read soon."""
         llvm.Prefetch(pointer, 0, 3, 1)
@@ -385,6 +410,22 @@ class Builder:
         with ir.InsertionPoint(op.body):
             out = body(op.induction_variable, *op.inner_iter_args)
             scf.YieldOp([] if out is None else [out] if isinstance(out, ir.Value) else list(out))
+        return list(op.results)
+
+    def loop_while(
+        self,
+        carried: Sequence[Value],
+        condition: Callable[..., Value],
+        body: Callable[..., Sequence[Value]],
+    ) -> list[Value]:
+        """`while condition(*carried): carried = body(*carried)`; returns what was carried last."""
+        types = [value.type for value in carried]
+        op = scf.WhileOp(types, list(carried))
+        before, after = op.before.blocks.append(*types), op.after.blocks.append(*types)
+        with ir.InsertionPoint(before):
+            scf.ConditionOp(condition(*before.arguments), list(before.arguments))
+        with ir.InsertionPoint(after):
+            scf.YieldOp(list(body(*after.arguments)))
         return list(op.results)
 
     def when(
