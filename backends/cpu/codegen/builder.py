@@ -51,8 +51,12 @@ class Builder:
         *,
         private: bool = True,
         noalias: bool = False,
+        inline: bool = True,
     ) -> Iterator[list[Value]]:
-        """Open a function and yield its arguments; the caller ends it with `ret`."""
+        """Open a function and yield its arguments; the caller ends it with `ret`.
+
+        `inline=False` keeps it one: its stack is then given back at every return.
+        """
         with ir.InsertionPoint(self.module.body):
             op = func.FuncOp(
                 name,
@@ -66,6 +70,8 @@ class Builder:
                     for t in arguments
                 ]
             )
+        if not inline:
+            op.attributes["passthrough"] = ir.ArrayAttr.get([ir.StringAttr.get("noinline")])
         block = op.add_entry_block()
         with ir.InsertionPoint(block):
             yield list(block.arguments)
@@ -80,6 +86,10 @@ class Builder:
         """Call a function of this module by name."""
         op = func.CallOp(list(results), name, list(operands))
         return list(op.results)
+
+    def defined(self, name: str) -> bool:
+        """Whether the module has a function of this name already."""
+        return name in ir.SymbolTable(self.module.operation)
 
     # ---- types and constants ---------------------------------------------------------------
 
@@ -378,7 +388,7 @@ class Builder:
             return self.load(pointer, type_, align)
         mask = self.lanes([lane < count for lane in range(lanes)], self.i1)
         return llvm.MaskedLoadOp(
-            type_, pointer, mask, align, pass_thru=[self.const(0, type_)]
+            type_, pointer, mask, align, pass_thru=self.const(0, type_)
         ).result
 
     def store_first(self, value: Value, pointer: Value, count: int, align: int) -> None:
@@ -389,6 +399,19 @@ class Builder:
             return
         mask = self.lanes([lane < count for lane in range(lanes)], self.i1)
         llvm.MaskedStoreOp(value, pointer, mask, align)
+
+    def load_where(self, mask: Value, pointer: Value, type_: Type, align: int) -> Value:
+        """Load the lanes whose `mask` is set, zero in the others; reads nothing else."""
+        zero = self.const(0, type_)
+        return llvm.MaskedLoadOp(type_, pointer, mask, align, pass_thru=[zero]).result
+
+    def store_where(self, mask: Value, value: Value, pointer: Value, align: int) -> None:
+        """Store the lanes whose `mask` is set and touch nothing else."""
+        llvm.MaskedStoreOp(value, pointer, mask, align)
+
+    def stack(self, size_bytes: int, align: int) -> Value:
+        """Room on the stack until the function returns; use it in a function's first block only."""
+        return llvm.AllocaOp(self.ptr, self.idx(size_bytes), self.i8, alignment=align).result
 
     def prefetch(self, pointer: Value) -> None:
         """Hint that the line at `pointer` will be read soon."""
