@@ -1,0 +1,129 @@
+"""Write an artifact: stream the members, sum them on the way, and state them in the manifest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from infc.artifact import zip_format
+from infc.artifact.checksums import Summer
+from infc.artifact.manifest import (
+    MANIFEST,
+    Facts,
+    Manifest,
+    MemberRecord,
+    complete,
+    encode,
+    is_member_name,
+)
+from infc.artifact.output import OutputFile, whole_file, whole_folder
+from infc.diagnostics import InternalError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Form = Literal["zip", "dir"]
+MemberSource = bytes | Path | Callable[[BinaryIO], None]
+"""A member's bytes, or the file that holds them, or a function that writes them to a stream."""
+
+_COPY_BYTES = 1 << 20
+
+
+def write_artifact(
+    path: Path, facts: Facts, members: Mapping[str, MemberSource], *, form: Form = "zip"
+) -> str:
+    """Write the artifact `path` and return its digest (see `Manifest.digest`).
+
+    Args:
+        path: the file (`zip`) or folder (`dir`) to make or to replace.
+        facts: what the manifest states.
+        members: name -> content. Names are relative paths: `programs/...`, `weights/...`,
+            `tokenizer/...`, `report/...`. Nothing is held in memory that a source does not hold.
+
+    The same facts and members give the same bytes. Raises UserError OUTPUT where `path` cannot be
+    written; whatever is raised, also by a source, nothing is left behind.
+    """
+    for name in members:
+        if not is_member_name(name):
+            raise InternalError(f"an artifact cannot have a member called {name!r}")
+    manifest = (_write_zip if form == "zip" else _write_folder)(path, facts, members)
+    return manifest.digest
+
+
+def _write_zip(path: Path, facts: Facts, members: Mapping[str, MemberSource]) -> Manifest:
+    records: dict[str, MemberRecord] = {}
+    entries: list[zip_format.Entry] = []
+    with whole_file(path) as file:
+
+        def add(name: str, source: MemberSource) -> MemberRecord:
+            offset = file.tell()
+            data_offset = offset + file.write(zip_format.local_header(name, offset, 0, 0))
+            sums = _copy(source, file)
+            end = file.tell()
+            file.seek(offset)
+            file.write(zip_format.local_header(name, offset, sums.size_bytes, sums.crc32))
+            file.seek(end)
+            entries.append(zip_format.Entry(name, offset, data_offset, sums.size_bytes, sums.crc32))
+            return sums.record()
+
+        for name in sorted(members):
+            records[name] = add(name, members[name])
+        # Last, for it states the sums of the others.
+        manifest = complete(facts, records)
+        add(MANIFEST, encode(manifest))
+        file.write(zip_format.directory(entries, file.tell()))
+    return manifest
+
+
+def _write_folder(path: Path, facts: Facts, members: Mapping[str, MemberSource]) -> Manifest:
+    with whole_folder(path) as folder:
+
+        def add(name: str, source: MemberSource) -> MemberRecord:
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with OutputFile(place, path) as file:
+                sums = _copy(source, file)
+                file.sync()
+            return sums.record()
+
+        manifest = complete(facts, {name: add(name, members[name]) for name in sorted(members)})
+        add(MANIFEST, encode(manifest))
+    return manifest
+
+
+def _copy(source: MemberSource, file: OutputFile) -> Summer:
+    """Write one member's bytes and return their sums."""
+    sink = _Sink(file)
+    stream = io.BufferedWriter(sink, _COPY_BYTES)
+    try:
+        if isinstance(source, bytes):
+            stream.write(source)
+        elif isinstance(source, Path):
+            with source.open("rb") as content:
+                while block := content.read(_COPY_BYTES):
+                    stream.write(block)
+        else:
+            source(stream)
+        stream.flush()
+    finally:
+        # Also tells the stream not to flush what an error has left in it.
+        sink.close()
+    return sink.sums
+
+
+class _Sink(io.RawIOBase):
+    """Sums what passes through to the file; cannot be read or rewound."""
+
+    def __init__(self, file: OutputFile) -> None:
+        self.sums = Summer()
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        view = memoryview(data).cast("B")
+        self.sums.update(view)
+        return self._file.write(view)
