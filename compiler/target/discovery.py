@@ -10,13 +10,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING
 
 from infc.diagnostics import Code, InfcError, UserError
+from infc.target.backend import API_VERSION, Backend
 from infc.target.schema import Target, TargetStatus
-
-if TYPE_CHECKING:
-    from infc.target.backend import Backend
 
 GROUP = "infc.backends"
 
@@ -95,12 +92,20 @@ def resolve_target(spec: str) -> tuple[Backend, Target]:
 def _import(entry: EntryPoint) -> Backend:
     try:
         backend: Backend = entry.load()
+        version = backend.api_version
     except Exception as error:
         raise UserError(
             Code.BACKEND_BROKEN,
             f"backend {entry.name!r} of {_distribution(entry)} cannot be imported: {_cause(error)}",
             location=entry.value,
         ) from error
+    if version != API_VERSION:
+        raise UserError(
+            Code.BACKEND_BROKEN,
+            f"backend {entry.name!r} of {_distribution(entry)} must have API version "
+            f"{API_VERSION}, got {version}",
+            location=entry.value,
+        )
     return backend
 
 

@@ -7,8 +7,9 @@ A fact is written as a plain value, or as a table that says more::
     power_watts = { value = "300W", assumption = "no figure published; that of its neighbour" }
     price_usd_per_hour = { unknown = "not for rent" }
 
-Every fact needs a source (or names what was assumed). A key `source` in a table is that of all
-facts inside, those with their own excepted. Keys are the fields of `infc.target.schema`.
+Every fact needs a source (or names what was assumed). A key `source` or `assumption` in a table
+holds for all facts inside, those with their own excepted. Keys are the fields of
+`infc.target.schema`.
 """
 
 from __future__ import annotations
@@ -92,16 +93,11 @@ def _strip(node: object, path: str, sourced: bool, notes: _Notes) -> object:
     if isinstance(node, Mapping):
         if "value" in node or "unknown" in node:
             return _strip_fact(node, path, sourced, notes)
-        source = node.get("source")
-        if isinstance(source, str) and source.strip():
-            notes.sources[path] = source
-            sourced = True
-        elif source is not None:
-            notes.problems.append(Problem("expected a source as text", path or None))
+        sourced |= _note(node, path, ("source", "assumption"), notes)
         return {
             key: _strip(value, _join(path, key), sourced, notes)
             for key, value in node.items()
-            if key != "source"
+            if key not in ("source", "assumption")
         }
     if isinstance(node, list) and all(isinstance(item, Mapping) for item in node):
         return [
@@ -124,20 +120,23 @@ def _strip_fact(fact: Mapping[str, object], path: str, sourced: bool, notes: _No
             )
         )
         return None
-    for key, kept in (
-        ("source", notes.sources),
-        ("assumption", notes.assumptions),
-        ("unknown", notes.assumptions),
-    ):
-        text = fact.get(key)
-        if isinstance(text, str) and text.strip():
-            kept[path] = f"not known: {text}" if key == "unknown" else text
-            sourced = True
-        elif text is not None:
-            notes.problems.append(Problem(f"expected {key} as text", path))
-    if not sourced:
+    if not (_note(fact, path, ("source", "assumption", "unknown"), notes) or sourced):
         notes.problems.append(Problem("expected a source, got a fact without one", path))
     return fact.get("value")
+
+
+def _note(table: Mapping[str, object], path: str, keys: tuple[str, ...], notes: _Notes) -> bool:
+    """Keep what a table says about the origin of its facts; whether it says anything."""
+    said = False
+    for key in keys:
+        text = table.get(key)
+        if isinstance(text, str) and text.strip():
+            kept = notes.sources if key == "source" else notes.assumptions
+            kept[path] = f"not known: {text}" if key == "unknown" else text
+            said = True
+        elif text is not None:
+            notes.problems.append(Problem(f"expected {key} as text", path or None))
+    return said
 
 
 def _join(path: str, key: str) -> str:

@@ -35,6 +35,13 @@ def _freeze(mapping: Mapping[str, T]) -> Mapping[str, T]:
     return MappingProxyType(dict(sorted(mapping.items())))
 
 
+def _sorted_names(names: object) -> object:
+    """A set or list of strings, sorted and without repetitions; anything else as it is."""
+    if isinstance(names, list | tuple | set | frozenset) and all(isinstance(n, str) for n in names):
+        return tuple(sorted(set(names)))
+    return names
+
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 BytesPerSecond = Annotated[
     float, BeforeValidator(partial(parse_quantity, dimension="bytes_per_s")), Field(gt=0)
@@ -49,7 +56,7 @@ DollarsPerHour = Annotated[
 ]
 Table = Annotated[Mapping[str, T], AfterValidator(_freeze), PlainSerializer(dict)]
 """A read-only mapping, sorted by key."""
-Names = Annotated[tuple[str, ...], AfterValidator(lambda names: tuple(sorted(set(names))))]
+Names = Annotated[tuple[str, ...], BeforeValidator(_sorted_names)]
 """A set of strings in a stable order."""
 
 
@@ -143,7 +150,7 @@ class Target(Facts):
     """One machine, resolved: nothing asks the machine itself after this.
 
     Attributes:
-        name: as the user writes it after the backend's name and a colon, or alone.
+        name: what `--target` takes.
         backend: the backend that compiles for it.
         kind: `model-only` targets have a cost model and no code generator.
         count: chips of this kind in the machine.
@@ -157,7 +164,8 @@ class Target(Facts):
         backend_facts: what only the backend reads.
         sources: dotted path of a fact, or of a table of facts, to where it comes from; the empty
             path is the whole target. See `source_of`.
-        assumptions: dotted path of a fact to what was assumed because no figure is known.
+        assumptions: dotted path of a fact, or of a table of facts, to what was assumed because no
+            figure is known.
     """
 
     name: str

@@ -1,0 +1,179 @@
+"""The targets of the CPU backend: two classes of x86-64 processors, and this host.
+
+Target files are in `targets/`. `cpu` is the file of the host's class with what was probed put in:
+instruction sets, cores, sizes of caches and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib.resources import files
+
+from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.probe import Host, probe_host
+from infc.diagnostics import Code, UserError
+from infc.target.loader import load_target
+from infc.target.schema import Memory, Target, TargetStatus
+
+HOST = "cpu"
+_CLASSES = ("x86-64-v4", "x86-64-v3")
+"""Target files, the most capable first."""
+_UNAVAILABLE = {"cpu:aarch64": "the code generator emits x86-64 only"}
+_AVX512 = frozenset({"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni"})
+"""Without VNNI AVX-512 is not worth its lower clock here, so such a host counts as x86-64-v3."""
+
+
+def cpu_targets() -> list[TargetStatus]:
+    """All targets, this host first."""
+    host = probe_host()
+    problem = _unusable(host)
+    remark = problem or f"this host: {host.cpu}, {host.cores} cores"
+    found = [TargetStatus(HOST, "cpu", "cpu", problem is None, remark)]
+    for name in _CLASSES:
+        target = _class_target(name)
+        missing = missing_features(target, host.features)
+        remark = f"compiles here, runs elsewhere: this host lacks {', '.join(missing)}"
+        found.append(TargetStatus(target.name, "cpu", "cpu", True, remark if missing else ""))
+    found += [TargetStatus(name, "cpu", "cpu", False, why) for name, why in _UNAVAILABLE.items()]
+    return found
+
+
+def resolve_cpu(spec: str) -> Target:
+    """The target of that name: `cpu` (probes this host), `cpu:x86-64-v3` or `cpu:x86-64-v4`.
+
+    Raises:
+        UserError: no CPU target has that name (INF3001), or it cannot be compiled for (INF3004).
+    """
+    if spec == HOST:
+        return host_target(probe_host())
+    for name in _CLASSES:
+        if spec == f"cpu:{name}":
+            return _class_target(name)
+    if spec in _UNAVAILABLE:
+        raise UserError(
+            Code.TARGET_UNSUPPORTED, f"target {spec!r} is not supported: {_UNAVAILABLE[spec]}"
+        )
+    known = ", ".join([HOST, *(f"cpu:{name}" for name in _CLASSES)])
+    raise UserError(
+        Code.TARGET_UNKNOWN, f"no CPU target is named {spec!r}", hint=f"known ones: {known}"
+    )
+
+
+def host_target(host: Host) -> Target:
+    """The target file of the host's class with the probed facts put in.
+
+    Raises:
+        UserError: the host lacks what even the lesser class needs (INF3004).
+    """
+    problem = _unusable(host)
+    if problem is not None:
+        raise UserError(
+            Code.TARGET_UNSUPPORTED,
+            f"infc cannot run programs on this host: {problem}",
+            hint="compile for cpu:x86-64-v3 and run on a processor with AVX2",
+        )
+    wide = host.features >= _AVX512
+    base = _class_target("x86-64-v4" if wide else "x86-64-v3")
+    features = {f for f in host.features if wide or not f.startswith("avx512")}
+    cores = base.unit("cores").model_dump() | {"count": host.cores}
+    if "avx512bf16" not in features:
+        cores["operations_per_s"].pop("bf16", None)
+        cores["lanes"].pop("bf16", None)
+    memories = _memories(base, host)
+    probed = "probed: Linux /proc and /sys, LLVM's processor name and features"
+    sizes = [f"memories.{memory.name}.size_bytes" for memory in memories]
+    probed_paths = ["features", "backend_facts", "compute.cores.count", *sizes]
+    facts = {
+        **base.backend_facts,
+        "cpu": host.cpu,
+        "disabled": ",".join(sorted(host.disabled | (host.features - features))),
+        "dot_i8": _dot_i8(features),
+        "bf16_dot": "avx512bf16" in features,
+    }
+    return Target.model_validate(
+        base.model_dump()
+        | {
+            "name": HOST,
+            "memories": memories,
+            "compute": (cores,),
+            "features": features,
+            "backend_facts": facts,
+            "sources": {**base.sources, **dict.fromkeys(probed_paths, probed)},
+            "assumptions": {k: v for k, v in base.assumptions.items() if k not in sizes},
+        }
+    )
+
+
+def isa_of(target: Target) -> Isa:
+    """What the code generator needs to know of a target.
+
+    Raises:
+        UserError: the target file lacks a fact or gives it the wrong type.
+    """
+    facts = target.backend_facts
+    try:
+        disabled = [f"-{name}" for name in str(facts.get("disabled", "")).split(",") if name]
+        # Off first: an enabled feature brings along those it builds on.
+        features = disabled + [f"+{name}" for name in target.features]
+        return Isa(
+            triple=str(facts["triple"]),
+            cpu=str(facts["cpu"]),
+            features=",".join(features),
+            vector_bytes=int(facts["vector_bytes"]),
+            vector_registers=int(facts["vector_registers"]),
+            dot_i8=str(facts["dot_i8"]),
+            bf16_dot=bool(facts["bf16_dot"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            Code.TARGET_FORMAT,
+            f"target {target.name!r} lacks a usable fact for the code generator: {error}",
+            location="backend_facts",
+        ) from error
+
+
+def missing_features(target: Target, host_features: Collection[str]) -> list[str]:
+    """Features the target's programs use and the host lacks (LLVM's names), sorted.
+
+    `host_features` are `probe_host().features`, read when the programs are loaded.
+    """
+    return sorted(set(target.features) - set(host_features))
+
+
+def _class_target(name: str) -> Target:
+    return load_target(files("infc.backends.cpu") / "targets" / f"{name}.toml")
+
+
+def _unusable(host: Host) -> str | None:
+    if host.machine != "x86_64":
+        return f"the code generator emits x86-64 only, and this host is {host.machine}"
+    missing = missing_features(_class_target("x86-64-v3"), host.features)
+    return f"the processor lacks {', '.join(missing)}" if missing else None
+
+
+def _dot_i8(features: Collection[str]) -> str:
+    if "avx512vnni" in features:
+        return "avx512-vnni"
+    return "avx-vnni" if "avxvnni" in features else "avx2"
+
+
+def _memories(base: Target, host: Host) -> tuple[Memory, ...]:
+    """The memories of the class with the host's sizes; levels the host lacks are left out."""
+    if not host.caches:
+        return base.memories
+    caches = {f"l{cache.level}": cache for cache in host.caches}
+    kept: list[Memory] = []
+    for memory in base.memories:
+        if memory.name == "dram":
+            size = host.memory_bytes or memory.size_bytes
+            kept.append(memory.model_copy(update={"size_bytes": size}))
+        elif memory.name in caches:
+            cache = caches[memory.name]
+            kept.append(
+                memory.model_copy(update={"size_bytes": cache.size_bytes, "count": cache.count})
+            )
+    # Outermost first: each level feeds the next one that is there.
+    fed = [*(memory.name for memory in kept[1:]), "cores"]
+    return tuple(
+        memory.model_copy(update={"feeds": (name,)}) for memory, name in zip(kept, fed, strict=True)
+    )
