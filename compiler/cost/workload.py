@@ -1,0 +1,38 @@
+"""The expected use of a model; it steers choices and never bounds what may be run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from infc.diagnostics import Code, UserError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How a model is used.
+
+    Attributes:
+        batch: sequences a call of the decode program.
+        prompt: tokens of a prompt.
+        new_tokens: tokens generated after it.
+        context: positions already in the KV cache before the prompt.
+        concurrency: requests in flight at a time.
+    """
+
+    batch: int = 1
+    prompt: int = 512
+    new_tokens: int = 128
+    context: int = 0
+    concurrency: int = 1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            least = 0 if field.name in ("context", "new_tokens") else 1
+            value = getattr(self, field.name)
+            if value < least:
+                raise UserError(Code.OPTION, f"{field.name} must be at least {least}, got {value}")
+
+    @property
+    def mean_decode_context(self) -> int:
+        """Positions a decode step sees on average, its own included."""
+        return self.context + self.prompt + (self.new_tokens + 1) // 2
