@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from infc.diagnostics import InternalError
 from numpy.typing import NDArray
+
+from infc.diagnostics import InternalError
 
 A8_BLOCK = 32
 """Numbers that share a scale; k is a multiple of it."""

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def emit_quantize_row(b: Builder, source: Value, target: Value, k: int) -> None:
-    """Quantise `k` floats at `source` into the a8 row at `target`; the row's padding is not written.
+    """Quantise `k` floats at `source` into the a8 row at `target`; its padding is not written.
 
     Args:
         source: `f32[k]`, 4-byte aligned, finite.

@@ -23,9 +23,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES, Codes, StorageType
-from numpy.typing import NDArray
 
 HEADER_BYTES = 64
 PANEL_ROWS = 16

@@ -1,0 +1,83 @@
+"""Codes of packed weights as vectors of bytes, and their products with a8 activations.
+
+Two forms of codes exist, because AVX2 sums pairs of byte products in 16 bits with saturation:
+
+- unsigned: the codes as they are; the sum starts from `-zero_point * sum(activations)`;
+- signed: `code - zero_point`; the product uses `|w|` and `sign(w) * x`, which stay exact, and the
+  sum starts from zero. Used for 8-bit codes on AVX2.
+"""
+
+from __future__ import annotations
+
+from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.layouts import PackedLayout
+from infc.ir.mlir import math
+
+STEP = 4
+"""Codes of a row in one vector of 16 rows."""
+_VECTOR_BYTES = 64
+
+
+def needs_signed(b: Builder, layout: PackedLayout) -> bool:
+    """Whether codes of this layout must take the signed form."""
+    return b.isa.dot_i8 == "avx2" and layout.bits == 8
+
+
+def emit_codes(b: Builder, layout: PackedLayout, chunk: Value) -> list[Value]:
+    """The codes of the chunk at `chunk`, unsigned: one `vector<64xi8>` for every 4 k."""
+    bytes_ = b.vec(_VECTOR_BYTES, b.i8)
+    codes = b.at(chunk, layout.codes_offset)
+    if layout.bits == 8:
+        return [
+            b.load(b.at(codes, _VECTOR_BYTES * step), bytes_, 32)
+            for step in range(layout.group // STEP)
+        ]
+    steps = []
+    for pair in range(layout.group // STEP // 2):
+        both = b.load(b.at(codes, _VECTOR_BYTES * pair), bytes_, 32)
+        steps += [b.bit_and(both, 15), b.bit_and(_shift_bytes(b, both, -4), 15)]
+    if layout.bits == 5:
+        high = b.load(b.at(chunk, layout.high_offset), bytes_, 32)
+        for step, low in enumerate(steps):
+            steps[step] = b.bit_or(low, b.bit_and(_shift_bytes(b, high, 4 - step), 16))
+    return steps
+
+
+def _shift_bytes(b: Builder, v: Value, left: int) -> Value:
+    """Bytes shifted left (right where negative) in 16-bit lanes: mask off what came across."""
+    if left == 0:
+        return v
+    pairs = b.bitcast(v, b.vec(_VECTOR_BYTES // 2, b.i16))
+    shifted = b.shl(pairs, left) if left > 0 else b.shr(pairs, -left)
+    return b.bitcast(shifted, v.type)
+
+
+def emit_dot(b: Builder, sums: Value, codes: Value, activations: Value, signed: bool) -> Value:
+    """`sums[i] += dot(codes[4i:4i+4], activations[4i:4i+4])`, exact.
+
+    Args:
+        sums: `vector<16xi32>`.
+        codes: `vector<64xi8>` in the form that `signed` says.
+        activations: `vector<64xi8>` of s8 within [-127, 127].
+    """
+    if not signed:
+        return b.dot_i8(sums, codes, activations)
+    half = b.vec(_VECTOR_BYTES // 2, b.i8)
+    parts = []
+    for start in (0, _VECTOR_BYTES // 2):
+        lanes = range(start, start + _VECTOR_BYTES // 2)
+        x, w = (b.shuffle(v, v, lanes) for v in (activations, codes))
+        parts.append(b.intrinsic("llvm.x86.avx2.psign.b", half, x, w))
+    negated = b.shuffle(parts[0], parts[1], range(_VECTOR_BYTES))
+    return b.dot_i8(sums, math.AbsIOp(codes).result, negated)
+
+
+def emit_broadcast_step(b: Builder, pointer: Value) -> Value:
+    """Four a8 codes at `pointer`, repeated for 16 rows: `vector<64xi8>`."""
+    word = b.splat(b.load(pointer, b.i32, 4))
+    return b.bitcast(word, b.vec(_VECTOR_BYTES, b.i8))
+
+
+def emit_scales(b: Builder, pointer: Value) -> Value:
+    """Sixteen f16 scales or minima at `pointer` as `vector<16xf32>`."""
+    return b.ext_f(b.load(pointer, b.vec(LANES, b.f16), 32), b.vec(LANES, b.f32))

@@ -1,0 +1,91 @@
+"""What happens to the sums of a matrix product before they are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.layouts import PANEL_ROWS
+from infc.backends.cpu.kernels.vmath import emit_gelu_tanh, emit_silu, emit_tanh
+
+COMBINATIONS = {"silu": emit_silu, "gelu_tanh": emit_gelu_tanh}
+"""The activations of gated feed-forward layers."""
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """The steps on 16 output columns of a row, in this order.
+
+    Attributes:
+        scaled: multiply by the multiplier of the packed weights.
+        bias: add a bias.
+        combine: replace the output `g` that is there by `activation(g) * value`.
+        softcap: `softcap * tanh(value / softcap)`.
+        partial: the last panel has fewer than 16 columns.
+    """
+
+    scaled: bool
+    bias: bool = False
+    combine: str | None = None
+    softcap: float | None = None
+    partial: bool = False
+
+    @property
+    def name(self) -> str:
+        """A part of a function name."""
+        cap = None if self.softcap is None else "cap" + repr(self.softcap)
+        flags = (self.scaled and "s", self.bias and "bias", self.combine, cap, self.partial and "n")
+        return ".".join(flag for flag in flags if flag) or "plain"
+
+
+@dataclass(frozen=True)
+class PanelOutput:
+    """Where the results of one panel go.
+
+    Attributes:
+        multiplier: `f32`, of the packed weights.
+        bias: points to the panel's first bias.
+        out: points to the panel's first column of row 0.
+        row_bytes: `i64`, from a row of the output to the next.
+        columns: `i64`, columns of the matrix from the panel's first on; may exceed 16.
+    """
+
+    multiplier: Value
+    bias: Value
+    out: Value
+    row_bytes: Value
+    columns: Value
+
+
+def emit_epilogue(
+    b: Builder, epilogue: Epilogue, target: PanelOutput, first_row: Value, sums: list[Value]
+) -> None:
+    """Finish and store the sums (`vector<16xf32>`) of consecutive rows from `first_row` on."""
+    floats = b.vec(LANES, b.f32)
+    mask = None
+    if epilogue.partial:
+        ids = b.lanes(range(PANEL_ROWS), b.i32)
+        columns = b.trunc_i(b.min(target.columns, PANEL_ROWS), b.i32)
+        mask = b.cmp("slt", ids, b.splat(columns))
+
+    def load(pointer: Value) -> Value:
+        if mask is None:
+            return b.load(pointer, floats, 4)
+        return b.load_where(mask, pointer, floats, 4)
+
+    bias = load(target.bias) if epilogue.bias else None
+    for index, value in enumerate(sums):
+        pointer = b.at(target.out, b.mul(b.add(first_row, index), target.row_bytes))
+        if epilogue.scaled:
+            value = b.fmul(value, b.splat(target.multiplier))
+        if bias is not None:
+            value = b.fadd(value, bias)
+        if epilogue.combine is not None:
+            value = b.fmul(COMBINATIONS[epilogue.combine](b, load(pointer)), value)
+        if epilogue.softcap is not None:
+            cap, inverse = (b.const(c, floats) for c in (epilogue.softcap, 1.0 / epilogue.softcap))
+            value = b.fmul(cap, emit_tanh(b, b.fmul(value, inverse)))
+        if mask is None:
+            b.store(value, pointer, 4)
+        else:
+            b.store_where(mask, value, pointer, 4)

@@ -1,0 +1,283 @@
+"""Matrix products with packed weights: `out_i = x @ weights_i.T` for all rows of x, on all threads.
+
+One kernel does the products of one input with several weight matrices (*segments*: q, k and v), or
+a gated feed-forward layer's pair, `out = activation(x @ gate.T) * (x @ up.T)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from infc.backends.cpu.codegen.builder import Builder, Value
+from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, PackedLayout, panels_of
+from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
+from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES, StreamKernel, emit_stream
+
+ACTIVATIONS = ("a8", "f32")
+_STREAM_ROWS = 2
+"""Rows at a time where there are several, but too few for a tile."""
+_STACK_LIMIT_BYTES = 1 << 20
+"""Staged panels take no more of a thread's stack than this."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One weight matrix [n, k]: its rows, how it is packed, and whether a bias f32[n] is added."""
+
+    n: int
+    layout: PackedLayout
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class MatmulSpec:
+    """What a kernel computes.
+
+    Attributes:
+        k: numbers a row.
+        segments: the weight matrices.
+        activation: the form of x: `a8` rows for quantised weights, `f32` rows for float weights.
+        combine: `silu` or `gelu_tanh`: the two segments (gate, up) make one output.
+        softcap: outputs become `softcap * tanh(output / softcap)`.
+        max_rows: the kernel is called with 1 .. max_rows rows.
+    """
+
+    k: int
+    segments: tuple[Segment, ...]
+    activation: str
+    combine: str | None = None
+    softcap: float | None = None
+    max_rows: int = 1
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is one of {ACTIVATIONS}, got {self.activation!r}")
+        if (
+            not self.segments
+            or self.k < 1
+            or self.max_rows < 1
+            or any(s.n < 1 for s in self.segments)
+        ):
+            raise ValueError(f"a product needs segments, k, n and rows of at least 1, got {self}")
+        if any(s.layout.is_float != (self.activation == "f32") for s in self.segments):
+            names = [s.layout.name for s in self.segments]
+            raise ValueError(f"weights {names} do not go with activations in {self.activation}")
+        if self.activation == "a8" and self.k % 32:
+            raise ValueError(f"quantised weights need k in multiples of 32, got {self.k}")
+        if self.combine is None:
+            return
+        if self.combine not in COMBINATIONS:
+            raise ValueError(f"combine is one of {sorted(COMBINATIONS)}, got {self.combine!r}")
+        if len({s.n for s in self.segments}) != 1 or len(self.segments) != 2:
+            raise ValueError("a gated product needs two segments with the same n")
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Columns of each output."""
+        return (self.segments[0].n,) if self.combine else tuple(s.n for s in self.segments)
+
+
+@dataclass(frozen=True)
+class MatmulMapping:
+    """How a kernel runs.
+
+    Attributes:
+        row_tile: rows at a time once there are that many.
+        col_tile: panels of 16 columns at a time then.
+        unroll: turns of the loop along k unrolled where weights are streamed.
+        prefetch_bytes: how far ahead of a stream to prefetch; 0 for not at all.
+    """
+
+    row_tile: int
+    col_tile: int
+    unroll: int
+    prefetch_bytes: int
+
+
+def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
+    """The mappings worth trying, best guess first."""
+    wide = isa.vector_bytes >= 64 and isa.vector_registers >= 32
+    if spec.activation == "f32":
+        tiles = [(6, 1), (4, 1)] if wide else [(1, 1), (2, 1)]
+    elif wide:
+        tiles = [(6, 2), (12, 1), (4, 2), (6, 1)]
+    else:
+        tiles = [(3, 1), (2, 1), (4, 1)]
+    fitting = [tile for tile in tiles if _stack_bytes(spec, *tile) <= _STACK_LIMIT_BYTES]
+    tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
+    streams = [(2, 4096), (1, 8192), (2, 0)]
+    if spec.max_rows == 1:
+        tiles = tiles[:1]
+    return [MatmulMapping(*tile, *stream) for stream in streams for tile in tiles]
+
+
+def _stack_bytes(spec: MatmulSpec, row_tile: int, col_tile: int) -> int:
+    if spec.activation == "f32":
+        return 0
+    plain = Epilogue(scaled=True)
+    return max(
+        col_tile
+        * TileKernel(
+            spec.k, s.layout.group, s.layout.has_min, row_tile, col_tile, plain
+        ).panel_bytes
+        for s in spec.segments
+    )
+
+
+def matmul_argument_count(spec: MatmulSpec) -> int:
+    """Arguments of the emitted function."""
+    return 4 + len(spec.segments) + sum(s.bias for s in spec.segments) + len(spec.outputs)
+
+
+def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping) -> None:
+    """Define the kernel as a private function:
+
+        @name(x: ptr, m: i64, thread: i64, threads: i64, weights: ptr..., bias: ptr..., out: ptr...)
+
+    x is m rows in the form `spec.activation` says, 64-byte aligned; each weights is a packed matrix
+    with its header; there is a bias for each segment that has one; each out is f32 [m, n]. Every
+    output has the same bits whatever m, the threads and the mapping are.
+
+    The panels of all segments, in order, are split into one contiguous range of about equal bytes
+    for each thread.
+    """
+    regimes = [(1, _streams(b, spec, mapping, 1))]
+    if spec.max_rows >= _STREAM_ROWS and mapping.row_tile > _STREAM_ROWS:
+        regimes.append((_STREAM_ROWS, _streams(b, spec, mapping, _STREAM_ROWS)))
+    if spec.max_rows >= mapping.row_tile > 1:
+        many = _streams(b, spec, mapping, mapping.row_tile)
+        if spec.activation == "a8":
+            many = _tiles(b, spec, mapping)
+        regimes.append((mapping.row_tile, many))
+    pointers = [b.ptr] * (matmul_argument_count(spec) - 4)
+    with b.function(name, [b.ptr, b.i64, b.i64, b.i64, *pointers], inline=False) as arguments:
+        calls = _segment_calls(b, spec, arguments)
+
+        def run(functions: list[str]) -> None:
+            for function, operands in zip(functions, calls, strict=True):
+                b.call(function, operands)
+
+        _emit_choice(b, arguments[1], regimes, run)
+        b.ret()
+
+
+def _emit_choice(
+    b: Builder,
+    m: Value,
+    regimes: list[tuple[int, list[str]]],
+    run: Callable[[list[str]], None],
+) -> None:
+    """Run the last regime whose least number of rows is reached."""
+    least, functions = regimes[-1]
+    if len(regimes) == 1:
+        run(functions)
+        return
+    b.when(
+        b.cmp("sge", m, least),
+        partial(run, functions),
+        partial(_emit_choice, b, m, regimes[:-1], run),
+    )
+
+
+def _epilogue(spec: MatmulSpec, index: int) -> Epilogue:
+    """Of a segment; the first one of a gated pair is stored as it is, the second one combines."""
+    segment = spec.segments[index]
+    last = spec.combine is None or index == 1
+    return Epilogue(
+        scaled=not segment.layout.is_float,
+        bias=segment.bias,
+        combine=spec.combine if last else None,
+        softcap=spec.softcap if last else None,
+        partial=segment.n % PANEL_ROWS != 0,
+    )
+
+
+def _streams(b: Builder, spec: MatmulSpec, mapping: MatmulMapping, rows: int) -> list[str]:
+    """A streaming panel function for each segment."""
+    return [
+        emit_stream(
+            b,
+            StreamKernel(
+                segment.layout,
+                spec.k,
+                rows,
+                _epilogue(spec, index),
+                mapping.unroll,
+                mapping.prefetch_bytes,
+            ),
+        )
+        for index, segment in enumerate(spec.segments)
+    ]
+
+
+def _tiles(b: Builder, spec: MatmulSpec, mapping: MatmulMapping) -> list[str]:
+    """A staging panel function for each segment."""
+    return [
+        emit_staged(
+            b,
+            segment.layout,
+            TileKernel(
+                spec.k,
+                segment.layout.group,
+                segment.layout.has_min,
+                mapping.row_tile,
+                mapping.col_tile,
+                _epilogue(spec, index),
+            ),
+        )
+        for index, segment in enumerate(spec.segments)
+    ]
+
+
+def _segment_calls(b: Builder, spec: MatmulSpec, arguments: list[Value]) -> list[list[Value]]:
+    """The operands of each segment's panel function for this thread."""
+    x, m, thread, threads = arguments[:4]
+    rest = iter(arguments[4:])
+    weights = [next(rest) for _ in spec.segments]
+    biases = [next(rest) if segment.bias else x for segment in spec.segments]
+    outs = list(rest)
+    calls = []
+    for index, (first, last) in enumerate(_ranges(b, spec, thread, threads)):
+        segment = spec.segments[index]
+        out = outs[0] if spec.combine else outs[index]
+        offset = b.mul(first, PANEL_OUT_BYTES)
+        panel_bytes = segment.layout.panel_bytes(spec.k)
+        calls.append(
+            [
+                x,
+                m,
+                b.at(weights[index], b.add(b.mul(first, panel_bytes), HEADER_BYTES)),
+                b.sub(last, first),
+                b.load(weights[index], b.f32, 4),
+                b.at(biases[index], offset) if segment.bias else biases[index],
+                b.at(out, offset),
+                b.idx(4 * segment.n),
+                b.sub(b.idx(segment.n), b.mul(first, PANEL_ROWS)),
+            ]
+        )
+    return calls
+
+
+def _ranges(
+    b: Builder, spec: MatmulSpec, thread: Value, threads: Value
+) -> list[tuple[Value, Value]]:
+    """The panels (first, last + 1) of each segment that this thread does."""
+    panel_bytes = [s.layout.panel_bytes(spec.k) for s in spec.segments]
+    panels = [panels_of(s.n) for s in spec.segments]
+    if spec.combine is not None:  # gate and up go together
+        panel_bytes, panels = [sum(panel_bytes)], panels[:1]
+    total = sum(size * count for size, count in zip(panel_bytes, panels, strict=True))
+    edges = [b.div(b.mul(t, total), threads) for t in (thread, b.add(thread, 1))]
+    ranges, before = [], 0
+    for size, count in zip(panel_bytes, panels, strict=True):
+        # The nearest panel boundary; the end of one thread is the start of the next.
+        bounds = [
+            b.min(b.div(b.max(b.add(edge, size // 2 - before), 0), size), count) for edge in edges
+        ]
+        ranges.append((bounds[0], bounds[1]))
+        before += size * count
+    return ranges * 2 if spec.combine is not None else ranges

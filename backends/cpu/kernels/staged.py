@@ -1,0 +1,327 @@
+"""Products of many rows with packed weights: panels are unpacked once, then used for all rows.
+
+A few panels at a time are *staged* on the stack: codes of any width become bytes, f16 scales become
+f32. Then tiles of rows run over them. What a tile needs to know of the zero point is the same for
+all layouts: on the VNNI paths codes are shifted so that it is 128, on AVX2 codes are signed.
+
+A staged panel is `k / group` groups, each `f32 scale[16]`, `f32 min[16]` (with minima only), and
+the codes, one byte each, in steps of 64 bytes as in the packed layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.activation import a8_offsets
+from infc.backends.cpu.kernels.dots import (
+    STEP,
+    emit_broadcast_step,
+    emit_codes,
+    emit_dot,
+    emit_scales,
+)
+from infc.backends.cpu.kernels.epilogue import Epilogue, PanelOutput, emit_epilogue
+from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.stream import (
+    PANEL_OUT_BYTES,
+    emit_row_tiles,
+    panel_function_types,
+)
+from infc.reference.a8 import A8_BLOCK, A8_SUM
+
+_VNNI_ZERO_POINT = 128
+_VECTOR_BYTES = 64
+
+
+@dataclass(frozen=True)
+class TileKernel:
+    """What a tile function is specialised to.
+
+    Attributes:
+        k: numbers a row.
+        group: codes that share a scale.
+        has_min: groups have a minimum.
+        rows: rows of a tile; m is at least this.
+        columns: panels of a tile.
+        epilogue: what is done to the sums.
+    """
+
+    k: int
+    group: int
+    has_min: bool
+    rows: int
+    columns: int
+    epilogue: Epilogue
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        minimum = ".min" if self.has_min else ""
+        shape = f"r{self.rows}c{self.columns}"
+        return f"tile_g{self.group}{minimum}_k{self.k}_{shape}_{self.epilogue.name}"
+
+    @property
+    def groups(self) -> int:
+        """Groups along k."""
+        return self.k // self.group
+
+    @property
+    def codes_offset(self) -> int:
+        """Bytes from the start of a staged group to its codes."""
+        return _VECTOR_BYTES * (2 if self.has_min else 1)
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of a staged group."""
+        return self.codes_offset + PANEL_ROWS * self.group
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a staged panel."""
+        return self.groups * self.group_bytes
+
+
+def emit_staged(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
+    """Define the panel function (see `stream`), unless the module has it; returns its name."""
+    name = f"staged_{layout.name}_{tile.name}"
+    if b.defined(name):
+        return name
+    stage, run_tile = _emit_stage(b, layout, tile), _emit_tile(b, tile)
+    packed_bytes = layout.panel_bytes(tile.k)
+    with b.function(name, panel_function_types(b), inline=False) as arguments:
+        x, m, weights, panels, multiplier, bias, out, row_bytes, columns = arguments
+        room = b.stack(tile.columns * tile.panel_bytes, _VECTOR_BYTES)
+        last = b.sub(panels, 1)
+
+        def few(first: Value) -> None:
+            operands = []
+            for column in range(tile.columns):
+                # Past the end the last panel is done once more: it gets the same results.
+                panel = b.min(b.add(first, column), last)
+                staged = b.at(room, column * tile.panel_bytes)
+                b.call(stage, [b.at(weights, b.mul(panel, packed_bytes)), staged])
+                offset = b.mul(panel, PANEL_OUT_BYTES)
+                operands += [
+                    b.at(bias, offset) if tile.epilogue.bias else bias,
+                    b.at(out, offset),
+                    b.sub(columns, b.mul(panel, PANEL_ROWS)),
+                ]
+            b.call(run_tile, [x, m, room, multiplier, row_bytes, *operands])
+
+        b.loop(0, panels, tile.columns, body=few)
+        b.ret()
+    return name
+
+
+def _signed(b: Builder) -> bool:
+    return b.isa.dot_i8 == "avx2"
+
+
+def _emit_stage(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
+    """Define `@stage(packed: ptr, staged: ptr)`, which stages one panel."""
+    name = f"stage_{layout.name}_k{tile.k}"
+    if b.defined(name):
+        return name
+    # Codes move to the staged zero point; bytes wrap around, so 8-bit codes need no special case.
+    shift = (0 if _signed(b) else _VNNI_ZERO_POINT) - layout.zero_point
+    shift = (shift + 128) % 256 - 128
+    with b.function(name, [b.ptr, b.ptr], inline=False) as (packed, staged):
+
+        def group(index: Value) -> None:
+            source = b.at(packed, b.mul(index, layout.chunk_bytes))
+            target = b.at(staged, b.mul(index, tile.group_bytes))
+            for part in range(2 if layout.has_min else 1):
+                scales = emit_scales(b, b.at(source, 2 * PANEL_ROWS * part))
+                b.store(scales, b.at(target, _VECTOR_BYTES * part), _VECTOR_BYTES)
+            for step, codes in enumerate(emit_codes(b, layout, source)):
+                moved = b.add(codes, shift) if shift else codes
+                at = b.at(target, tile.codes_offset + _VECTOR_BYTES * step)
+                b.store(moved, at, _VECTOR_BYTES)
+
+        b.loop(0, tile.groups, body=group)
+        b.ret()
+    return name
+
+
+def _emit_tile(b: Builder, tile: TileKernel) -> str:
+    """Define the tile function, unless the module has it; returns its name.
+
+    `@tile(x, m, staged, multiplier, row_bytes, (bias, out, columns) for each panel)` multiplies all
+    m rows with the staged panels.
+    """
+    if b.defined(tile.name):
+        return tile.name
+    per_panel = [b.ptr, b.ptr, b.i64]
+    types = [b.ptr, b.i64, b.ptr, b.f32, b.i64, *per_panel * tile.columns]
+    with b.function(tile.name, types, inline=False) as arguments:
+        x, m, staged, multiplier, row_bytes = arguments[:5]
+        targets = [
+            PanelOutput(multiplier, bias, out, row_bytes, columns)
+            for bias, out, columns in zip(*(arguments[5 + i :: 3] for i in range(3)), strict=True)
+        ]
+        room_bytes = -(-4 * tile.groups // _VECTOR_BYTES) * _VECTOR_BYTES
+        corrections = _RowTerms(b.stack(tile.rows * room_bytes, _VECTOR_BYTES), room_bytes)
+        weighted = _RowTerms(b.stack(tile.rows * room_bytes, _VECTOR_BYTES), room_bytes)
+
+        def rows(first_row: Value) -> None:
+            _emit_row_terms(b, tile, x, first_row, corrections, weighted)
+            sums = _emit_sums(b, tile, x, first_row, staged, corrections, weighted)
+            for column, target in enumerate(targets):
+                of_column = sums[column :: tile.columns]
+                emit_epilogue(b, tile.epilogue, target, first_row, of_column)
+
+        emit_row_tiles(b, m, tile.rows, rows)
+        b.ret()
+    return tile.name
+
+
+@dataclass(frozen=True)
+class _RowTerms:
+    """Four bytes for every row of a tile and group along k."""
+
+    pointer: Value
+    row_bytes: int
+
+    def at(self, b: Builder, row: int, group: Value) -> Value:
+        """Where the term of a row and a group is."""
+        return b.at(b.at(self.pointer, self.row_bytes * row), b.mul(group, 4))
+
+
+def _emit_row_terms(
+    b: Builder,
+    tile: TileKernel,
+    x: Value,
+    first_row: Value,
+    corrections: _RowTerms,
+    weighted: _RowTerms,
+) -> None:
+    """What the zero point and the minima need of each row and group, computed in vectors.
+
+    Writes `-128 * sum` as i32 (where codes are unsigned) and `scale * sum` as f32 (with minima).
+    """
+    offsets = a8_offsets(tile.k)
+    wants_correction = not _signed(b)
+    if not (wants_correction or tile.has_min):
+        return
+    for row in range(tile.rows):
+        start = b.at(x, b.mul(b.add(first_row, row), offsets.row_bytes))
+
+        def piece(first: Value, lanes: int, start: Value = start, row: int = row) -> None:
+            """Terms of the `lanes` groups from group `first` on."""
+            sums = _group_sums(b, tile, b.at(start, offsets.sums), first, lanes)
+            if wants_correction:
+                terms = b.mul(sums, -_VNNI_ZERO_POINT)
+                b.store(terms, corrections.at(b, row, first), 4)
+            if tile.has_min:
+                scales = _group_scales(b, tile, b.at(start, offsets.scales), first, lanes)
+                terms = b.fmul(scales, b.si_to_f(sums, b.vec(lanes, b.f32)))
+                b.store(terms, weighted.at(b, row, first), 4)
+
+        whole = tile.groups // LANES
+        if whole:
+            b.loop(0, whole, body=lambda i, piece=piece: piece(b.mul(i, LANES), LANES))
+        done, lanes = whole * LANES, LANES // 2
+        while done < tile.groups:  # the rest in powers of two: nothing is read past the row
+            if tile.groups - done >= lanes:
+                piece(b.idx(done), lanes)
+                done += lanes
+            lanes //= 2
+
+
+def _group_sums(b: Builder, tile: TileKernel, sums: Value, first: Value, lanes: int) -> Value:
+    """`vector<lanes x i32>`: the sums of activations of groups from `first` on."""
+    if tile.group == A8_SUM:
+        return b.load(b.at(sums, b.mul(first, 4)), b.vec(lanes, b.i32), 4)
+    both = b.load(b.at(sums, b.mul(first, 8)), b.vec(2 * lanes, b.i32), 4)
+    even, odd = (b.shuffle(both, both, range(part, 2 * lanes, 2)) for part in range(2))
+    return b.add(even, odd)
+
+
+def _group_scales(b: Builder, tile: TileKernel, scales: Value, first: Value, lanes: int) -> Value:
+    """`vector<lanes x f32>`: the scales of activations of groups from `first` on."""
+    if tile.group == A8_BLOCK:
+        return b.load(b.at(scales, b.mul(first, 4)), b.vec(lanes, b.f32), 4)
+    single = b.load(b.at(scales, b.mul(first, 2)), b.vec(lanes // 2, b.f32), 4)
+    return b.shuffle(single, single, [lane // 2 for lane in range(lanes)])
+
+
+def _emit_sums(
+    b: Builder,
+    tile: TileKernel,
+    x: Value,
+    first_row: Value,
+    staged: Value,
+    corrections: _RowTerms,
+    weighted: _RowTerms,
+) -> list[Value]:
+    """The sums of a tile, row by row; the same operations per output as in `stream`."""
+    offsets = a8_offsets(tile.k)
+    chunks = A8_BLOCK // tile.group
+    starts = [b.at(x, b.mul(b.add(first_row, row), offsets.row_bytes)) for row in range(tile.rows)]
+
+    def block(index: Value, *carried: Value) -> list[Value]:
+        sums = list(carried)
+        at = b.at(staged, b.mul(index, chunks * tile.group_bytes))
+        rows = [
+            (
+                b.at(start, b.mul(index, A8_BLOCK)),
+                b.at(b.at(start, offsets.scales), b.mul(index, 4)),
+            )
+            for start in starts
+        ]
+        for chunk in range(chunks):
+            group = b.add(b.mul(index, chunks), chunk)
+            terms = [
+                (corrections.at(b, row, group), weighted.at(b, row, group))
+                for row in range(tile.rows)
+            ]
+            codes = [(b.at(row, tile.group * chunk), scale) for row, scale in rows]
+            _add_group(b, tile, b.at(at, tile.group_bytes * chunk), codes, terms, sums)
+        return sums
+
+    zeros = [b.const(0.0, b.vec(LANES, b.f32))] * (tile.rows * tile.columns)
+    return b.loop(0, tile.k // A8_BLOCK, 1, zeros, body=block)
+
+
+def _add_group(
+    b: Builder,
+    tile: TileKernel,
+    staged: Value,
+    rows: list[tuple[Value, Value]],
+    terms: list[tuple[Value, Value]],
+    sums: list[Value],
+) -> None:
+    """Add one group along k to the sums, in place.
+
+    Args:
+        staged: the group in the first panel.
+        rows: of each row, pointers to its codes and its scale.
+        terms: of each row, pointers to its correction and its weighted sum.
+        sums: row by row, panel by panel.
+    """
+    floats, ints = b.vec(LANES, b.f32), b.vec(LANES, b.i32)
+    panels = [b.at(staged, column * tile.panel_bytes) for column in range(tile.columns)]
+    dots = []
+    for correction, _ in terms:
+        start = b.const(0, ints) if _signed(b) else b.splat(b.load(correction, b.i32, 4))
+        dots += [start] * tile.columns
+    for step in range(tile.group // STEP):
+        at = tile.codes_offset + _VECTOR_BYTES * step
+        weights = [b.load(b.at(p, at), b.vec(_VECTOR_BYTES, b.i8), _VECTOR_BYTES) for p in panels]
+        for row, (codes, _) in enumerate(rows):
+            activations = emit_broadcast_step(b, b.at(codes, STEP * step))
+            for column, weight in enumerate(weights):
+                cell = row * tile.columns + column
+                dots[cell] = emit_dot(b, dots[cell], weight, activations, _signed(b))
+    scales = [b.load(p, floats, _VECTOR_BYTES) for p in panels]
+    for row, (_, scale_at) in enumerate(rows):
+        scale = b.splat(b.load(scale_at, b.f32, 4))
+        for column, weight_scale in enumerate(scales):
+            cell = row * tile.columns + column
+            product = b.fmul(weight_scale, scale)
+            sums[cell] = b.fma(b.si_to_f(dots[cell], floats), product, sums[cell])
+            if tile.has_min:
+                minima = b.load(b.at(panels[column], _VECTOR_BYTES), floats, _VECTOR_BYTES)
+                weighted = b.splat(b.load(terms[row][1], b.f32, 4))
+                sums[cell] = b.fma(minima, weighted, sums[cell])

@@ -1,0 +1,262 @@
+"""Products of few rows with packed weights: the weights are read once, as one sequential stream.
+
+A panel function is
+    @name(x: ptr, m: i64, weights: ptr, panels: i64, multiplier: f32, bias: ptr,
+          out: ptr, row_bytes: i64, columns: i64)
+It multiplies all m rows with `panels` consecutive panels, the first at `weights`; `out` and `bias`
+point to the first panel's first column, `columns` counts those of the matrix from there on.
+The order of additions of an output is fixed: see `emit_quantised_sums` and `emit_float_sums`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.activation import a8_offsets
+from infc.backends.cpu.kernels.dots import (
+    STEP,
+    emit_broadcast_step,
+    emit_codes,
+    emit_dot,
+    emit_scales,
+    needs_signed,
+)
+from infc.backends.cpu.kernels.epilogue import Epilogue, PanelOutput, emit_epilogue
+from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.ir.mlir import ir
+from infc.reference.a8 import A8_BLOCK, A8_SUM
+
+FLOAT_ACCUMULATORS = 4
+"""A float sum runs in this many parts, by k modulo it, so that it is not bound by latency."""
+_LINE_BYTES = 64
+PANEL_OUT_BYTES = 4 * PANEL_ROWS
+
+
+@dataclass(frozen=True)
+class StreamKernel:
+    """What a streaming panel function is specialised to.
+
+    Attributes:
+        layout: of the weights.
+        k: numbers a row.
+        rows: rows of x at a time; m is at least this.
+        epilogue: what is done to the sums.
+        unroll: steps of 32 (quantised) or 4 (float) along k in one turn of the loop.
+        prefetch_bytes: how far ahead to prefetch; 0 for not at all.
+    """
+
+    layout: PackedLayout
+    k: int
+    rows: int
+    epilogue: Epilogue
+    unroll: int
+    prefetch_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        tuning = f"r{self.rows}u{self.unroll}p{self.prefetch_bytes}"
+        return f"stream_{self.layout.name}_k{self.k}_{tuning}_{self.epilogue.name}"
+
+
+def panel_function_types(b: Builder) -> list[ir.Type]:
+    """The argument types of a panel function."""
+    return [b.ptr, b.i64, b.ptr, b.i64, b.f32, b.ptr, b.ptr, b.i64, b.i64]
+
+
+def emit_row_tiles(b: Builder, m: Value, rows: int, body: Callable[[Value], None]) -> None:
+    """`body(first_row)` for tiles of `rows` rows that cover the m >= rows rows.
+
+    The last tile ends at the last row, so it may do rows again: they get the same results.
+    """
+    if rows == 1:
+        b.loop(0, m, body=body)
+        return
+    last = b.sub(m, rows)
+    b.loop(0, b.ceil_div(m, rows), body=lambda tile: body(b.min(b.mul(tile, rows), last)))
+
+
+def emit_stream(b: Builder, kernel: StreamKernel) -> str:
+    """Define the panel function, unless the module has it; returns its name."""
+    if b.defined(kernel.name):
+        return kernel.name
+    sums_of = emit_float_sums if kernel.layout.is_float else emit_quantised_sums
+    panel_bytes = kernel.layout.panel_bytes(kernel.k)
+    with b.function(kernel.name, panel_function_types(b), inline=False) as arguments:
+        x, m, weights, panels, multiplier, bias, out, row_bytes, columns = arguments
+
+        def panel(index: Value) -> None:
+            target = PanelOutput(
+                multiplier,
+                b.at(bias, b.mul(index, PANEL_OUT_BYTES)) if kernel.epilogue.bias else bias,
+                b.at(out, b.mul(index, PANEL_OUT_BYTES)),
+                row_bytes,
+                b.sub(columns, b.mul(index, PANEL_ROWS)),
+            )
+            source = b.at(weights, b.mul(index, panel_bytes))
+
+            def tile(first_row: Value) -> None:
+                sums = sums_of(b, kernel, x, first_row, source)
+                emit_epilogue(b, kernel.epilogue, target, first_row, sums)
+
+            emit_row_tiles(b, m, kernel.rows, tile)
+
+        b.loop(0, panels, body=panel)
+        b.ret()
+    return kernel.name
+
+
+def emit_unrolled(
+    b: Builder,
+    count: int,
+    unroll: int,
+    carried: list[Value],
+    body: Callable[[Value, int, list[Value]], list[Value]],
+) -> list[Value]:
+    """`carried = body(turn, step, carried)` for `count` steps; step counts within a turn."""
+
+    def turn(index: Value, *values: Value) -> list[Value]:
+        current = list(values)
+        for step in range(unroll):
+            current = body(index, step, current)
+        return current
+
+    turns = count // unroll
+    if turns:
+        carried = b.loop(0, turns, 1, carried, body=turn)
+    for step in range(count - turns * unroll):
+        carried = body(b.idx(turns), step, carried)
+    return carried
+
+
+@dataclass(frozen=True)
+class _Activations:
+    """One a8 row at one turn of the loop: pointers to its codes, scales and sums."""
+
+    codes: Value
+    scales: Value
+    sums: Value
+
+    def at_block(self, b: Builder, block: int) -> _Activations:
+        """The same some blocks of 32 on."""
+        return _Activations(
+            b.at(self.codes, A8_BLOCK * block),
+            b.at(self.scales, 4 * block),
+            b.at(self.sums, 4 * block * (A8_BLOCK // A8_SUM)),
+        )
+
+
+def emit_quantised_sums(
+    b: Builder, kernel: StreamKernel, x: Value, first_row: Value, panel: Value
+) -> list[Value]:
+    """The sums of 16 outputs of `kernel.rows` rows, `vector<16xf32>` each.
+
+    Group after group along k: `sum = fma(dot, weight_scale * activation_scale, sum)`, then with
+    minima `sum = fma(min, activation_scale * activation_sum, sum)`; the dot is exact.
+    """
+    layout, offsets = kernel.layout, a8_offsets(kernel.k)
+    chunks = A8_BLOCK // layout.group
+    block_bytes = chunks * layout.chunk_bytes
+    starts = [
+        b.at(x, b.mul(b.add(first_row, row), offsets.row_bytes)) for row in range(kernel.rows)
+    ]
+
+    def block(turn: Value, step: int, sums: list[Value]) -> list[Value]:
+        chunk_at = b.at(b.at(panel, b.mul(turn, block_bytes * kernel.unroll)), block_bytes * step)
+        if kernel.prefetch_bytes:
+            for line in range(0, block_bytes, _LINE_BYTES):
+                b.prefetch(b.at(chunk_at, kernel.prefetch_bytes + line))
+        rows = []
+        for start in starts:
+            row = _Activations(
+                b.at(start, b.mul(turn, A8_BLOCK * kernel.unroll)),
+                b.at(b.at(start, offsets.scales), b.mul(turn, 4 * kernel.unroll)),
+                b.at(b.at(start, offsets.sums), b.mul(turn, 8 * kernel.unroll)),
+            )
+            rows.append(row.at_block(b, step))
+        for chunk in range(chunks):
+            sums = _add_chunk(b, layout, b.at(chunk_at, layout.chunk_bytes * chunk), rows, sums)
+            rows = [
+                replace(row, codes=b.at(row.codes, layout.group), sums=b.at(row.sums, 4))
+                for row in rows
+            ]
+        return sums
+
+    zeros = [b.const(0.0, b.vec(LANES, b.f32))] * kernel.rows
+    return emit_unrolled(b, kernel.k // A8_BLOCK, kernel.unroll, zeros, block)
+
+
+def _add_chunk(
+    b: Builder, layout: PackedLayout, chunk: Value, rows: list[_Activations], sums: list[Value]
+) -> list[Value]:
+    """One group along k: adds its products to the sums of all rows."""
+    floats = b.vec(LANES, b.f32)
+    signed = needs_signed(b, layout)
+    codes = emit_codes(b, layout, chunk)
+    if signed:
+        codes = [b.bit_xor(code, -128) for code in codes]
+    scales = emit_scales(b, chunk)
+    out = []
+    for row, total in zip(rows, sums, strict=True):
+        activation_sum = b.load(row.sums, b.i32, 4)
+        if layout.group == A8_BLOCK:
+            activation_sum = b.add(activation_sum, b.load(b.at(row.sums, 4), b.i32, 4))
+        correction = b.const(0, b.i32) if signed else b.mul(activation_sum, -layout.zero_point)
+        dot = b.splat(correction)
+        for step, code in enumerate(codes):
+            activations = emit_broadcast_step(b, b.at(row.codes, STEP * step))
+            dot = emit_dot(b, dot, code, activations, signed)
+        scale = b.load(row.scales, b.f32, 4)
+        total = b.fma(b.si_to_f(dot, floats), b.fmul(scales, b.splat(scale)), total)
+        if layout.has_min:
+            minima = emit_scales(b, b.at(chunk, 2 * PANEL_ROWS))
+            weighted = b.fmul(scale, b.si_to_f(activation_sum, b.f32))
+            total = b.fma(minima, b.splat(weighted), total)
+        out.append(total)
+    return out
+
+
+def emit_float_sums(
+    b: Builder, kernel: StreamKernel, x: Value, first_row: Value, panel: Value
+) -> list[Value]:
+    """The sums of 16 outputs of `kernel.rows` rows of f32, `vector<16xf32>` each.
+
+    Four sums by k modulo 4, each in order of k, then `(s0 + s1) + (s2 + s3)`.
+    """
+    step_bytes = kernel.layout.panel_bytes(1)
+    x_bytes = 4 * kernel.k
+    starts = [b.at(x, b.mul(b.add(first_row, row), x_bytes)) for row in range(kernel.rows)]
+
+    def step(turn: Value, index: int, sums: list[Value]) -> list[Value]:
+        numbers = FLOAT_ACCUMULATORS * kernel.unroll
+        at = b.at(b.at(panel, b.mul(turn, step_bytes * numbers)), step_bytes * index)
+        if kernel.prefetch_bytes and index * step_bytes % _LINE_BYTES == 0:
+            b.prefetch(b.at(at, kernel.prefetch_bytes))
+        weights = _load_floats(b, kernel.layout, at)
+        sums = list(sums)
+        for row, start in enumerate(starts):
+            value = b.load(b.at(b.at(start, b.mul(turn, 4 * numbers)), 4 * index), b.f32, 4)
+            part = FLOAT_ACCUMULATORS * row + index % FLOAT_ACCUMULATORS
+            sums[part] = b.fma(weights, b.splat(value), sums[part])
+        return sums
+
+    parts = [b.const(0.0, b.vec(LANES, b.f32))] * (FLOAT_ACCUMULATORS * kernel.rows)
+    parts = emit_unrolled(b, kernel.k, FLOAT_ACCUMULATORS * kernel.unroll, parts, step)
+    return [
+        b.fadd(b.fadd(parts[i], parts[i + 1]), b.fadd(parts[i + 2], parts[i + 3]))
+        for i in range(0, len(parts), FLOAT_ACCUMULATORS)
+    ]
+
+
+def _load_floats(b: Builder, layout: PackedLayout, pointer: Value) -> Value:
+    """Sixteen weights as `vector<16xf32>`; widening is exact."""
+    floats = b.vec(LANES, b.f32)
+    if layout.kind == "f32":
+        return b.load(pointer, floats, 32)
+    if layout.kind == "f16":
+        return b.ext_f(b.load(pointer, b.vec(LANES, b.f16), 32), floats)
+    ints = b.vec(LANES, b.i32)
+    halves = b.ext_u(b.load(pointer, b.vec(LANES, b.i16), 32), ints)
+    return b.bitcast(b.shl(halves, 16), floats)
