@@ -1,0 +1,204 @@
+"""What IRDL cannot state: shapes that must agree, attributes that must make sense.
+
+`verify` runs MLIR's own verifier first (op signatures, symbols, types of calls), then one rule for
+each op, and reports every violation at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from infc.diagnostics import Code, InternalError, Problem, UserError
+from infc.ir.attributes import get
+from infc.ir.mlir import ir
+from infc.ir.storage import STORAGE_TYPES
+from infc.ir.types import A8, BufferType, Dim, KVType, TensorType, is_buffer, is_kv, is_tensor
+
+
+def verify(module: ir.Module) -> None:
+    """Check a module.
+
+    Raises:
+        UserError: INF2002, with every violation and its location.
+    """
+    problems: list[Problem] = []
+    try:
+        module.operation.verify()
+    except ir.MLIRError as error:
+        problems += [
+            Problem(str(diagnostic.message), str(diagnostic.location))
+            for diagnostic in error.error_diagnostics
+        ]
+    else:
+        symbols = _dim_symbols(module)
+        module.operation.walk(lambda op: _check(op, symbols, problems))
+    if problems:
+        raise UserError(
+            Code.IR_VERIFY, f"the IR breaks {len(problems)} rules", problems=problems[:50]
+        )
+
+
+def _dim_symbols(module: ir.Module) -> set[str]:
+    symbols: set[str] = set()
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        if op.name == "infc.dim":
+            symbols.add(get(op, "sym_name"))
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    return symbols
+
+
+def _check(op: ir.Operation, symbols: set[str], problems: list[Problem]) -> ir.WalkResult:
+    try:
+        found = list(_undeclared(op, symbols))
+        rule = _RULES.get(op.name)
+        if rule is not None:
+            found += rule(op)
+    except (InternalError, KeyError, ValueError) as error:
+        found = [str(error)]
+    problems += [Problem(f"{op.name}: {message}", str(op.location)) for message in found]
+    return ir.WalkResult.ADVANCE
+
+
+def _undeclared(op: ir.Operation, symbols: set[str]) -> Iterator[str]:
+    for result in op.results:
+        if is_tensor(result.type):
+            kind = TensorType.of(result.type)
+            for dim in kind.shape:
+                if isinstance(dim, str) and dim not in symbols:
+                    yield f"dimension '{dim}' is not declared by an infc.dim"
+
+
+def _tensor(op: ir.Operation, index: int) -> TensorType:
+    return TensorType.of(op.operands[index].type)
+
+
+def _result(op: ir.Operation) -> TensorType:
+    return TensorType.of(op.results[0].type)
+
+
+def _expect(what: str, expected: object, got: object) -> Iterator[str]:
+    if expected != got:
+        yield f"expected {what} {expected}, got {got}"
+
+
+def _same_rows(op: ir.Operation, index: int, rows: Dim) -> Iterator[str]:
+    yield from _expect(f"rows of operand {index}", rows, _tensor(op, index).shape[0])
+
+
+def _dim(op: ir.Operation) -> Iterator[str]:
+    if not 1 <= get(op, "min") <= get(op, "max"):
+        yield f"expected 1 <= min <= max, got {get(op, 'min')} and {get(op, 'max')}"
+
+
+def _weight(op: ir.Operation) -> Iterator[str]:
+    kind = _result(op)
+    if any(isinstance(d, str) for d in kind.shape):
+        yield "a weight has no symbolic dimensions"
+    if kind.element not in STORAGE_TYPES:
+        yield f"unknown storage type '{kind.element}'"
+
+
+def _embed(op: ir.Operation) -> Iterator[str]:
+    tokens, table, out = _tensor(op, 0), _tensor(op, 1), _result(op)
+    yield from _expect("result shape", (tokens.shape[0], table.shape[1]), out.shape)
+
+
+def _rms_norm(op: ir.Operation) -> Iterator[str]:
+    width = get(op, "head_dim") or _result(op).shape[-1]
+    yield from _expect("weight shape", (width,), _tensor(op, 1).shape)
+    total = _result(op).shape[-1]
+    if isinstance(total, int) and total % int(width):
+        yield f"expected a multiple of head_dim {width}, got {total} columns"
+
+
+def _linear(op: ir.Operation) -> Iterator[str]:
+    x, matrix, out = _tensor(op, 0), _tensor(op, 1), _result(op)
+    yield from _expect("weight columns", x.shape[-1], matrix.shape[1])
+    yield from _expect("result shape", (x.shape[0], matrix.shape[0]), out.shape)
+    if len(op.operands) > 2:
+        yield from _expect("bias shape", (matrix.shape[0],), _tensor(op, 2).shape)
+
+
+def _rope(op: ir.Operation) -> Iterator[str]:
+    table, head_dim = _tensor(op, 2), get(op, "head_dim")
+    yield from _same_rows(op, 1, _result(op).shape[0])
+    if len(table.shape) != 3 or table.shape[2] != 2:
+        yield f"expected a table [positions, pairs, 2], got {table.shape}"
+    elif 2 * int(table.shape[1]) > head_dim:
+        yield f"expected at most {head_dim // 2} pairs, got {table.shape[1]}"
+
+
+def _attention(op: ir.Operation) -> Iterator[str]:
+    q, k, v = (_tensor(op, i) for i in range(3))
+    heads, head_dim = get(op, "heads"), get(op, "head_dim")
+    yield from _expect("columns of q", heads * head_dim, q.shape[-1])
+    yield from _expect("shape of v", k.shape, v.shape)
+    if int(k.shape[-1]) % head_dim or heads % (int(k.shape[-1]) // head_dim):
+        yield f"{heads} heads of {head_dim} do not group over {k.shape[-1]} key columns"
+
+
+def _kv_append(op: ir.Operation) -> Iterator[str]:
+    kind = KVType.of(op.results[0].type) if is_kv(op.results[0].type) else None
+    if kind is not None:
+        width = kind.kv_heads * kind.head_dim
+        yield from _expect("columns of k", width, _tensor(op, 1).shape[-1])
+        yield from _expect("columns of v", width, _tensor(op, 2).shape[-1])
+
+
+def _select_rows(op: ir.Operation) -> Iterator[str]:
+    rows, x = _tensor(op, 1), _tensor(op, 0)
+    yield from _expect("result shape", (rows.shape[0], *x.shape[1:]), _result(op).shape)
+
+
+def _quantize(op: ir.Operation) -> Iterator[str]:
+    x, out = _tensor(op, 0), _result(op)
+    yield from _expect("result", x.with_element(A8), out)
+    width = x.shape[-1]
+    if isinstance(width, int) and width % 32:
+        yield f"expected a multiple of 32 columns, got {width}"
+
+
+def _activation(op: ir.Operation) -> Iterator[str]:
+    if get(op, "kind") not in ("silu", "gelu_tanh"):
+        yield f"expected kind silu or gelu_tanh, got '{get(op, 'kind')}'"
+
+
+def _read(op: ir.Operation) -> Iterator[str]:
+    yield from _expect("result", BufferType.of(op.operands[0].type).tensor, _result(op))
+
+
+def _write(op: ir.Operation) -> Iterator[str]:
+    yield from _expect("value", BufferType.of(op.operands[1].type).tensor, _tensor(op, 0))
+
+
+def _alloc(op: ir.Operation) -> Iterator[str]:
+    frame, out = BufferType.of(op.operands[0].type), BufferType.of(op.results[0].type)
+    yield from _expect("space", frame.space, out.space)
+    if get(op, "offset") % 64:
+        if get(op, "offset") != -1:
+            yield f"expected an offset that is a multiple of 64, got {get(op, 'offset')}"
+    if get(op, "size_bytes") < 0:
+        yield f"expected a size, got {get(op, 'size_bytes')}"
+    if not is_buffer(op.results[0].type):
+        yield "expected a buffer"
+
+
+_RULES: dict[str, Callable[[ir.Operation], Iterator[str]]] = {
+    "infc.dim": _dim,
+    "infc.weight": _weight,
+    "infc.embed": _embed,
+    "infc.rms_norm": _rms_norm,
+    "infc.linear": _linear,
+    "infc.rope": _rope,
+    "infc.attention": _attention,
+    "infc.activation": _activation,
+    "infc.kv_append": _kv_append,
+    "infc.select_rows": _select_rows,
+    "infc.quantize": _quantize,
+    "infc.read": _read,
+    "infc.write": _write,
+    "infc.alloc": _alloc,
+}

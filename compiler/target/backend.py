@@ -1,0 +1,124 @@
+"""The contract of a backend: one object, found through the entry-point group `infc.backends`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infc.target.runnable import Runnable
+from infc.target.schema import Target, TargetStatus
+
+if TYPE_CHECKING:  # the contract names layers above it; nothing is imported when it runs
+    from infc.ir.mlir import ir
+    from infc.ir.types import TensorType
+    from infc.pipeline.passes import Pipeline
+
+API_VERSION = 1
+
+WeightData = Callable[[str], NDArray[np.uint8]]
+"""The raw bytes of a tensor of the model file, by name."""
+
+KernelMapping = Mapping[str, int | str | bool]
+"""How a kernel is mapped to the machine: tile sizes, order, layout, partition; by name."""
+
+
+@dataclass(frozen=True)
+class KernelSummary:
+    """What a backend and the cost model need to know of a kernel.
+
+    Attributes:
+        kind: `rows`, `matmul`, `rotary`, `attention` or `argmax`.
+        phase: `prefill` or `decode`.
+        rows: rows a call has at most.
+        typical_rows: rows a call has in the expected use.
+        operations: by dtype of the arithmetic, for `typical_rows`.
+        weight_bytes: bytes of weights it reads, whatever the rows.
+        activation_bytes: bytes of activations and cache it moves, for `typical_rows`.
+        shapes: dimensions by name (`k`, `n`, `heads`, `head_dim`, `window`, `context`, ...).
+    """
+
+    kind: str
+    phase: str
+    rows: int
+    typical_rows: int
+    operations: Mapping[str, float]
+    weight_bytes: int
+    activation_bytes: int
+    shapes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What a backend emitted.
+
+    Attributes:
+        members: files of the artifact by name, under `programs/`.
+        write_weights: writes the packed weights, a stream of bytes of `weight_bytes`.
+        signature: what `load` needs to know, as JSON values; goes into the manifest.
+    """
+
+    members: Mapping[str, bytes]
+    write_weights: Callable[[BinaryIO], None]
+    weight_bytes: int
+    signature: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedPrograms:
+    """What `load` is given: the emitted files, still in the artifact.
+
+    Attributes:
+        member: bytes of a file by name, mapped.
+        weights: the packed weights, mapped.
+        weights_file: the file they are in and their offset, for backends that map it themselves.
+        signature: as emitted.
+        target: the resolved target the programs were compiled for.
+    """
+
+    member: Callable[[str], memoryview]
+    weights: memoryview
+    weights_file: tuple[Path, int]
+    signature: Mapping[str, Any]
+    target: Target
+
+
+class Backend(Protocol):
+    """What makes a chip a target. Every method is a function of its arguments alone."""
+
+    api_version: int
+    name: str
+    storage_types: frozenset[str]
+    """Storage types its matrix products read as they are."""
+
+    def targets(self) -> Sequence[TargetStatus]:
+        """The targets it knows, with the reason for each that cannot be used here."""
+
+    def resolve(self, spec: str) -> Target:
+        """The facts of a target by name; probes the host where the name asks for it."""
+
+    def unsupported(self, op: ir.Operation, target: Target) -> str | None:
+        """Why a graph-level op cannot be compiled, or None where it can."""
+
+    def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
+        """Mappings of a kernel worth considering, the best guess first; never empty."""
+
+    def weight_layout(self, tensor: TensorType) -> tuple[str, int]:
+        """The packed layout of a weight, by name, and its bytes: by shape and storage alone."""
+
+    def pipeline(self, shared: Pipeline) -> Pipeline:
+        """The shared pipeline, edited."""
+
+    def emit(self, module: ir.Module, target: Target, weights: WeightData) -> Programs:
+        """Programs and packed weights of a module that went through `pipeline`."""
+
+    def load(self, programs: LoadedPrograms) -> Runnable:
+        """Make emitted programs callable.
+
+        Raises:
+            UserError: INF4005 where this host lacks what the programs need.
+        """

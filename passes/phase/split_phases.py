@@ -1,0 +1,177 @@
+"""One graph becomes two programs, each with its own shapes and an explicit KV cache.
+
+    func @model(tokens, positions)         module @prefill { func @main(tokens, positions,
+      attention q, k, v               -->      slots, rows) -> (logits, best)
+                                                 cache = kv_cache; kv_append; kv_attention }
+                                           module @decode  { ... the same ops, few rows ... }
+
+Requires: a graph-level module with one function `@model`.
+Guarantees: two nested modules; every row of a call has a slot, so several sequences share a call;
+only the rows that `%rows` names reach the final norm and the head; each layer's cache is one value
+of type `!infc.kv`, a ring of at least `window + chunk - 1` positions where the layer has a window.
+Does not handle: graphs whose layers attend to another layer's keys.
+"""
+
+from __future__ import annotations
+
+from infc.diagnostics import InternalError
+from infc.ir import ops
+from infc.ir.attributes import get, to_attribute
+from infc.ir.levels import Level
+from infc.ir.mlir import func, ir
+from infc.ir.types import KVType, TensorType, is_tensor
+from infc.pipeline.options import CompileOptions
+from infc.pipeline.passes import FunctionPass, PassContext
+
+RING_MULTIPLE = 16
+"""Capacities are multiples of this many positions, so that blocks of positions never straddle."""
+
+
+def split_phases(module: ir.Module, ctx: PassContext) -> None:
+    """Replace `@model` by the modules `@prefill` and `@decode`."""
+    model = next(
+        (op for op in module.body.operations if op.operation.name == "func.func"), None
+    )
+    if model is None or get(model, "sym_name") != "model":
+        raise InternalError("expected a function @model in a graph-level module")
+    dtype = kv_dtype(model, ctx.options)
+    rows = {"prefill": ctx.options.prefill_rows, "decode": ctx.options.max_batch}
+    logit_rows = {
+        "prefill": max(min(ctx.options.logit_rows, rows["prefill"]), ctx.options.max_batch),
+        "decode": rows["decode"],
+    }
+    for phase in ("prefill", "decode"):
+        _build_program(module, model, phase, rows[phase], logit_rows[phase], dtype, ctx.options)
+    for op in list(module.body.operations):
+        if op.operation.name == "func.func" or op.operation.name == "infc.dim":
+            op.operation.erase()
+
+
+def kv_dtype(model: ir.OpView, options: CompileOptions) -> str:
+    """`f32` where every weight of the model is kept in float32, else `f16`; or what was asked."""
+    if options.kv_dtype != "auto":
+        return options.kv_dtype
+    kinds = {
+        TensorType.of(op.operation.results[0].type).element
+        for op in model.regions[0].blocks[0].operations
+        if op.operation.name == "infc.weight"
+    }
+    return "f32" if all(kind == "f32" for kind in kinds) else "f16"
+
+
+def capacity(window: int, options: CompileOptions) -> int:
+    """Positions a layer keeps: all of them, or the ring of its window."""
+    held = options.max_context
+    if window:
+        held = min(window + options.prefill_rows - 1, held)
+    return -(-held // RING_MULTIPLE) * RING_MULTIPLE
+
+
+def _build_program(
+    module: ir.Module,
+    model: ir.OpView,
+    phase: str,
+    rows: int,
+    logit_rows: int,
+    dtype: str,
+    options: CompileOptions,
+) -> None:
+    with ir.InsertionPoint(module.body), model.location:
+        program = ops.create_module(phase)
+        program.attributes["infc.phase"] = ir.StringAttr.get(phase)
+        program.attributes["infc.device"] = ir.FlatSymbolRefAttr.get("device0")
+    row_ids = TensorType(("t",), "i32")
+    wanted = TensorType(("r",), "i32")
+    vocab = TensorType.of(_logits(model).type).shape[1]
+    results = [TensorType(("r", vocab), "f32").mlir(), wanted.mlir()]
+    with ir.InsertionPoint(program.regions[0].blocks[0]), model.location:
+        ops.create("infc.dim", sym_name="t", min=1, max=rows)
+        ops.create("infc.dim", sym_name="r", min=1, max=logit_rows)
+        inputs = [row_ids.mlir(), row_ids.mlir(), row_ids.mlir(), wanted.mlir()]
+        main = func.FuncOp("main", ir.FunctionType.get(inputs, results))
+    with ir.InsertionPoint(main.add_entry_block()):
+        _ProgramBuilder(main, model, dtype, options).build()
+
+
+def _logits(model: ir.OpView) -> ir.Value:
+    return list(model.regions[0].blocks[0].operations)[-1].operation.operands[0]
+
+
+class _ProgramBuilder:
+    """Copies the model's operations into a program's `@main`, attention by attention."""
+
+    def __init__(
+        self, main: func.FuncOp, model: ir.OpView, dtype: str, options: CompileOptions
+    ) -> None:
+        self.positions, self.slots, self.rows = list(main.arguments)[1:4]
+        self.operations = list(model.regions[0].blocks[0].operations)
+        self.dtype = dtype
+        self.options = options
+        arguments = model.regions[0].blocks[0].arguments
+        self.map: dict[ir.Value, ir.Value] = {
+            arguments[0]: main.arguments[0],
+            arguments[1]: main.arguments[1],
+        }
+        self.selected: dict[ir.Value, ir.Value] = {}
+        layered = [i for i, op in enumerate(self.operations) if get(op, "infc.layer") is not None]
+        self.tail = layered[-1] + 1 if layered else len(self.operations)
+
+    def build(self) -> None:
+        for index, op in enumerate(self.operations):
+            with op.location:
+                if op.operation.name == "func.return":
+                    logits = self.map[op.operation.operands[0]]
+                    func.ReturnOp([logits, ops.argmax(logits)])
+                elif op.operation.name == "infc.attention":
+                    self.attention(op)
+                else:
+                    self.copy(op, in_tail=index >= self.tail)
+
+    def attention(self, op: ir.OpView) -> None:
+        q, k, v = (self.map[value] for value in list(op.operation.operands)[:3])
+        layer, head_dim, window = (get(op, n) for n in ("infc.layer", "head_dim", "window"))
+        kv_heads = int(TensorType.of(k.type).shape[-1]) // head_dim
+        kind = KVType(self.dtype, kv_heads, head_dim, capacity(window, self.options), window)
+        before = len(ir.InsertionPoint.current.block.operations)
+        cache = ops.kv_cache(layer, kind)
+        cache = ops.kv_append(cache, k, v, self.positions, self.slots)
+        self.map[op.operation.results[0]] = ops.kv_attention(
+            q,
+            cache,
+            self.positions,
+            self.slots,
+            heads=get(op, "heads"),
+            scale=get(op, "scale"),
+            softcap=get(op, "softcap"),
+        )
+        for made in list(ir.InsertionPoint.current.block.operations)[before:]:
+            made.operation.attributes["infc.layer"] = to_attribute(layer)
+
+    def copy(self, op: ir.OpView, *, in_tail: bool) -> None:
+        operands = [self.map[value] for value in op.operation.operands]
+        kinds = [result.type for result in op.operation.results]
+        if in_tail:
+            operands = [self.only_wanted_rows(value) for value in operands]
+            kinds = [_with_rows(kind) for kind in kinds]
+        attributes = {name: op.operation.attributes[name] for name in op.operation.attributes}
+        made = ir.Operation.create(
+            op.operation.name, results=kinds, operands=operands, attributes=attributes
+        )
+        self.map.update(zip(op.operation.results, made.results, strict=True))
+
+    def only_wanted_rows(self, value: ir.Value) -> ir.Value:
+        if not is_tensor(value.type) or TensorType.of(value.type).shape[0] != "t":
+            return value
+        if value not in self.selected:
+            self.selected[value] = ops.select_rows(value, self.rows)
+        return self.selected[value]
+
+
+def _with_rows(kind: ir.Type) -> ir.Type:
+    tensor = TensorType.of(kind)
+    if tensor.shape[0] != "t":
+        return kind
+    return TensorType(("r", *tensor.shape[1:]), tensor.element).mlir()
+
+
+SPLIT_PHASES = FunctionPass("split-phases", Level.GRAPH, split_phases, raises_to=Level.PHASE)

@@ -1,0 +1,58 @@
+"""Each kernel gets the mapping that the cost model likes best.
+
+    func @k1_matmul ... {infc.kernel = "matmul"}
+      -->  ... {infc.kernel = "matmul", infc.mapping = {row_tile = 6, col_tile = 2, ...},
+                infc.estimate = {low_ns, mid_ns, high_ns, bound}}
+
+Requires: fused kernels. Guarantees: every kernel has a mapping; all row kernels of a program share
+their partition, so that a value is in one space wherever it is used. Does not handle: measuring
+(that is tuning, which replaces the ranking and not the candidates).
+
+A mapping may be edited in a dump: what is compiled is what the attribute says.
+"""
+
+from __future__ import annotations
+
+from infc.cost.estimate import Estimate
+from infc.cost.roofline import estimate_work
+from infc.ir.attributes import get, to_attribute
+from infc.ir.levels import Level
+from infc.ir.mlir import ir
+from infc.passes.schedule.summary import summarize
+from infc.passes.walk import dim_maxima, program_functions, programs
+from infc.pipeline.passes import FunctionPass, PassContext
+from infc.target.backend import KernelMapping, KernelSummary
+
+
+def choose_mappings(module: ir.Module, ctx: PassContext) -> None:
+    """Choose for every kernel of both programs."""
+    for program in programs(module):
+        phase, maxima = get(program, "infc.phase"), dim_maxima(program)
+        kernels = {
+            function: summarize(function, phase, maxima, ctx.options)
+            for function in program_functions(program)
+            if get(function, "infc.kernel") is not None
+        }
+        for function, summary in kernels.items():
+            mapping, estimate = best_mapping(summary, ctx)
+            function.operation.attributes["infc.mapping"] = to_attribute(dict(mapping))
+            function.operation.attributes["infc.estimate"] = to_attribute(
+                {
+                    "low_ns": estimate.low * 1e9,
+                    "mid_ns": estimate.mid * 1e9,
+                    "high_ns": estimate.high * 1e9,
+                    "bound": estimate.bound,
+                }
+            )
+
+
+def best_mapping(summary: KernelSummary, ctx: PassContext) -> tuple[KernelMapping, Estimate]:
+    """The candidate with the least expected time; the backend's order breaks ties."""
+    ranked = [
+        (mapping, estimate_work(ctx.backend.work(summary, mapping, ctx.target), ctx.target))
+        for mapping in ctx.backend.candidates(summary, ctx.target)
+    ]
+    return min(ranked, key=lambda pair: pair[1].mid)
+
+
+CHOOSE_MAPPINGS = FunctionPass("choose-mappings", Level.SCHEDULE, choose_mappings)

@@ -1,0 +1,119 @@
+"""What a kernel costs, read off its operations: the input of the cost model and of backends."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from infc.ir.attributes import get
+from infc.ir.mlir import ir
+from infc.ir.storage import STORAGE_TYPES
+from infc.ir.types import A8, Dim, KVType, TensorType, is_kv, is_tensor, storage_bytes
+from infc.passes.walk import body
+from infc.pipeline.options import CompileOptions
+from infc.target.backend import KernelSummary
+
+
+def summarize(
+    kernel: ir.OpView, phase: str, maxima: Mapping[str, int], options: CompileOptions
+) -> KernelSummary:
+    """The summary of a kernel function at the schedule level.
+
+    Args:
+        kernel: a function with `infc.kernel`.
+        phase: `prefill` or `decode`.
+        maxima: the largest value of each symbolic dimension.
+        options: the hints say how many rows and which context are typical.
+    """
+    return _Summary(kernel, phase, maxima, options).result()
+
+
+class _Summary:
+    def __init__(
+        self, kernel: ir.OpView, phase: str, maxima: Mapping[str, int], options: CompileOptions
+    ) -> None:
+        self.kernel, self.phase, self.maxima, self.options = kernel, phase, maxima, options
+        typical = min(options.prompt, maxima["t"]) if phase == "prefill" else options.batch
+        self.typical = {"t": typical, "r": min(maxima["r"], 1 if phase == "prefill" else typical)}
+        self.context = min(options.prompt + options.new_tokens, options.max_context)
+        self.operations: dict[str, float] = defaultdict(float)
+        self.shapes: dict[str, int] = {}
+        self.weight_bytes = 0
+        self.activation_bytes = 0
+
+    def result(self) -> KernelSummary:
+        block = self.kernel.regions[0].blocks[0]
+        for argument in block.arguments:
+            self.count_bytes(argument.type)
+        symbol: Dim = "t"
+        for op in body(self.kernel):
+            if op.operation.name == "func.return":
+                for value in op.operation.operands:
+                    self.count_bytes(value.type)
+                    if is_tensor(value.type):
+                        symbol = TensorType.of(value.type).shape[0]
+            else:
+                self.count_operations(op)
+        return KernelSummary(
+            kind=get(self.kernel, "infc.kernel"),
+            phase=self.phase,
+            rows=self.number(symbol, self.maxima),
+            typical_rows=self.number(symbol, self.typical),
+            operations=dict(self.operations),
+            weight_bytes=self.weight_bytes,
+            activation_bytes=self.activation_bytes,
+            shapes=self.shapes,
+        )
+
+    def number(self, dim: Dim, values: Mapping[str, int]) -> int:
+        return values[dim] if isinstance(dim, str) else dim
+
+    def count_bytes(self, type_: ir.Type) -> None:
+        if is_kv(type_):
+            return
+        tensor = TensorType.of(type_)
+        shape = [self.number(dim, self.typical) for dim in tensor.shape]
+        if tensor.element in STORAGE_TYPES and tensor.shape == tuple(shape):
+            self.weight_bytes += storage_bytes(tensor.element, shape)
+        else:
+            self.activation_bytes += storage_bytes(tensor.element, shape)
+
+    def count_operations(self, op: ir.OpView) -> None:
+        name = op.operation.name
+        operands = list(op.operation.operands)
+        if name == "infc.linear":
+            n, k = (int(d) for d in TensorType.of(operands[1].type).shape)
+            x = TensorType.of(operands[0].type)
+            dtype = "int8" if x.element == A8 else "f32"
+            self.operations[dtype] += 2.0 * n * k * self.number(x.shape[0], self.typical)
+            self.shapes["k"] = k
+            self.shapes["n"] = self.shapes.get("n", 0) + n
+        elif name == "infc.kv_attention":
+            self.count_attention(op, operands)
+        elif name == "infc.embed":
+            # Only the rows that are looked up are read, not the table.
+            self.weight_bytes = 0
+        elif op.operation.results and is_tensor(op.operation.results[0].type):
+            shape = TensorType.of(op.operation.results[0].type).shape
+            elements = 1
+            for dim in shape:
+                elements *= self.number(dim, self.typical)
+            self.operations["f32"] += 4.0 * elements
+
+    def count_attention(self, op: ir.OpView, operands: list[ir.Value]) -> None:
+        cache = KVType.of(operands[1].type)
+        rows, width = TensorType.of(operands[0].type).shape
+        t = self.number(rows, self.typical)
+        seen = min(self.context, cache.window) if cache.window else self.context
+        # In prefill a query sees half of the prompt on average.
+        mean = min(seen, (t + 1) // 2) if self.phase == "prefill" else seen
+        self.operations["f32"] += 4.0 * t * mean * int(width)
+        element = 2 if cache.dtype == "f16" else 4
+        self.activation_bytes += 2 * seen * cache.kv_heads * cache.head_dim * element
+        self.shapes |= {
+            "heads": get(op, "heads"),
+            "kv_heads": cache.kv_heads,
+            "head_dim": cache.head_dim,
+            "window": cache.window,
+            "context": seen,
+        }
