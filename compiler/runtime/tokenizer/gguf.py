@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.frontends.source import TokenizerSource
 from infc.runtime.tokenizer.bpe import GPT2_ALPHABET, gpt2_bytes
 from infc.runtime.tokenizer.definition import (
     END_TOKENS,
@@ -28,6 +28,9 @@ from infc.runtime.tokenizer.definition import (
     refuse,
 )
 from infc.runtime.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+
+if TYPE_CHECKING:
+    from infc.frontends.source import TokenizerSource
 
 LOCATION = "GGUF metadata tokenizer.ggml"
 MERGEABLE = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infc.diagnostics import Code, UserError
-from infc.frontends.source import TokenizerSource
 from infc.runtime.tokenizer.bpe import GPT2_ALPHABET, gpt2_bytes
 from infc.runtime.tokenizer.definition import (
     END_TOKENS,
@@ -27,6 +27,9 @@ from infc.runtime.tokenizer.definition import (
     refuse,
 )
 from infc.runtime.tokenizer.pipeline import check_pipeline
+
+if TYPE_CHECKING:
+    from infc.frontends.source import TokenizerSource
 
 LOCATION = "tokenizer.json"
 Json = Mapping[str, object]

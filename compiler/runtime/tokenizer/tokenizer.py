@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from infc.diagnostics import Code, UserError
-from infc.frontends.source import TokenizerSource
 from infc.runtime.tokenizer.added import AddedTokenMatcher
 from infc.runtime.tokenizer.bpe import BytePairEncoder
 from infc.runtime.tokenizer.definition import AddedToken, Definition, TokenType
@@ -14,6 +14,9 @@ from infc.runtime.tokenizer.gguf import define_from_gguf
 from infc.runtime.tokenizer.huggingface import define_from_huggingface
 from infc.runtime.tokenizer.pipeline import Normalize, Split, make_normalizer, make_splitter
 from infc.runtime.tokenizer.storage import read_definition, write_definition
+
+if TYPE_CHECKING:
+    from infc.frontends.source import TokenizerSource
 
 
 class Tokenizer:
