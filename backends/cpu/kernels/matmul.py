@@ -149,9 +149,10 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
     if spec.max_rows >= _STREAM_ROWS and mapping.row_tile > _STREAM_ROWS:
         regimes.append((_STREAM_ROWS, _streams(b, spec, mapping, _STREAM_ROWS)))
     if spec.max_rows >= mapping.row_tile > 1:
-        many = _streams(b, spec, mapping, mapping.row_tile)
         if spec.activation == "a8":
             many = _tiles(b, spec, mapping)
+        else:
+            many = _streams(b, spec, mapping, mapping.row_tile)
         regimes.append((mapping.row_tile, many))
     pointers = [b.ptr] * (matmul_argument_count(spec) - 4)
     with b.function(name, [b.ptr, b.i64, b.i64, b.i64, *pointers], inline=False) as arguments:
