@@ -1,7 +1,7 @@
 """What a model file is to the rest of infc: a description, named tensors, and a tokenizer.
 
-A frontend opens files and answers with a `ModelSource`. It copies nothing: tensor data stay in the
-memory-mapped files until they are packed.
+A frontend opens files and answers with a `ModelSource`. Tensor data stay in the files until they
+are packed: one tensor at a time is read.
 """
 
 from __future__ import annotations
@@ -136,10 +136,13 @@ class ModelSource(Protocol):
         """The tokenizer, or None where the model carries none (read lazily)."""
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor, read-only and mapped, 1-D; raises UserError if the file changed."""
+        """The bytes of a tensor, read-only, 1-D; raises INF1009 where the file changed.
+
+        Each call reads them afresh: a mapping would kill the process if the file were cut short.
+        """
 
     def digest(self) -> str:
         """sha256 over all files that matter, hexadecimal; computed once."""
 
     def close(self) -> None:
-        """Unmap the files."""
+        """Close the files."""
