@@ -127,16 +127,15 @@ def _strip_fact(fact: Mapping[str, object], path: str, sourced: bool, notes: _No
 
 def _note(table: Mapping[str, object], path: str, keys: tuple[str, ...], notes: _Notes) -> bool:
     """Keep what a table says about the origin of its facts; whether it says anything."""
-    said = False
-    for key in keys:
-        text = table.get(key)
+    found = [key for key in keys if key in table]
+    for key in found:
+        text = table[key]
         if isinstance(text, str) and text.strip():
             kept = notes.sources if key == "source" else notes.assumptions
             kept[path] = f"not known: {text}" if key == "unknown" else text
-            said = True
-        elif text is not None:
+        else:
             notes.problems.append(Problem(f"expected {key} as text", path or None))
-    return said
+    return bool(found)
 
 
 def _join(path: str, key: str) -> str:

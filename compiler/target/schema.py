@@ -172,8 +172,8 @@ class Target(Facts):
     backend: str
     kind: Kind
     count: int = Field(default=1, ge=1)
-    memories: tuple[Memory, ...] = Field(min_length=1)
-    compute: tuple[ComputeUnit, ...] = Field(min_length=1)
+    memories: tuple[Memory, ...]
+    compute: tuple[ComputeUnit, ...]
     links: tuple[Link, ...] = ()
     launch_ns: Nanoseconds
     barrier_ns: Nanoseconds
@@ -186,6 +186,8 @@ class Target(Facts):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
+        if not self.memories or not self.compute:
+            raise ValueError("expected at least one memory and one compute unit")
         nodes = [memory.name for memory in self.memories] + [unit.name for unit in self.compute]
         for names in (nodes, [link.name for link in self.links]):
             twice = sorted({name for name in names if names.count(name) > 1})

@@ -94,13 +94,12 @@ def test_the_bound_counts_rounding_but_not_of_the_topmost() -> None:
 
 
 def test_a_search_can_prove_more_than_the_live_bytes() -> None:
-    # Of height 3 by live bytes, yet not placeable in 3: d must touch both ends of its neighbours.
-    buffers = [
-        Buffer("a", 1, 1, 0, 1), Buffer("b", 1, 1, 0, 2), Buffer("c", 1, 1, 3, 5),
-        Buffer("d", 2, 1, 2, 3), Buffer("e", 2, 1, 4, 5), Buffer("f", 1, 1, 1, 2),
-    ]  # fmt: skip
+    # 80 bytes are live, but the two aligned blocks are 64 apart and the third one fits between
+    # neither: 10 at 0, 10 at 64, 60 at 74.
+    buffers = [Buffer("a", 10, 64, 0, 0), Buffer("b", 10, 64, 0, 0), Buffer("c", 60, 1, 0, 0)]
     plan = plan_arena(buffers)
     check_plan(buffers, plan.offsets, plan.height_bytes)
+    assert plan.height_bytes == plan.lower_bound_bytes == 134
     assert plan.optimal
 
 

@@ -1,0 +1,137 @@
+"""The rendered text of what can go wrong with targets."""
+
+import pytest
+
+from infc.backends.cpu.target import resolve_cpu
+from infc.diagnostics import UserError
+from infc.target import discovery
+from infc.target.loader import parse_target
+from infc.target.schema import TargetStatus
+
+GOOD = """
+name = "toy"
+backend = "made-up"
+kind = "gpu"
+source = "the data sheet"
+launch_ns = 1
+barrier_ns = 1
+
+[[memories]]
+name = "hbm"
+size_bytes = "80GiB"
+bandwidth_bytes_per_s = "3TB/s"
+managed_by = "hardware"
+feeds = ["cores"]
+efficiency = { low = 0.5, mid = 0.8, high = 0.9 }
+
+[[compute]]
+name = "cores"
+operations_per_s = { f32 = "1TFLOP/s" }
+efficiency = { low = 0.5, mid = 0.8, high = 0.9 }
+"""
+
+
+def rendered(text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_target(text, location="toy.toml")
+    return str(caught.value)
+
+
+def test_all_findings_of_the_schema_are_listed_with_their_place() -> None:
+    text = (
+        GOOD.replace('"3TB/s"', '"3TB"').replace('kind = "gpu"', 'kind = "toaster"')
+        + 'colour = "red"\n'
+    )
+    assert rendered(text) == (
+        "error[INF3002]: the target file has 3 problems\n"
+        "  --> toy.toml\n"
+        "   - input should be 'cpu', 'gpu', 'dataflow' or 'model-only' (kind)\n"
+        "   - expected a number and one of B/s, kB/s, MB/s, GB/s, TB/s, PB/s, KiB/s, MiB/s, GiB/s, "
+        "TiB/s, Mbit/s, Gbit/s, Tbit/s, got '3TB' (memories.hbm.bandwidth_bytes_per_s)\n"
+        "   - extra inputs are not permitted (compute.cores.colour)"
+    )
+
+
+def test_facts_without_a_source_are_listed() -> None:
+    text = GOOD.replace('source = "the data sheet"\n', "").replace(
+        "launch_ns = 1", 'launch_ns = { value = 1, source = "" }'
+    )
+    report = rendered(text)
+    assert report.startswith("error[INF3002]: the target file has 11 problems\n  --> toy.toml\n")
+    assert "   - expected source as text (launch_ns)\n" in report
+    assert "   - expected a source, got a fact without one (barrier_ns)\n" in report
+    assert "(memories.hbm.efficiency.high)\n" in report
+
+
+def test_a_fact_says_one_thing() -> None:
+    text = GOOD.replace("launch_ns = 1", 'launch_ns = { value = 1, unknown = "x", note = "y" }')
+    assert rendered(text) == (
+        "error[INF3002]: the target file has 1 problem\n"
+        "  --> toy.toml\n"
+        "   - expected a value with a source or an assumption, or unknown with a reason, got note, "
+        "unknown, value (launch_ns)"
+    )
+
+
+def test_names_must_agree() -> None:
+    assert rendered(GOOD.replace('feeds = ["cores"]', 'feeds = ["core"]')) == (
+        "error[INF3002]: the target file has 1 problem\n"
+        "  --> toy.toml\n"
+        "   - memory 'hbm' feeds 'core': expected one of cores"
+    )
+
+
+def test_a_target_computes_something() -> None:
+    assert rendered("compute = []\n" + GOOD[: GOOD.index("[[compute]]")]) == (
+        "error[INF3002]: the target file has 1 problem\n"
+        "  --> toy.toml\n"
+        "   - expected at least one memory and one compute unit"
+    )
+
+
+def test_an_efficiency_range_must_be_ordered() -> None:
+    assert rendered(GOOD.replace("low = 0.5, mid = 0.8", "low = 0.9, mid = 0.8", 1)) == (
+        "error[INF3002]: the target file has 1 problem\n"
+        "  --> toy.toml\n"
+        "   - expected low <= mid <= high, got 0.9, 0.8, 0.9 (memories.hbm.efficiency)"
+    )
+
+
+def test_no_toml() -> None:
+    assert (
+        rendered("name =")
+        .splitlines()[0]
+        .startswith("error[INF3002]: the target file is no valid TOML: ")
+    )
+
+
+def test_an_unknown_target_names_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = [TargetStatus("vendor-chip-100", "chips", "model-only", True)]
+    monkeypatch.setattr(discovery, "list_targets", lambda: statuses)
+    monkeypatch.setattr(discovery, "backend_names", lambda: ["chips", "cpu"])
+    with pytest.raises(UserError) as caught:
+        discovery.resolve_target("vendor-chip-10")
+    assert str(caught.value) == (
+        "error[INF3001]: no target is named 'vendor-chip-10'\n"
+        "   = hint: did you mean vendor-chip-100?"
+    )
+    with pytest.raises(UserError) as caught:
+        discovery.resolve_target("zzz")
+    assert str(caught.value) == (
+        "error[INF3001]: no target is named 'zzz'\n   = hint: `infc targets` lists all of them"
+    )
+
+
+def test_an_unknown_cpu_target_and_one_that_is_not_supported() -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_cpu("cpu:x86-64-v9")
+    assert str(caught.value) == (
+        "error[INF3001]: no CPU target is named 'cpu:x86-64-v9'\n"
+        "   = hint: known ones: cpu, cpu:x86-64-v4, cpu:x86-64-v3"
+    )
+    with pytest.raises(UserError) as caught:
+        resolve_cpu("cpu:aarch64")
+    assert str(caught.value) == (
+        "error[INF3004]: target 'cpu:aarch64' is not supported: the code generator emits x86-64 "
+        "only"
+    )
