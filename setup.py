@@ -15,5 +15,6 @@ setup(
         for package in [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
     ],
     # Every file that lies in a package is part of it: target files, headers, dialects, templates.
-    package_data={"": ["*"]},
+    package_data={"": ["*", "**/*"]},
+    exclude_package_data={"": ["*.pyc", "**/*.pyc"]},
 )
