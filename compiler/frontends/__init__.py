@@ -6,6 +6,7 @@ In the order in which data flow: `files` (reading), `gguf_header`, `settings` an
 (the sources), `opening` (which of them a path needs), `finite` (NaN and infinity).
 """
 
+from infc.frontends.finite import check_finite
 from infc.frontends.opening import open_model
 
-__all__ = ["open_model"]
+__all__ = ["check_finite", "open_model"]
