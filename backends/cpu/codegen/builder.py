@@ -63,6 +63,8 @@ class Builder:
                 ir.FunctionType.get(list(arguments), list(results)),
                 visibility="private" if private else None,
             )
+        if private:  # MLIR's visibility does not reach the object file
+            op.attributes["llvm.linkage"] = ir.Attribute.parse("#llvm.linkage<internal>")
         if noalias:
             op.attributes["arg_attrs"] = ir.ArrayAttr.get(
                 [
