@@ -1,0 +1,51 @@
+"""Calls that Ctrl-C can stop.
+
+Python delivers KeyboardInterrupt to the main thread between bytecodes, so a program that runs in
+the main thread cannot be interrupted and a backend would have to survive an exception anywhere.
+Here the program runs in a thread of its own and the main thread waits: an interrupt sets the
+program's cancel flag, and is raised once the program has come back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class InterruptibleCalls:
+    """Runs one call after another in one kept thread (about 20 us a call)."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(self, call: Callable[[threading.Event], Result]) -> Result:
+        """`call(cancel)`; only the main thread gets KeyboardInterrupt, others call directly."""
+        cancel = threading.Event()
+        if threading.current_thread() is not threading.main_thread():
+            return call(cancel)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="infc-call")
+        try:
+            return self._pool.submit(call, cancel).result()
+        except KeyboardInterrupt:
+            cancel.set()
+            self._wait_until_idle()
+            raise
+
+    def _wait_until_idle(self) -> None:
+        """Wait for the call under way, whether or not the interrupt left us its future.
+
+        A second interrupt must not leave while the program still writes to the KV cache.
+        """
+        assert self._pool is not None
+        idle = threading.Event()
+        self._pool.submit(idle.set)
+        while not idle.is_set():
+            try:
+                idle.wait()
+            except KeyboardInterrupt:
+                continue

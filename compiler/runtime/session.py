@@ -1,0 +1,426 @@
+"""A session: one sequence of tokens, the KV cache that remembers it, the programs that extend it.
+
+A session never knows which backend it drives, and it keeps one promise whatever happens inside a
+call: when a method raises, the session is as it was before (same position, same tokens, usable).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infc.diagnostics import Code, UserError
+from infc.runtime.generate import Generation, generate
+from infc.runtime.interrupt import InterruptibleCalls
+from infc.runtime.rings import Rings
+from infc.runtime.sampling import Sampler, SamplingOptions
+from infc.runtime.state_file import SavedState, read_state, trimmed, write_state
+from infc.runtime.tokenizer import Tokenizer
+from infc.target.runnable import Call, KVBlock, Limits, OutputKind, Phase, Runnable
+
+SLOT = 0
+"""A session is one sequence: it uses one slot of its own KV cache."""
+
+
+class Session:
+    """One sequence on a loaded model.
+
+    The cache holds `position` tokens. `prefill` and `decode` append exactly the tokens they are
+    given. `next_token` appends the token it chose the time before: a token just chosen is not yet
+    in the cache, and a `prefill` or `decode` that comes next may put another in its place.
+
+    A session is for one thread at a time (INF5005 otherwise); `fork` makes another.
+
+    Args:
+        runnable: the loaded programs; forks share them.
+        tokenizer: None where the model carries none.
+        threads: threads every call is run by, 1 to `runnable.limits.max_threads`.
+        digest: identity of the artifact, which a saved state is tied to.
+    """
+
+    def __init__(
+        self,
+        runnable: Runnable,
+        tokenizer: Tokenizer | None,
+        *,
+        threads: int,
+        digest: str = "",
+    ) -> None:
+        most = runnable.limits.max_threads
+        if not 1 <= threads <= most:
+            raise UserError(
+                Code.OPTION,
+                f"threads must be 1 to {most}, got {threads}",
+                hint=f"the programs were compiled for at most {most} threads",
+            )
+        self.threads = threads
+        self.digest = digest
+        self._runnable = runnable
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._calls = InterruptibleCalls()
+        self._kv = runnable.new_kv()
+        self._rings = Rings(runnable.kv_shape)
+        self._tokens: list[int] = []
+        self._logits: NDArray[np.float32] | None = None  # [vocab], of the last position
+        self._chosen: int | None = None  # by next_token, not yet in the cache
+
+    # What the session is
+
+    @property
+    def position(self) -> int:
+        """Tokens in the cache; the position the next token will take."""
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens in the cache, oldest first."""
+        return tuple(self._tokens)
+
+    @property
+    def chosen(self) -> int | None:
+        """The token `next_token` returned last, while it is not in the cache yet."""
+        return self._chosen
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds the programs were compiled for."""
+        return self._runnable.limits
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids the model knows."""
+        return self._runnable.vocab_size
+
+    @property
+    def planned_memory_bytes(self) -> int:
+        """Bytes of arena the memory plan takes, for one thread."""
+        return self._runnable.planned_bytes
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; INF1101 where it has none."""
+        if self._tokenizer is None:
+            raise UserError(
+                Code.TOKENIZER_MISSING,
+                "the artifact holds no tokenizer",
+                hint="pass token ids instead of text, or compile a model that has a tokenizer",
+            )
+        return self._tokenizer
+
+    # Appending tokens
+
+    def prefill(
+        self, token_ids: Sequence[int] | NDArray[np.integer], all_logits: bool = False
+    ) -> NDArray[np.float32]:
+        """Append tokens, in as many chunks as it takes.
+
+        Args:
+            token_ids: `[n]`, n >= 1.
+            all_logits: return the logits of every token instead of the last.
+
+        Returns:
+            float32 `[vocab]`, the last position's logits, or `[n, vocab]`; read-only.
+
+        Raises:
+            UserError: INF5002, INF5003, INF5004, INF5005. KeyboardInterrupt cancels.
+        """
+        with self._exclusive(), self._appending(token_ids) as tokens:
+            if all_logits:
+                rows = self._prefill_all(tokens)
+                self._set_next(rows[-1].copy(), None)
+                return rows
+            logits = self._prefill(tokens, OutputKind.LOGITS)
+            self._set_next(logits, None)
+            return logits
+
+    def decode(self, token_id: int) -> NDArray[np.float32]:
+        """Append one token; float32 `[vocab]`, the logits of what comes after it; read-only."""
+        with self._exclusive(), self._appending([token_id]) as tokens:
+            logits: NDArray[np.float32] = self._run(Phase.DECODE, tokens, 1, OutputKind.LOGITS)[0]
+            self._set_next(logits, None)
+            return logits
+
+    def next_token(self, sampler: Sampler) -> int:
+        """Append the token chosen last, if there is one, and choose the next.
+
+        A greedy sampler takes the index from the program: no logits are made.
+
+        Raises:
+            UserError: INF5003 where nothing was prefilled; INF5004, INF5005.
+        """
+        with self._exclusive():
+            if self._chosen is not None:
+                with self._appending([self._chosen]) as tokens:
+                    output = OutputKind.ARGMAX if sampler.greedy else OutputKind.LOGITS
+                    return self._choose(self._run(Phase.DECODE, tokens, 1, output)[0], sampler)
+            if self._logits is None:
+                raise UserError(
+                    Code.EMPTY_PROMPT,
+                    "expected a token to continue from, got none since the session was made, "
+                    "reset or truncated",
+                    hint="call prefill with the prompt's token ids first",
+                )
+            token = sampler.sample(self._logits, self._tokens)
+            self._set_next(self._logits, token)
+            return token
+
+    def prefill_next(self, token_ids: Sequence[int], sampler: Sampler) -> int:
+        """Append tokens and choose the next: `prefill` then `next_token`, without the logits."""
+        with self._exclusive(), self._appending(token_ids) as tokens:
+            output = OutputKind.ARGMAX if sampler.greedy else OutputKind.LOGITS
+            return self._choose(self._prefill(tokens, output), sampler)
+
+    def _choose(self, output: NDArray[Any], sampler: Sampler) -> int:
+        """The next token, of one row of logits `[vocab]` or of an index `[]`."""
+        token = int(output) if sampler.greedy else sampler.sample(output, self._tokens)
+        self._set_next(None, token)
+        return token
+
+    def _set_next(self, logits: NDArray[np.float32] | None, chosen: int | None) -> None:
+        if logits is not None:
+            # What was returned is also what next_token samples from.
+            logits.setflags(write=False)
+        self._logits, self._chosen = logits, chosen
+
+    def _prefill(self, tokens: NDArray[np.int32], output: OutputKind) -> NDArray[Any]:
+        """Append `[n]` tokens; the output of the last."""
+        chunk = self.limits.max_tokens[Phase.PREFILL]
+        *pieces, last = [tokens[i : i + chunk] for i in range(0, len(tokens), chunk)]
+        for piece in pieces:
+            self._run(Phase.PREFILL, piece, 0, output)
+        row: NDArray[Any] = self._run(Phase.PREFILL, last, 1, output)[0]
+        return row
+
+    def _prefill_all(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Append `[n]` tokens; float32 `[n, vocab]`, in pieces no longer than the logit rows."""
+        phase = Phase.PREFILL
+        chunk = min(self.limits.max_tokens[phase], self.limits.max_logit_rows[phase])
+        rows = np.empty((len(tokens), self.vocab_size), np.float32)
+        for i in range(0, len(tokens), chunk):
+            piece = tokens[i : i + chunk]
+            rows[i : i + len(piece)] = self._run(phase, piece, len(piece), OutputKind.LOGITS)
+        rows.setflags(write=False)
+        return rows
+
+    def _run(
+        self, phase: Phase, tokens: NDArray[np.int32], last_rows: int, output: OutputKind
+    ) -> NDArray[Any]:
+        """One call of a program: append `[t]` tokens, return the output of the last few rows."""
+        start, count = self.position, len(tokens)
+        # Before the call, which may fail halfway through writing.
+        self._rings.write(start + count)
+        call = Call(
+            tokens=tokens,
+            row_offsets=np.array([0, count], np.int32),
+            slots=np.array([SLOT], np.int32),
+            positions=np.arange(start, start + count, dtype=np.int32),
+            logit_rows=np.arange(count - last_rows, count, dtype=np.int32),
+            output=output,
+        )
+        kv, threads = self._kv, self.threads
+        result = self._calls.run(
+            lambda cancel: self._runnable.run(phase, call, kv, threads=threads, cancel=cancel)
+        )
+        self._tokens.extend(tokens.tolist())
+        return result
+
+    # Moving back, copying, keeping
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first `n` tokens.
+
+        A sliding-window layer keeps a ring of positions only; what it has overwritten is gone.
+
+        Raises:
+            UserError: INF5007 where a layer no longer holds the window before `n`, or the session
+                is shorter than `n`.
+        """
+        with self._exclusive():
+            if not 0 <= n <= self.position:
+                raise UserError(
+                    Code.TRUNCATE,
+                    f"expected a length from 0 to the session's {self.position}, got {n}",
+                )
+            missing = self._rings.missing(n)
+            if missing is not None:
+                raise UserError(
+                    Code.TRUNCATE,
+                    f"a session at position {self.position} can be truncated to "
+                    f"{self._rings.lowest_truncation()} or more, or to 0, got {n}",
+                    notes=[missing],
+                    hint="fork or save a session before it moves on, or reset it and prefill again",
+                )
+            if n < self.position:
+                self._forget_after(n)
+                self._set_next(None, None)
+
+    def _forget_after(self, n: int) -> None:
+        del self._tokens[n:]
+        if n == 0:
+            self._rings.clear()
+
+    def reset(self) -> None:
+        """Forget everything; keeps the memory."""
+        with self._exclusive():
+            self._forget_after(0)
+            self._set_next(None, None)
+
+    def fork(self) -> Session:
+        """An independent session in the same state; programs and weights are shared."""
+        with self._exclusive():
+            other = Session(
+                self._runnable, self._tokenizer, threads=self.threads, digest=self.digest
+            )
+            other._kv = self._kv.copy()
+            other._tokens = list(self._tokens)
+            other._rings = Rings(self._rings.shape, self._rings.oldest)
+            other._set_next(self._logits, self._chosen)
+            return other
+
+    def save(self, path: str | Path) -> None:
+        """Write tokens and KV cache to a file, whole or not at all; INF4006 where that fails."""
+        with self._exclusive():
+            block = trimmed(self._kv.kv_export(SLOT, 0, self.position), self._rings.oldest)
+            state = SavedState(self.digest, self.tokens, block, self._logits, self._chosen)
+            write_state(Path(path), state, self._runnable.kv_shape.dtype)
+
+    def restore(self, path: str | Path) -> None:
+        """Become what was saved by a session of the same artifact.
+
+        Raises:
+            UserError: INF4001 no such file, INF4003 damaged, INF4004 saved by another artifact.
+        """
+        with self._exclusive():
+            state = read_state(Path(path), self.digest)
+            kv = self._runnable.new_kv()
+            kv.kv_import(SLOT, state.block)
+            self._kv, self._tokens = kv, list(state.tokens)
+            self._rings = Rings(self._rings.shape, state.block.layer_starts)
+            self._set_next(state.logits, state.chosen)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        chat: bool = False,
+    ) -> Generation:
+        """Append a prompt and stream the text that follows.
+
+        On a session that has generated before, the prompt continues that text, its last token
+        included.
+
+        Args:
+            prompt: text, or token ids.
+            max_new_tokens: upper bound of the tokens chosen, an end-of-sequence token included.
+            temperature, top_k, top_p, min_p, repetition_penalty, seed: see `SamplingOptions`.
+            stop: the text ends before any of these.
+            chat: put the text into the model's chat template, as the user's first message.
+
+        Returns:
+            An iterator over pieces of text; whole characters only.
+
+        Raises:
+            UserError: at once where the request is wrong (INF1101, INF1103, INF5001 to INF5004),
+                INF5005 while iterating where the session was moved in between.
+        """
+        options = SamplingOptions(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        return generate(
+            self, prompt, max_new_tokens=max_new_tokens, options=options, stop=stop, chat=chat
+        )
+
+    # One user at a time, and nothing half done
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise UserError(
+                Code.SESSION_BUSY,
+                "the session is in use by another thread",
+                hint="give each thread its own session: fork() copies one",
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _appending(
+        self, token_ids: Sequence[int] | NDArray[np.integer]
+    ) -> Iterator[NDArray[np.int32]]:
+        """Check the tokens, `[n]` int32, and take back what was appended where the block fails."""
+        tokens = self._checked(token_ids)
+        start = self.position
+        lost = self._about_to_be_lost(start + len(tokens))
+        try:
+            yield tokens
+        except BaseException:
+            self._forget_after(start)
+            if lost is not None:
+                self._kv.kv_import(SLOT, lost)
+                self._rings.restore(lost.layer_starts)
+            raise
+
+    def _about_to_be_lost(self, stop: int) -> KVBlock | None:
+        """What sliding layers hold, where writing up to `stop` leaves no way back to here."""
+        if not self._rings.would_lose(self.position, stop):
+            return None
+        start = self._rings.oldest_sliding()
+        return trimmed(self._kv.kv_export(SLOT, start, self.position), self._rings.oldest)
+
+    def _checked(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
+        ids = np.asarray(token_ids)
+        if ids.size == 0:
+            raise UserError(
+                Code.EMPTY_PROMPT,
+                "expected at least one token, got an empty prompt",
+                hint="pass a text or token ids; a model predicts what follows something",
+            )
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise UserError(
+                Code.TOKEN_RANGE,
+                f"expected a list of integer token ids, got {ids.dtype} of shape {ids.shape}",
+            )
+        outside = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
+        if outside.size:
+            at = int(outside[0])
+            raise UserError(
+                Code.TOKEN_RANGE,
+                f"expected token ids from 0 to {self.vocab_size - 1}, got {ids[at]} at index {at}",
+                hint="the ids may come from the tokenizer of another model",
+            )
+        self.check_room(len(ids))
+        return ids.astype(np.int32)
+
+    def check_room(self, count: int) -> None:
+        """INF5004 unless `count` more tokens fit."""
+        needed, most = self.position + count, self.limits.max_context
+        if needed > most:
+            raise UserError(
+                Code.CONTEXT_OVERFLOW,
+                f"the context holds {most} positions, {needed} are needed "
+                f"({self.position} in the session and {count} more)",
+                hint=f"compile with --max-context {needed} or more, or shorten the prompt; reset() "
+                "starts a session again",
+            )
