@@ -48,7 +48,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             PROJECT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__")
         )
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, copy]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        out,
+        copy,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "DeprecationWarning" not in result.stdout + result.stderr
@@ -70,7 +79,7 @@ def test_every_module_of_the_wheel_can_be_imported(wheel: Path, tmp_path: Path) 
         for path in source_files()
         if path.endswith(".py") and not path.endswith("__main__.py")
     )
-    command = [sys.executable, "-P", "-c", IMPORT_ALL, tmp_path, *names]
+    command: list[str | Path] = [sys.executable, "-P", "-c", IMPORT_ALL, tmp_path, *names]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
