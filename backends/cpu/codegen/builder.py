@@ -405,7 +405,7 @@ class Builder:
     def load_where(self, mask: Value, pointer: Value, type_: Type, align: int) -> Value:
         """Load the lanes whose `mask` is set, zero in the others; reads nothing else."""
         zero = self.const(0, type_)
-        return llvm.MaskedLoadOp(type_, pointer, mask, align, pass_thru=[zero]).result
+        return llvm.MaskedLoadOp(type_, pointer, mask, align, pass_thru=zero).result
 
     def store_where(self, mask: Value, value: Value, pointer: Value, align: int) -> None:
         """Store the lanes whose `mask` is set and touch nothing else."""
