@@ -1,0 +1,1 @@
+"""One file a command. A command imports what it needs when it runs: `infc --help` is quick."""

@@ -1,0 +1,150 @@
+"""`infc bench`: how fast an artifact is, beside what was predicted."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from infc.cli.output import print_json, write_text
+from infc.cli.tables import print_table
+from infc.cli.units import human_bytes, human_count, human_seconds
+
+if TYPE_CHECKING:
+    from infc.driver import PhasePrediction
+
+EPILOG = """\b
+Examples:
+  infc bench model.infc
+  infc bench model.infc --prompt-tokens 512 --new-tokens 128 --threads 2 --json
+
+Seconds, bytes and operations are for all tokens of a phase together; measured ones are the median
+of three runs after a short one that is not counted.
+"""
+
+
+@click.command("bench", epilog=EPILOG, short_help="Measure an artifact beside its prediction.")
+@click.argument("artifact", metavar="ARTIFACT", type=click.Path(path_type=Path))
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=512,
+    show_default=True,
+    help="Tokens to prefill.",
+)
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="Tokens to decode after them.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to run with.  [default: all that this process may use]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench_command(
+    artifact: Path, prompt_tokens: int, new_tokens: int, threads: int | None, as_json: bool
+) -> None:
+    """Measure an artifact and print the prediction beside it."""
+    from infc import driver
+    from infc.artifact import open_artifact
+    from infc.cli.memory import peak_memory_bytes
+    from infc.runtime.measure import measure
+
+    start = time.perf_counter()
+    opened = open_artifact(artifact)
+    session = driver.load(opened, threads=threads)
+    load_seconds = time.perf_counter() - start
+    measured = measure(session, prompt_tokens, new_tokens)
+    predicted = driver.predict(
+        opened, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=session.threads
+    )
+    peak_bytes = peak_memory_bytes()
+    targets = opened.manifest.targets
+    names = sorted({str(facts["name"]) for facts in targets.values()})
+    report: dict[str, Any] = {
+        "prefill": _phase(prompt_tokens, measured.prefill_seconds, predicted["prefill"]),
+        "decode": _phase(new_tokens, measured.decode_seconds, predicted["decode"]),
+        "peak_memory_bytes": peak_bytes,
+        "planned_memory_bytes": session.planned_memory_bytes,
+        "load_seconds": load_seconds,
+        "threads": session.threads,
+        "target": "+".join(names),
+        "assumptions": [],
+    }
+    report["assumptions"] = _assumptions(report)
+    if as_json:
+        print_json(report)
+    else:
+        _print_for_people(report)
+
+
+def _phase(tokens: int, seconds: float, predicted: PhasePrediction | None) -> dict[str, Any]:
+    return {
+        "tokens": tokens,
+        "measured": {"seconds": seconds, "tokens_per_second": tokens / seconds},
+        "predicted": {
+            "seconds": predicted and predicted.seconds,
+            "seconds_low": predicted and predicted.seconds_low,
+            "seconds_high": predicted and predicted.seconds_high,
+        },
+        "bytes": predicted and predicted.bytes,
+        "operations": predicted and predicted.operations,
+        "bound": predicted and predicted.bound,
+    }
+
+
+def _assumptions(report: dict[str, Any]) -> list[str]:
+    """Why each null is null."""
+    notes = [
+        f"{phase}.predicted, bytes, operations, bound: the artifact holds no cost estimate"
+        for phase in ("prefill", "decode")
+        if report[phase]["bound"] is None
+    ]
+    if report["peak_memory_bytes"] is None:
+        notes.append("peak_memory_bytes: this system does not tell it")
+    return notes
+
+
+def _print_for_people(report: dict[str, Any]) -> None:
+    print_table(
+        ["phase", "tokens", "tokens/s", "measured", "predicted", "range", "bytes", "ops", "bound"],
+        [_row(phase, report[phase]) for phase in ("prefill", "decode")],
+        right=["tokens", "tokens/s", "measured", "predicted", "range", "bytes", "ops"],
+    )
+    peak = report["peak_memory_bytes"]
+    write_text(
+        f"target {report['target']}, threads {report['threads']}, "
+        f"loaded in {human_seconds(report['load_seconds'])}, "
+        f"planned memory {human_bytes(report['planned_memory_bytes'])}, "
+        f"peak resident {'unknown' if peak is None else human_bytes(peak)}\n"
+    )
+
+
+def _row(name: str, phase: dict[str, Any]) -> list[str]:
+    measured, predicted = phase["measured"], phase["predicted"]
+    row = [
+        name,
+        str(phase["tokens"]),
+        f"{measured['tokens_per_second']:.1f}",
+        human_seconds(measured["seconds"]),
+    ]
+    if phase["bound"] is None:
+        return [*row, *["unknown"] * 5]
+    low, high = human_seconds(predicted["seconds_low"]), human_seconds(predicted["seconds_high"])
+    return [
+        *row,
+        human_seconds(predicted["seconds"]),
+        f"{low} to {high}",
+        human_bytes(phase["bytes"]),
+        human_count(phase["operations"]),
+        phase["bound"],
+    ]

@@ -1,0 +1,171 @@
+"""`infc compile`: a model in, an artifact out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from infc.cli.output import print_json, write_text
+from infc.cli.progress import progress_bar
+from infc.cli.units import human_bytes, human_seconds
+
+EPILOG = """\b
+Examples:
+  infc compile model.gguf --target cpu -o model.infc
+  infc compile model.gguf --target cpu:x86-64-v3 --max-context 8192 -o model.infc
+  infc compile model.gguf -o model.infc --json | jq -r .digest
+
+The same model, options and version of infc give the same bytes.
+"""
+
+
+@click.command("compile", epilog=EPILOG, short_help="Compile a model to an artifact.")
+@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option(
+    "--target", default="cpu", show_default=True, help="What to compile for; see `infc targets`."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The artifact.  [default: the model's name with .infc, here]",
+)
+@click.option(
+    "--max-context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=4096,
+    show_default=True,
+    help="Limit: positions a sequence.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Limit: sequences at once.",
+)
+@click.option(
+    "--chunk",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=512,
+    show_default=True,
+    help="Limit: tokens a prefill call; longer prompts take several.",
+)
+@click.option(
+    "--prompt",
+    "prompt_tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=512,
+    show_default=True,
+    help="Hint: tokens of a usual prompt; steers the cost model only.",
+)
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="Hint: tokens of a usual answer; steers the cost model only.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Hint: sequences usually at once; steers the cost model only.",
+)
+@click.option(
+    "--quantize",
+    default="keep",
+    show_default=True,
+    metavar="TYPE",
+    help="keep, or the storage type to convert weights to (q8_0, q4_0, ...).",
+)
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write the IR after every pass.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Run the reference after every pass and name the first that changes a number.",
+)
+@click.option(
+    "--tune",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Measure the N best candidates of each kernel.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def compile_command(
+    model: Path,
+    target: str,
+    output: Path | None,
+    max_context: int,
+    max_batch: int,
+    chunk: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    quantize: str,
+    dump: Path | None,
+    verify: bool,
+    tune: int,
+    as_json: bool,
+) -> None:
+    """Compile a model (a GGUF file or a Hugging Face folder) to an artifact."""
+    from infc import driver
+    from infc.cli.memory import peak_memory_bytes
+
+    path = output if output is not None else Path(model.resolve().with_suffix(".infc").name)
+    start = time.perf_counter()
+    with progress_bar() as progress:
+        artifact = driver.compile(
+            model,
+            target=target,
+            output=path,
+            max_context=max_context,
+            max_batch=max_batch,
+            chunk=chunk,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            batch=batch,
+            quantize=quantize,
+            dump=dump,
+            verify=verify,
+            tune=tune,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - start
+    peak_bytes = peak_memory_bytes()
+    targets = {phase: facts["name"] for phase, facts in artifact.manifest.targets.items()}
+    if as_json:
+        print_json(
+            {
+                "artifact": str(path),
+                "seconds": seconds,
+                "peak_memory_bytes": peak_bytes,
+                "targets": targets,
+                "digest": artifact.manifest.digest,
+                "assumptions": _assumptions(peak_bytes),
+            }
+        )
+        return
+    names = ", ".join(sorted(set(map(str, targets.values()))))
+    memory = "" if peak_bytes is None else f", peak memory {human_bytes(peak_bytes)}"
+    write_text(f"{path}: compiled for {names} in {human_seconds(seconds)}{memory}\n")
+
+
+def _assumptions(peak_bytes: int | None) -> list[str]:
+    return [] if peak_bytes is not None else ["peak_memory_bytes: this system does not tell it"]

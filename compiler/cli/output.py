@@ -1,0 +1,76 @@
+"""Writing to stdout: JSON objects, text as it comes, and what happens when stdout fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from infc.diagnostics import Code, UserError
+
+SCHEMA_VERSION = 1
+"""Of every object `--json` prints: keys are added, never renamed."""
+
+
+def print_json(payload: Mapping[str, Any]) -> None:
+    """One object with its `schema_version`; what is not finite becomes null."""
+    write_text(json.dumps({"schema_version": SCHEMA_VERSION, **_finite(payload)}, indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(text: str) -> None:
+    """Write and flush; INF4006 where stdout takes no more, BrokenPipeError where nobody reads.
+
+    A character that the terminal's encoding lacks is replaced.
+    """
+    if sys.stdout is None:
+        raise UserError(Code.OUTPUT, "standard output could not be written: it is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritable(error) from error
+    flush_stdout()
+
+
+def flush_stdout() -> None:
+    """Flush; INF4006 where stdout takes no more, BrokenPipeError where nobody reads."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        abandon_stdout()
+        raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> UserError:
+    return UserError(Code.OUTPUT, f"standard output could not be written: {error.strerror}")
+
+
+def abandon_stdout() -> None:
+    """Send what is still buffered nowhere, so that Python's own last flush does not fail."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, io.UnsupportedOperation, ValueError):
+        return  # closed, or not a file
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
