@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS
@@ -19,7 +20,8 @@ class Epilogue:
     Attributes:
         scaled: multiply by the multiplier of the packed weights.
         bias: add a bias.
-        combine: replace the output `g` that is there by `activation(g) * value`.
+        combine: replace the output `g` that is there by `activation(g) * value`. Unlike the other
+            steps this must be done once only.
         softcap: `softcap * tanh(value / softcap)`.
         partial: the last panel has fewer than 16 columns.
     """
@@ -57,10 +59,23 @@ class PanelOutput:
     columns: Value
 
 
+@dataclass(frozen=True)
+class RowTile:
+    """Rows done together; `i64` both.
+
+    Attributes:
+        first: the first of them.
+        fresh: those before this one were done by an earlier tile.
+    """
+
+    first: Value
+    fresh: Value
+
+
 def emit_epilogue(
-    b: Builder, epilogue: Epilogue, target: PanelOutput, first_row: Value, sums: list[Value]
+    b: Builder, epilogue: Epilogue, target: PanelOutput, tile: RowTile, sums: list[Value]
 ) -> None:
-    """Finish and store the sums (`vector<16xf32>`) of consecutive rows from `first_row` on."""
+    """Finish and store the sums (`vector<16xf32>`) of the consecutive rows of a tile."""
     floats = b.vec(LANES, b.f32)
     mask = None
     if epilogue.partial:
@@ -74,8 +89,9 @@ def emit_epilogue(
         return b.load_where(mask, pointer, floats, 4)
 
     bias = load(target.bias) if epilogue.bias else None
-    for index, value in enumerate(sums):
-        pointer = b.at(target.out, b.mul(b.add(first_row, index), target.row_bytes))
+
+    def finish(row: Value, value: Value) -> None:
+        pointer = b.at(target.out, b.mul(row, target.row_bytes))
         if epilogue.scaled:
             value = b.fmul(value, b.splat(target.multiplier))
         if bias is not None:
@@ -89,3 +105,10 @@ def emit_epilogue(
             b.store(value, pointer, 4)
         else:
             b.store_where(mask, value, pointer, 4)
+
+    for index, value in enumerate(sums):
+        row = b.add(tile.first, index)
+        if epilogue.combine is None or len(sums) == 1:
+            finish(row, value)
+        else:
+            b.when(b.cmp("sge", row, tile.fresh), partial(finish, row, value))

@@ -11,6 +11,7 @@ the codes, one byte each, in steps of 64 bytes as in the packed layout.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.activation import a8_offsets
@@ -21,7 +22,7 @@ from infc.backends.cpu.kernels.dots import (
     emit_dot,
     emit_scales,
 )
-from infc.backends.cpu.kernels.epilogue import Epilogue, PanelOutput, emit_epilogue
+from infc.backends.cpu.kernels.epilogue import Epilogue, PanelOutput, RowTile, emit_epilogue
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
 from infc.backends.cpu.kernels.stream import (
     PANEL_OUT_BYTES,
@@ -97,15 +98,17 @@ def emit_staged(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
         def few(first: Value) -> None:
             operands = []
             for column in range(tile.columns):
-                # Past the end the last panel is done once more: it gets the same results.
+                # Past the end the last panel fills the tile, with no columns to store.
                 panel = b.min(b.add(first, column), last)
+                is_there = b.cmp("sle", b.add(first, column), last)
+                left = b.sub(columns, b.mul(panel, PANEL_ROWS))
                 staged = b.at(room, column * tile.panel_bytes)
                 b.call(stage, [b.at(weights, b.mul(panel, packed_bytes)), staged])
                 offset = b.mul(panel, PANEL_OUT_BYTES)
                 operands += [
                     b.at(bias, offset) if tile.epilogue.bias else bias,
                     b.at(out, offset),
-                    b.sub(columns, b.mul(panel, PANEL_ROWS)),
+                    b.select(is_there, left, b.idx(0)),
                 ]
             b.call(run_tile, [x, m, room, multiplier, row_bytes, *operands])
 
@@ -164,12 +167,17 @@ def _emit_tile(b: Builder, tile: TileKernel) -> str:
         corrections = _RowTerms(b.stack(tile.rows * room_bytes, _VECTOR_BYTES), room_bytes)
         weighted = _RowTerms(b.stack(tile.rows * room_bytes, _VECTOR_BYTES), room_bytes)
 
-        def rows(first_row: Value) -> None:
-            _emit_row_terms(b, tile, x, first_row, corrections, weighted)
-            sums = _emit_sums(b, tile, x, first_row, staged, corrections, weighted)
+        def rows(done: RowTile) -> None:
+            _emit_row_terms(b, tile, x, done.first, corrections, weighted)
+            sums = _emit_sums(b, tile, x, done.first, staged, corrections, weighted)
             for column, target in enumerate(targets):
-                of_column = sums[column :: tile.columns]
-                emit_epilogue(b, tile.epilogue, target, first_row, of_column)
+                store = partial(
+                    emit_epilogue, b, tile.epilogue, target, done, sums[column :: tile.columns]
+                )
+                if column == 0:  # the first panel is always there
+                    store()
+                else:
+                    b.when(b.cmp("sgt", target.columns, 0), store)
 
         emit_row_tiles(b, m, tile.rows, rows)
         b.ret()

@@ -23,7 +23,7 @@ from infc.backends.cpu.kernels.dots import (
     emit_scales,
     needs_signed,
 )
-from infc.backends.cpu.kernels.epilogue import Epilogue, PanelOutput, emit_epilogue
+from infc.backends.cpu.kernels.epilogue import Epilogue, PanelOutput, RowTile, emit_epilogue
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
 from infc.ir.mlir import ir
 from infc.reference.a8 import A8_BLOCK, A8_SUM
@@ -66,16 +66,18 @@ def panel_function_types(b: Builder) -> list[ir.Type]:
     return [b.ptr, b.i64, b.ptr, b.i64, b.f32, b.ptr, b.ptr, b.i64, b.i64]
 
 
-def emit_row_tiles(b: Builder, m: Value, rows: int, body: Callable[[Value], None]) -> None:
-    """`body(first_row)` for tiles of `rows` rows that cover the m >= rows rows.
+def emit_row_tiles(b: Builder, m: Value, rows: int, body: Callable[[RowTile], None]) -> None:
+    """`body(tile)` for tiles of `rows` rows that cover the m >= rows rows.
 
-    The last tile ends at the last row, so it may do rows again: they get the same results.
+    The last tile ends at the last row, so it may do rows again: they get the same sums.
     """
-    if rows == 1:
-        b.loop(0, m, body=body)
-        return
     last = b.sub(m, rows)
-    b.loop(0, b.ceil_div(m, rows), body=lambda tile: body(b.min(b.mul(tile, rows), last)))
+
+    def tile(index: Value) -> None:
+        start = b.mul(index, rows)
+        body(RowTile(b.min(start, last), start))
+
+    b.loop(0, b.ceil_div(m, rows), body=tile)
 
 
 def emit_stream(b: Builder, kernel: StreamKernel) -> str:
@@ -97,9 +99,9 @@ def emit_stream(b: Builder, kernel: StreamKernel) -> str:
             )
             source = b.at(weights, b.mul(index, panel_bytes))
 
-            def tile(first_row: Value) -> None:
-                sums = sums_of(b, kernel, x, first_row, source)
-                emit_epilogue(b, kernel.epilogue, target, first_row, sums)
+            def tile(rows: RowTile) -> None:
+                sums = sums_of(b, kernel, x, rows.first, source)
+                emit_epilogue(b, kernel.epilogue, target, rows, sums)
 
             emit_row_tiles(b, m, kernel.rows, tile)
 
