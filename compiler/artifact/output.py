@@ -166,7 +166,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY_PREFIX}{path.name[:100]}-{secrets.token_hex(6)}")
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name[:40]}-{secrets.token_hex(6)}")
 
 
 def _own(handle: int, temporary: Path) -> bool:
