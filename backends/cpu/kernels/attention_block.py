@@ -1,0 +1,430 @@
+"""One block of keys of an attention unit: scores, softmax terms, weighted values.
+
+Lanes are computed in panels of a few, whose sums fit the registers. Panels of the widest size read
+keys and values from a staged copy in f32, made once a block; smaller ones read the cache itself,
+which is faster for few lanes. Either way every sum runs in the same order over the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.kernels.kv_layout import STRIP, KVLayer
+from infc.backends.cpu.kernels.rows import F32_BYTES, emit_softcap, load_f32, store_f32
+from infc.backends.cpu.kernels.vmath import ROUNDING_MAGIC, ROUNDING_MAGIC_BITS
+
+VECTOR_BYTES = LANES * F32_BYTES
+MASKED = -1e30
+"""Score of an invisible key, and the maximum before any key: large, but finite, so that differences
+of two of them are 0 rather than NaN."""
+
+LOG2_E = 1.4426950408889634
+_LOWEST_EXPONENT = -126.0
+_EXP2 = (  # (2**r - 1) / r for |r| <= 1/2, fitted for the smallest relative error: 2e-9
+    1.5353361959569156e-4,
+    1.3398875016719103e-3,
+    9.61843691766262e-3,
+    5.5503323674201965e-2,
+    2.4022647738456726e-1,
+    6.931471824645996e-1,
+)
+
+
+def emit_exp2(b: Builder, x: Value) -> Value:
+    """`2 ** x` for `x <= 0`, within 1 unit in the last place; exactly 1 for 0; at least 2**-126."""
+    x = b.fmax(x, b.const(_LOWEST_EXPONENT, x.type))
+    magic = b.const(ROUNDING_MAGIC, x.type)
+    shifted = b.fadd(x, magic)
+    r = b.fsub(x, b.fsub(shifted, magic))
+    value = b.const(_EXP2[0], x.type)
+    for coefficient in _EXP2[1:]:
+        value = b.fma(value, r, b.const(coefficient, x.type))
+    value = b.fma(value, r, b.const(1.0, x.type))
+    ints = b.vec(LANES, b.i32)
+    exponent = b.sub(b.bitcast(shifted, ints), ROUNDING_MAGIC_BITS)
+    return b.bitcast(b.add(b.bitcast(value, ints), b.shl(exponent, 23)), x.type)
+
+
+def accumulators(isa: Isa) -> int:
+    """16-lane sums that fit the registers beside the operands: three quarters of them."""
+    return isa.vector_registers * isa.vector_bytes // VECTOR_BYTES * 3 // 4
+
+
+def widest_panel(isa: Isa) -> int:
+    """Lanes of the widest panel: beside two vectors of keys where the registers allow it."""
+    return accumulators(isa) // 2 if accumulators(isa) >= 24 else accumulators(isa)
+
+
+def panel_sizes(isa: Isa, lanes: int) -> list[int]:
+    """Lanes computed together, largest first; 1 is among them, so any number can be made up."""
+    sizes = {size for size in (widest_panel(isa), 4, 2, 1) if size <= lanes}
+    return sorted(sizes, reverse=True)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the block's code is specialised for.
+
+    Attributes:
+        kv: the layer's cache.
+        window: positions a row sees, itself included; `None` for all.
+        softcap: cap of the scores, or `None`.
+        key_block: keys of a block.
+        lanes: lanes a unit has at most.
+    """
+
+    kv: KVLayer
+    window: int | None
+    softcap: float | None
+    key_block: int
+    lanes: int
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a head's elements, the last one perhaps in part."""
+        return -(-self.kv.head_dim // LANES)
+
+    @property
+    def dim_bytes(self) -> int:
+        """Bytes of a head's elements in the scratch."""
+        return self.vectors * VECTOR_BYTES
+
+    @property
+    def score_bytes(self) -> int:
+        """Bytes of a lane's scores of one block."""
+        return self.key_block * F32_BYTES
+
+    @property
+    def staged_stride(self) -> int:
+        """Bytes between the staged values of two vectors: a line more than they need.
+
+        Without it the same key's vectors would fall into one set of the cache.
+        """
+        return self.key_block * VECTOR_BYTES + VECTOR_BYTES
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Byte offsets in a thread's scratch."""
+
+    queries: int  # f32 [lane, vectors, 16]: scaled
+    sums: int  # f32 [lane, vectors, 16]: weighted values so far
+    scores: int  # f32 [lane, key_block]: scores, then softmax terms
+    maxima: int  # f32 [lane, 16]: largest score so far, in every element
+    weights: int  # f32 [lane, 16]: terms so far, their sum still to be taken over the elements
+    corrections: int  # f32 [lane, 16]: 2 ** (old maximum - new maximum), in every element
+    positions: int  # i32 [lane, 16]: the row's position, in every element
+    staged_keys: int  # f32 [key_block / 16, head_dim, 16]
+    staged_values: int  # f32 [vectors, key_block + 1, 16]
+    total: int
+
+    @classmethod
+    def plan(cls, shape: Shape, isa: Isa) -> Scratch:
+        """Lay the parts out one after the other; all are whole vectors."""
+        is_wide = shape.lanes >= widest_panel(isa)
+        keys = shape.key_block * shape.kv.head_dim * F32_BYTES if is_wide else 0
+        values = shape.vectors * shape.staged_stride if is_wide else 0
+        a_lane = (shape.dim_bytes, shape.dim_bytes, shape.score_bytes, *[VECTOR_BYTES] * 4)
+        offsets = [0]
+        for size in (*[shape.lanes * size for size in a_lane], keys, values):
+            offsets.append(offsets[-1] + size)
+        return cls(*offsets)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of keys, seen by `lanes` lanes.
+
+    Attributes:
+        keys: the kv head's keys in the cache.
+        lanes: lanes of the unit.
+        first_strip: absolute position of the block's first key, over 16.
+        visible: keys any lane may see, counted from the first one.
+        strips: strips that hold them.
+    """
+
+    keys: Value
+    lanes: Value
+    first_strip: Value
+    visible: Value
+    strips: Value
+
+
+class BlockEmitter:
+    """Emits the work on one block of keys."""
+
+    def __init__(self, b: Builder, shape: Shape, scratch: Value) -> None:
+        self.b, self.shape, self.base = b, shape, scratch
+        self.parts = Scratch.plan(shape, b.isa)
+        self.vector = b.vec(LANES, b.f32)
+        self.widest = widest_panel(b.isa)
+
+    def emit(self, block: Block) -> None:
+        """Add a block of keys to the state of all lanes."""
+        b = self.b
+        if self.shape.lanes >= self.widest:
+            b.when(b.cmp("sge", block.lanes, self.widest), lambda: self._stage(block))
+        self._panels(block, partial(self._scores, block))
+        b.loop(0, block.lanes, body=lambda lane: self._softmax(block, lane))
+        self._panels(block, partial(self._weigh, block))
+
+    def part(self, part: int, lane: Value, lane_bytes: int = VECTOR_BYTES) -> Value:
+        """The place of a lane in a part of the scratch."""
+        return self.b.at(self.base, self.b.add(self.b.mul(lane, lane_bytes), part))
+
+    # ---- operands --------------------------------------------------------------------------
+
+    def _stage(self, block: Block) -> None:
+        """Copy the block's keys and values to the scratch as f32."""
+        b, shape, kv = self.b, self.shape, self.shape.kv
+        read_bytes = LANES * kv.element_bytes
+
+        def strip(index: Value) -> None:
+            keys = self._cached_strip(block, index)
+            if kv.dtype != "f32":
+                staged = b.at(self.base, b.add(b.mul(index, kv.head_dim * VECTOR_BYTES),
+                                               self.parts.staged_keys))
+
+                def element(d: Value) -> None:
+                    x = self._cached(b.at(keys, b.mul(d, read_bytes)))
+                    b.store(x, b.at(staged, b.mul(d, VECTOR_BYTES)), F32_BYTES)
+
+                b.loop(0, kv.head_dim, body=element)
+            values = b.at(keys, kv.v_offset)
+            first = b.mul(index, STRIP)
+
+            def key(j: Value) -> None:
+                row = b.at(values, b.mul(j, kv.head_dim * kv.element_bytes))
+                to = b.add(b.mul(b.add(first, j), VECTOR_BYTES), self.parts.staged_values)
+                for v in range(shape.vectors):
+                    x = self._cached(b.at(row, v * read_bytes))
+                    b.store(x, b.at(b.at(self.base, to), v * shape.staged_stride), F32_BYTES)
+
+            b.loop(0, b.min(b.sub(block.visible, first), STRIP), body=key)
+
+        b.loop(0, block.strips, body=strip)
+
+    def _cached(self, pointer: Value) -> Value:
+        """Sixteen elements of the cache as f32."""
+        b, kv = self.b, self.shape.kv
+        if kv.dtype == "f32":
+            return b.load(pointer, self.vector, kv.element_bytes)
+        return b.ext_f(b.load(pointer, b.vec(LANES, b.f16), kv.element_bytes), self.vector)
+
+    def _cached_strip(self, block: Block, strip: Value) -> Value:
+        """The keys of a strip of the block; its values are `v_offset` further on."""
+        b, kv = self.b, self.shape.kv
+        place = b.rem(b.add(block.first_strip, strip), kv.strips)
+        return b.at(block.keys, b.mul(place, kv.strip_bytes))
+
+    def _reads_staged(self, size: int) -> bool:
+        return size == self.widest
+
+    def _load_f32(self, pointer: Value) -> Value:
+        return self.b.load(pointer, self.vector, F32_BYTES)
+
+    # ---- panels ----------------------------------------------------------------------------
+
+    def _panels(self, block: Block, body: Callable[[int, Value, Value], None]) -> None:
+        """Cut the lanes into panels, largest first: `body(size, start, stop)` for those of a size.
+
+        The body opens its loops over keys or elements outside the loop over the panels, so that
+        what the panels share is read from the nearest cache.
+        """
+        b = self.b
+        done = b.idx(0)
+        for size in panel_sizes(b.isa, self.shape.lanes):
+            stop = b.add(done, b.mul(b.div(b.sub(block.lanes, done), size), size))
+            b.when(b.cmp("slt", done, stop), partial(body, size, done, stop))
+            done = stop
+
+    def _multiply(
+        self,
+        left: Value,
+        left_stride: int,
+        size: int,
+        right: Sequence[Value],
+        sums: Sequence[Value],
+    ) -> list[Value]:
+        """One step of a product: `sums[r][c] += left[r] * right[c]`, `left` a column of scalars."""
+        b = self.b
+        out = []
+        for r in range(size):
+            scalar = b.splat(b.load(b.at(left, r * left_stride), b.f32, F32_BYTES))
+            row = sums[r * len(right) : (r + 1) * len(right)]
+            out += [b.fma(scalar, x, total) for x, total in zip(right, row, strict=True)]
+        return out
+
+    # ---- scores ----------------------------------------------------------------------------
+
+    def _scores(self, block: Block, size: int, start: Value, stop: Value) -> None:
+        """`scores[lane, key] = sum(query[lane, d] * key[d, key])`, summed over d in order."""
+        b = self.b
+        available = self.shape.key_block // STRIP
+        limit = max(1, accumulators(b.isa) // size)
+        columns = max(c for c in range(1, min(limit, available) + 1) if available % c == 0)
+
+        def strips(strip: Value) -> None:
+            keys = [self._score_strip(block, size, b.add(strip, c)) for c in range(columns)]
+            b.loop(start, stop, size, body=partial(self._score_panel, size, strip, keys))
+
+        b.loop(0, block.strips, columns, body=strips)
+
+    def _score_strip(self, block: Block, size: int, strip: Value) -> Value:
+        if not self._reads_staged(size) or self.shape.kv.dtype == "f32":
+            return self._cached_strip(block, strip)
+        staged = self.b.mul(strip, self.shape.kv.head_dim * VECTOR_BYTES)
+        return self.b.at(self.base, self.b.add(staged, self.parts.staged_keys))
+
+    def _score_panel(self, size: int, strip: Value, keys: list[Value], lane: Value) -> None:
+        b, shape = self.b, self.shape
+        query = self.part(self.parts.queries, lane, shape.dim_bytes)
+        load = self._load_f32 if self._reads_staged(size) else self._cached
+        vector_bytes = VECTOR_BYTES if self._reads_staged(size) else LANES * shape.kv.element_bytes
+
+        def step(d: Value, *sums: Value) -> list[Value]:
+            at = b.mul(d, vector_bytes)
+            loaded = [load(b.at(k, at)) for k in keys]
+            return self._multiply(
+                b.at(query, b.mul(d, F32_BYTES)), shape.dim_bytes, size, loaded, sums
+            )
+
+        zeros = [b.const(0.0, self.vector)] * (size * len(keys))
+        sums = b.loop(0, shape.kv.head_dim, 1, zeros, body=step)
+        scores = self.part(self.parts.scores, lane, shape.score_bytes)
+        first = b.at(scores, b.mul(strip, VECTOR_BYTES))
+        for i, value in enumerate(sums):
+            r, c = divmod(i, len(keys))
+            store_f32(b, value, first, r * shape.score_bytes + c * VECTOR_BYTES)
+
+    # ---- softmax ---------------------------------------------------------------------------
+
+    def _softmax(self, block: Block, lane: Value) -> None:
+        """Turn a lane's scores into terms and bring its maximum and its sum up to date.
+
+        Scores are in units of `log2(e)`, so that terms are powers of two.
+        """
+        b, parts = self.b, self.parts
+        scores = self.part(parts.scores, lane, self.shape.score_bytes)
+        masked, zero = b.const(MASKED, self.vector), b.const(0.0, self.vector)
+        largest = self._mask_scores(block, lane, scores)
+        maximum_at = self.part(parts.maxima, lane)
+        before = load_f32(b, maximum_at, 0)
+        maximum = b.fmax(before, b.splat(b.reduce("maxnumf", largest)))
+        correction = emit_exp2(b, b.fsub(before, maximum))
+        store_f32(b, maximum, maximum_at, 0)
+        store_f32(b, correction, self.part(parts.corrections, lane), 0)
+
+        def term(strip: Value, total: Value) -> Value:
+            at = b.mul(strip, VECTOR_BYTES)
+            x = load_f32(b, scores, at)
+            # Where all is masked so far the maximum is the mask too, and the power would be 1.
+            seen = b.fcmp("ogt", x, masked)
+            value = b.select(seen, emit_exp2(b, b.fsub(x, maximum)), zero)
+            store_f32(b, value, scores, at)
+            return b.fadd(total, value)
+
+        weights_at = self.part(parts.weights, lane)
+        total = b.fmul(load_f32(b, weights_at, 0), correction)
+        (total,) = b.loop(0, block.strips, 1, [total], body=term)
+        store_f32(b, total, weights_at, 0)
+
+    def _mask_scores(self, block: Block, lane: Value, scores: Value) -> Value:
+        """Cap the scores, mask what the lane does not see; the largest of each vector element."""
+        b, shape = self.b, self.shape
+        position = b.load(self.part(self.parts.positions, lane), b.vec(LANES, b.i32), F32_BYTES)
+        iota = b.lanes(range(LANES), b.i32)
+        masked = b.const(MASKED, self.vector)
+
+        def mask(strip: Value, largest: Value) -> Value:
+            at = b.mul(strip, VECTOR_BYTES)
+            x = load_f32(b, scores, at)
+            if shape.softcap is not None:
+                x = b.fmul(emit_softcap(b, x, shape.softcap), b.const(LOG2_E, self.vector))
+            first = b.mul(b.add(block.first_strip, strip), STRIP)
+            distance = b.sub(position, b.add(b.splat(b.trunc_i(first, b.i32)), iota))
+            if shape.window is None:
+                visible = b.cmp("sge", distance, 0)
+            else:  # unsigned: later positions are very far
+                visible = b.cmp("ult", distance, shape.window)
+            x = b.select(visible, x, masked)
+            store_f32(b, x, scores, at)
+            return b.fmax(largest, x)
+
+        return b.loop(0, block.strips, 1, [masked], body=mask)[0]
+
+    # ---- weighted values -------------------------------------------------------------------
+
+    def _weigh(self, block: Block, size: int, start: Value, stop: Value) -> None:
+        """`sums[lane, d] = sums[lane, d] * correction + sum(term[lane, key] * value[key, d])`."""
+        b, vectors = self.b, self.shape.vectors
+        passes = -(-vectors // max(1, accumulators(b.isa) // size))
+        columns = -(-vectors // passes)  # passes of much the same width
+        whole = vectors // columns * columns
+
+        def elements(count: int, first: Value) -> None:
+            panel = partial(self._weigh_panel, block, size, count, first)
+            b.loop(start, stop, size, body=panel)
+
+        b.loop(0, whole, columns, body=partial(elements, columns))
+        if whole < vectors:
+            elements(vectors - whole, b.idx(whole))
+
+    def _weigh_panel(
+        self, block: Block, size: int, count: int, first: Value, lane: Value
+    ) -> None:
+        """The part of `_weigh` of `size` lanes and of `count` vectors from `first` on."""
+        b, shape, parts = self.b, self.shape, self.parts
+        sums_at = b.at(self.part(parts.sums, lane, shape.dim_bytes), b.mul(first, VECTOR_BYTES))
+        terms = self.part(parts.scores, lane, shape.score_bytes)
+        sums = []
+        for r in range(size):
+            correction = load_f32(b, self.part(parts.corrections, lane), r * VECTOR_BYTES)
+            for c in range(count):
+                before = load_f32(b, sums_at, r * shape.dim_bytes + c * VECTOR_BYTES)
+                sums.append(b.fmul(before, correction))
+        add = self._add_staged if self._reads_staged(size) else self._add_cached
+        for i, value in enumerate(add(block, size, count, first, terms, sums)):
+            r, c = divmod(i, count)
+            store_f32(b, value, sums_at, r * shape.dim_bytes + c * VECTOR_BYTES)
+
+    def _add_staged(
+        self, block: Block, size: int, count: int, first: Value, terms: Value, sums: list[Value]
+    ) -> list[Value]:
+        b, stride = self.b, self.shape.staged_stride
+        values = b.at(self.base, b.add(b.mul(first, stride), self.parts.staged_values))
+
+        def key(j: Value, *sums: Value) -> list[Value]:
+            row = b.at(values, b.mul(j, VECTOR_BYTES))
+            loaded = [self._load_f32(b.at(row, c * stride)) for c in range(count)]
+            left = b.at(terms, b.mul(j, F32_BYTES))
+            return self._multiply(left, self.shape.score_bytes, size, loaded, sums)
+
+        return b.loop(0, block.visible, 1, sums, body=key)
+
+    def _add_cached(
+        self, block: Block, size: int, count: int, first: Value, terms: Value, sums: list[Value]
+    ) -> list[Value]:
+        b, kv = self.b, self.shape.kv
+        vector_bytes, row_bytes = LANES * kv.element_bytes, kv.head_dim * kv.element_bytes
+
+        def strip(index: Value, *sums: Value) -> list[Value]:
+            offset = b.add(b.mul(first, vector_bytes), kv.v_offset)
+            values = b.at(self._cached_strip(block, index), offset)
+            terms_at = b.at(terms, b.mul(index, VECTOR_BYTES))
+
+            def key(j: Value, *sums: Value) -> list[Value]:
+                row = b.at(values, b.mul(j, row_bytes))
+                loaded = [self._cached(b.at(row, c * vector_bytes)) for c in range(count)]
+                left = b.at(terms_at, b.mul(j, F32_BYTES))
+                return self._multiply(left, self.shape.score_bytes, size, loaded, sums)
+
+            # No key beyond the last visible one is touched: there may be none yet.
+            keys = b.min(b.sub(block.visible, b.mul(index, STRIP)), STRIP)
+            return b.loop(0, keys, 1, sums, body=key)
+
+        return b.loop(0, block.strips, 1, sums, body=strip)
