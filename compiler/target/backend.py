@@ -14,6 +14,7 @@ from infc.target.runnable import Runnable
 from infc.target.schema import Target, TargetStatus
 
 if TYPE_CHECKING:  # the contract names layers above it; nothing is imported when it runs
+    from infc.cost.roofline import Work
     from infc.ir.mlir import ir
     from infc.ir.types import TensorType
     from infc.pipeline.passes import Pipeline
@@ -39,7 +40,8 @@ class KernelSummary:
         operations: by dtype of the arithmetic, for `typical_rows`.
         weight_bytes: bytes of weights it reads, whatever the rows.
         activation_bytes: bytes of activations and cache it moves, for `typical_rows`.
-        shapes: dimensions by name (`k`, `n`, `heads`, `head_dim`, `window`, `context`, ...).
+        shapes: dimensions by name (`heads`, `kv_heads`, `head_dim`, `window`, `context`).
+        matrices: `(n, k, storage type)` of each weight matrix of a product.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class KernelSummary:
     weight_bytes: int
     activation_bytes: int
     shapes: Mapping[str, int]
+    matrices: tuple[tuple[int, int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ class Backend(Protocol):
 
     def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
         """Mappings of a kernel worth considering, the best guess first; never empty."""
+
+    def work(self, kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
+        """Bytes, operations and barriers of a kernel under a mapping: what the cost model ranks."""
 
     def weight_layout(self, tensor: TensorType) -> tuple[str, int]:
         """The packed layout of a weight, by name, and its bytes: by shape and storage alone."""

@@ -7,10 +7,10 @@ flattened, without padding; only attention and the KV cache see sequences.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,31 @@ class KVShape:
     capacity: tuple[int, ...]
     dtype: str
     page_tokens: int
+
+
+def limits_of(signature: Mapping[str, Any]) -> Limits:
+    """The limits that a program's signature states."""
+    return Limits(
+        max_tokens=tuple(signature["max_tokens"]),
+        max_logit_rows=tuple(signature["max_logit_rows"]),
+        max_context=signature["max_context"],
+        max_slots=signature["max_slots"],
+        max_threads=signature["max_threads"],
+    )
+
+
+def kv_shape_of(signature: Mapping[str, Any]) -> KVShape:
+    """The KV cache that a program's signature states."""
+    capacity = tuple(signature["capacity"])
+    return KVShape(
+        layers=len(capacity),
+        kv_heads=signature["kv_heads"],
+        head_dim=signature["head_dim"],
+        windows=tuple(window or None for window in signature["windows"]),
+        capacity=capacity,
+        dtype=signature["kv_dtype"],
+        page_tokens=max(capacity),
+    )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from infc.ir.attributes import get, to_attribute
 from infc.ir.levels import Level
 from infc.ir.mlir import func, ir
 from infc.ir.types import KVType, TensorType, is_tensor
+from infc.passes.walk import body
 from infc.pipeline.options import CompileOptions
 from infc.pipeline.passes import FunctionPass, PassContext
 
@@ -42,9 +43,41 @@ def split_phases(module: ir.Module, ctx: PassContext) -> None:
     }
     for phase in ("prefill", "decode"):
         _build_program(module, model, phase, rows[phase], logit_rows[phase], dtype, ctx.options)
+    module.operation.attributes["infc.signature"] = to_attribute(
+        _signature(model, rows, logit_rows, dtype, ctx.options)
+    )
     for op in list(module.body.operations):
         if op.operation.name == "func.func" or op.operation.name == "infc.dim":
             op.operation.erase()
+
+
+def _signature(
+    model: ir.OpView,
+    rows: dict[str, int],
+    logit_rows: dict[str, int],
+    dtype: str,
+    options: CompileOptions,
+) -> dict[str, object]:
+    """What a caller of the programs must know; see `infc.target.runnable`."""
+    attentions = [
+        op for op in body(model) if op.operation.name == "infc.attention"
+    ]
+    first = attentions[0]
+    windows = [get(op, "window") for op in attentions]
+    head_dim = get(first, "head_dim")
+    return {
+        "vocab_size": int(TensorType.of(_logits(model).type).shape[1]),
+        "max_tokens": [rows["prefill"], rows["decode"]],
+        "max_logit_rows": [logit_rows["prefill"], logit_rows["decode"]],
+        "max_context": options.max_context,
+        "max_slots": options.max_batch,
+        "max_threads": options.max_threads,
+        "kv_heads": int(TensorType.of(first.operation.operands[1].type).shape[1]) // head_dim,
+        "head_dim": head_dim,
+        "kv_dtype": dtype,
+        "windows": windows,
+        "capacity": [capacity(window, options) for window in windows],
+    }
 
 
 def kv_dtype(model: ir.OpView, options: CompileOptions) -> str:
@@ -53,7 +86,7 @@ def kv_dtype(model: ir.OpView, options: CompileOptions) -> str:
         return options.kv_dtype
     kinds = {
         TensorType.of(op.operation.results[0].type).element
-        for op in model.regions[0].blocks[0].operations
+        for op in body(model)
         if op.operation.name == "infc.weight"
     }
     return "f32" if all(kind == "f32" for kind in kinds) else "f16"
@@ -94,7 +127,7 @@ def _build_program(
 
 
 def _logits(model: ir.OpView) -> ir.Value:
-    return list(model.regions[0].blocks[0].operations)[-1].operation.operands[0]
+    return body(model)[-1].operation.operands[0]
 
 
 class _ProgramBuilder:
@@ -104,7 +137,7 @@ class _ProgramBuilder:
         self, main: func.FuncOp, model: ir.OpView, dtype: str, options: CompileOptions
     ) -> None:
         self.positions, self.slots, self.rows = list(main.arguments)[1:4]
-        self.operations = list(model.regions[0].blocks[0].operations)
+        self.operations = body(model)
         self.dtype = dtype
         self.options = options
         arguments = model.regions[0].blocks[0].arguments

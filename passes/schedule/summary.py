@@ -38,6 +38,7 @@ class _Summary:
         self.context = min(options.prompt + options.new_tokens, options.max_context)
         self.operations: dict[str, float] = defaultdict(float)
         self.shapes: dict[str, int] = {}
+        self.matrices: list[tuple[int, int, str]] = []
         self.weight_bytes = 0
         self.activation_bytes = 0
 
@@ -63,6 +64,7 @@ class _Summary:
             weight_bytes=self.weight_bytes,
             activation_bytes=self.activation_bytes,
             shapes=self.shapes,
+            matrices=tuple(self.matrices),
         )
 
     def number(self, dim: Dim, values: Mapping[str, int]) -> int:
@@ -82,12 +84,12 @@ class _Summary:
         name = op.operation.name
         operands = list(op.operation.operands)
         if name == "infc.linear":
-            n, k = (int(d) for d in TensorType.of(operands[1].type).shape)
+            matrix = TensorType.of(operands[1].type)
+            n, k = (int(d) for d in matrix.shape)
+            self.matrices.append((n, k, matrix.element))
             x = TensorType.of(operands[0].type)
             dtype = "int8" if x.element == A8 else "f32"
             self.operations[dtype] += 2.0 * n * k * self.number(x.shape[0], self.typical)
-            self.shapes["k"] = k
-            self.shapes["n"] = self.shapes.get("n", 0) + n
         elif name == "infc.kv_attention":
             self.count_attention(op, operands)
         elif name == "infc.embed":

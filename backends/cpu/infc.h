@@ -1,0 +1,58 @@
+/* The C interface of a model compiled by infc for a CPU: program ABI, version 1.
+ *
+ * A program is run by `threads` threads together: each calls it with the same `call`, its own number
+ * `thread` in [0, threads) and the same `threads`; all return the same status. Nothing is allocated
+ * and no system call is made besides sched_yield while a thread waits for another.
+ *
+ * Memory is the caller's: `arena` of <phase>_arena_bytes + threads * <phase>_thread_bytes, 64-byte
+ * aligned, zeroed once before its first use; `kv` of kv_bytes, 64-byte aligned; `weights` is the file
+ * weights/weights.bin of the artifact, mapped at a 64-byte aligned address. Calls that share an arena
+ * or a kv must not overlap.
+ */
+#ifndef INFC_H
+#define INFC_H
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { INFC_ABI_VERSION = 1 };
+enum { INFC_LOGITS = 0, INFC_ARGMAX = 1 };
+enum { INFC_OK = 0, INFC_WRONG_ABI = 1, INFC_OUT_OF_RANGE = 2, INFC_CANCELLED = 3 };
+
+typedef struct infc_call {
+    uint32_t abi_version;         /* INFC_ABI_VERSION */
+    uint32_t struct_size;         /* sizeof(infc_call) */
+    int32_t n_tokens;             /* rows: the tokens of all sequences, one after the other */
+    int32_t n_sequences;
+    int32_t n_logit_rows;         /* rows whose logits are wanted */
+    int32_t output_kind;          /* INFC_LOGITS, or INFC_ARGMAX to fill `best` too */
+    const int32_t *tokens;        /* [n_tokens] */
+    const int32_t *row_offsets;   /* [n_sequences + 1]: where each sequence starts; 0 ... n_tokens */
+    const int32_t *slots;         /* [n_sequences]: the KV slot of each sequence, distinct */
+    const int32_t *positions;     /* [n_tokens]: consecutive within a sequence */
+    const int32_t *logit_rows;    /* [n_logit_rows]: indices of rows */
+    void *arena;
+    const void *weights;
+    void *kv;
+    float *logits;                /* [n_logit_rows, vocab_size], written */
+    int32_t *best;                /* [n_logit_rows], written for INFC_ARGMAX */
+    const volatile int32_t *cancel; /* never NULL; set to non-zero from any thread to give up */
+} infc_call;
+
+typedef struct infc_model_info {
+    int64_t abi_version, vocab_size, max_context, max_slots, max_threads;
+    int64_t prefill_max_tokens, prefill_max_logit_rows, prefill_arena_bytes, prefill_thread_bytes;
+    int64_t decode_max_tokens, decode_max_logit_rows, decode_arena_bytes, decode_thread_bytes;
+    int64_t kv_bytes, weight_bytes;
+} infc_model_info;
+
+extern const infc_model_info infc_info;
+
+int32_t infc_prefill(const infc_call *call, int32_t thread, int32_t threads);
+int32_t infc_decode(const infc_call *call, int32_t thread, int32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,231 @@
+"""Reads a memory-level kernel: which emitter makes it, with which operands in which order.
+
+A kernel function's body is tensors between `infc.read` and `infc.write`. Each form below recognises
+one kind (`infc.kernel`), fills the emitter's specification from the operations and says how a
+call's operands map to the emitted function's arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infc.backends.cpu.codegen.builder import Builder, Value
+from infc.backends.cpu.kernels.attention import AttentionMapping, AttentionSpec, emit_attention
+from infc.backends.cpu.kernels.kv_layout import KVLayer
+from infc.backends.cpu.kernels.layouts import layout_named
+from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec, Segment, emit_matmul
+from infc.backends.cpu.kernels.rotary import RotarySpec, emit_rotary_append
+from infc.backends.cpu.kernels.rows import emit_argmax
+from infc.diagnostics import InternalError
+from infc.ir.attributes import get
+from infc.ir.mlir import ir
+from infc.ir.types import A8, BufferType, KVType, TensorType
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What every function of a program is given besides its buffers."""
+
+    rows: dict[str, Value]
+    """`t` and `r`: tokens and logit rows of this call."""
+    thread: Value
+    threads: Value
+    barrier: Value
+
+
+class KernelBody:
+    """A kernel function's operations, and which argument each value is read from or written to."""
+
+    def __init__(self, function: ir.OpView) -> None:
+        block = function.regions[0].blocks[0]
+        self.function = function
+        self.arguments = list(block.arguments)
+        self.ops = [
+            op
+            for op in block.operations
+            if op.operation.name not in ("infc.read", "infc.write", "func.return")
+        ]
+        self.source: dict[Value, int] = {arg: i for i, arg in enumerate(self.arguments)}
+        self.target: dict[Value, int] = {}
+        for op in block.operations:
+            if op.operation.name == "infc.read":
+                argument = ir.BlockArgument(op.operation.operands[0]).arg_number
+                self.source[op.operation.results[0]] = argument
+            elif op.operation.name == "infc.write":
+                argument = ir.BlockArgument(op.operation.operands[1]).arg_number
+                self.target[op.operation.operands[0]] = argument
+        self.mapping: dict[str, int | str] = get(function, "infc.mapping")
+        self.kind: str = get(function, "infc.kernel")
+
+    def named(self, name: str) -> list[ir.OpView]:
+        """The operations of one name, in order."""
+        return [op for op in self.ops if op.operation.name == f"infc.{name}"]
+
+    def buffer(self, argument: int) -> BufferType:
+        """The type of a buffer argument."""
+        return BufferType.of(self.arguments[argument].type)
+
+    def row_symbol(self) -> str:
+        """The symbol of the rows it works on: of what it writes, or of its first tensor."""
+        argument = next(iter(self.target.values()), None)
+        kind = self.buffer(argument) if argument is not None else None
+        if kind is None:
+            raise InternalError("a kernel writes nothing", location=str(self.function.location))
+        return str(kind.tensor.shape[0])
+
+
+@dataclass(frozen=True)
+class Form:
+    """An emitted kernel: its name and how to call it.
+
+    Attributes:
+        pointers: for each pointer argument of the emitted function, the operand of the call.
+        symbol: whose value is the number of rows.
+        order: the emitted function's arguments: `p` all pointers left, `1` one pointer,
+            `m`, `i`, `n` rows, thread and threads.
+    """
+
+    name: str
+    pointers: tuple[int, ...]
+    symbol: str
+    order: str
+
+    def call(self, b: Builder, operands: Sequence[Value], env: Environment) -> None:
+        """Call the emitted function with the operands of a memory-level call."""
+        pointers = [operands[index] for index in self.pointers]
+        values: list[Value] = []
+        for letter in self.order:
+            if letter == "1":
+                values.append(pointers.pop(0))
+            elif letter == "p":
+                keep = self.order[self.order.index("p") + 1 :].count("1")
+                values += pointers[: len(pointers) - keep]
+                pointers = pointers[len(pointers) - keep :]
+            else:
+                number = {"m": env.rows[self.symbol], "i": env.thread, "n": env.threads}[letter]
+                values.append(number)
+        b.call(self.name, values)
+
+
+def matmul_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
+    """`linear`s of one input, with an optional gate or soft cap behind them."""
+    products = body.named("linear")
+    segments, weights, biases = [], [], []
+    for op in products:
+        operands = list(op.operation.operands)
+        weight = body.source[operands[1]]
+        weights.append(weight)
+        if len(operands) > 2:
+            biases.append(body.source[operands[2]])
+        n = int(TensorType.of(operands[1].type).shape[0])
+        layout = layout_named(body.buffer(weight).layout)
+        segments.append(Segment(n, layout, bias=len(operands) > 2))
+    x = products[0].operation.operands[0]
+    kind = TensorType.of(x.type)
+    gates, caps = body.named("activation"), body.named("softcap")
+    spec = MatmulSpec(
+        k=int(kind.shape[1]),
+        segments=tuple(segments),
+        activation="a8" if kind.element == A8 else "f32",
+        combine=get(gates[0], "kind") if gates else None,
+        softcap=get(caps[0], "cap") if caps else None,
+        max_rows=rows,
+    )
+    fields = ("row_tile", "col_tile", "unroll", "prefetch_bytes")
+    mapping = MatmulMapping(**{field: int(body.mapping[field]) for field in fields})
+    emit_matmul(b, name, spec, mapping)
+    made = [*(op.operation.results[0] for op in [*products, *body.named("mul"), *caps])]
+    outputs = [body.target[value] for value in made if value in body.target]
+    pointers = (body.source[x], *weights, *biases, *outputs)
+    return Form(name, pointers, body.row_symbol(), "1minp")
+
+
+def rotary_form(b: Builder, name: str, body: KernelBody, slots: int) -> Form:
+    """Head norms, rope of queries and keys, and the append to the cache."""
+    (append,) = body.named("kv_append")
+    cache, k, v, positions, row_slots = append.operation.operands
+    ropes = {op.operation.results[0]: op for op in body.named("rope")}
+    k_rope = ropes.pop(k)
+    (q_rope,) = ropes.values()
+    q, k = q_rope.operation.operands[0], k_rope.operation.operands[0]
+    norms = {op.operation.results[0]: op for op in body.named("rms_norm")}
+    gains: list[int] = []
+    eps = offset = 0.0
+    if norms:
+        q_norm, k_norm = norms[q], norms[k]
+        q, k = q_norm.operation.operands[0], k_norm.operation.operands[0]
+        gains = [body.source[op.operation.operands[1]] for op in (q_norm, k_norm)]
+        eps, offset = get(q_norm, "eps"), get(q_norm, "offset")
+    table = q_rope.operation.operands[2]
+    kind = KVType.of(cache.type)
+    spec = RotarySpec(
+        heads=int(TensorType.of(q.type).shape[1]) // kind.head_dim,
+        kv=kv_layer(kind),
+        rope_pairs=int(TensorType.of(table.type).shape[1]),
+        interleaved=get(q_rope, "interleaved"),
+        norm=bool(norms),
+        norm_eps=eps,
+        norm_offset=offset,
+    )
+    emit_rotary_append(b, name, spec)
+    pointers = (
+        body.source[q],
+        body.source[k],
+        body.source[v],
+        body.target[q_rope.operation.results[0]],
+        *gains,
+        body.source[table],
+        body.source[cache],
+        body.source[positions],
+        body.source[row_slots],
+    )
+    return Form(name, pointers, "t", "pmin")
+
+
+def attention_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
+    """Attention of each row with its slot's cache."""
+    (op,) = body.named("kv_attention")
+    q, cache, positions, row_slots = op.operation.operands
+    spec = attention_spec(
+        KVType.of(cache.type), get(op, "heads"), get(op, "scale"), get(op, "softcap"), rows
+    )
+    mapping = AttentionMapping(int(body.mapping["row_tile"]), int(body.mapping["key_block"]))
+    emit_attention(b, name, spec, mapping)
+    pointers = (
+        body.source[q],
+        body.source[cache],
+        body.target[op.operation.results[0]],
+        body.source[positions],
+        body.source[row_slots],
+        len(body.arguments) - 1,
+    )
+    return Form(name, pointers, "t", "pmin1")
+
+
+def argmax_form(b: Builder, name: str, body: KernelBody) -> Form:
+    """The best token of each row of logits."""
+    (op,) = body.named("argmax")
+    x = op.operation.operands[0]
+    emit_argmax(b, name, int(TensorType.of(x.type).shape[1]))
+    pointers = (body.source[x], body.target[op.operation.results[0]])
+    return Form(name, pointers, body.row_symbol(), "pmin")
+
+
+def attention_spec(
+    kind: KVType, heads: int, scale: float, softcap: float, rows: int
+) -> AttentionSpec:
+    """The emitter's specification of an attention."""
+    return AttentionSpec(
+        heads=heads,
+        kv=kv_layer(kind),
+        window=kind.window or None,
+        scale=scale,
+        softcap=softcap or None,
+        max_rows=rows,
+    )
+
+
+def kv_layer(kind: KVType) -> KVLayer:
+    """The physical shape of a layer's cache."""
+    return KVLayer(kind.kv_heads, kind.head_dim, kind.capacity, kind.dtype)

@@ -1,0 +1,191 @@
+"""Walks a program's calling functions (main and layers) and emits them as machine-level functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infc.backends.cpu.codegen.builder import Builder, Value
+from infc.backends.cpu.kernels.kv_layout import KVLayout
+from infc.backends.cpu.kernels.sync import BARRIER_NAME
+from infc.backends.cpu.lowering.abi import ControlBlock
+from infc.backends.cpu.lowering.forms import (
+    Environment,
+    Form,
+    KernelBody,
+    argmax_form,
+    attention_form,
+    matmul_form,
+    rotary_form,
+)
+from infc.backends.cpu.lowering.row_kernel import row_form
+from infc.diagnostics import InternalError
+from infc.ir.attributes import get
+from infc.ir.mlir import ir
+from infc.ir.types import BufferType
+from infc.passes.walk import body, dim_maxima, program_functions
+
+
+@dataclass(frozen=True)
+class MainArguments:
+    """What the entry point hands to the body of a program."""
+
+    operands: list[Value]
+    """tokens, positions, row slots, logit rows, logits, best: pointers."""
+    spaces: dict[str, Value]
+    weights: Value
+    kv: Value
+    flags: Value
+    cancel: Value
+    wants_best: Value
+    env: Environment
+
+
+class ProgramLowering:
+    """Emits the functions of one program; `emit_main` appends its body at the insertion point."""
+
+    def __init__(
+        self, b: Builder, program: ir.OpView, kv: KVLayout, weight_offsets: dict[str, int]
+    ) -> None:
+        self.b = b
+        self.phase: str = get(program, "infc.phase")
+        self.maxima = dim_maxima(program)
+        self.kv = kv
+        self.weight_offsets = weight_offsets
+        self.functions = {get(f, "sym_name"): f for f in program_functions(program)}
+        self.forms: dict[str, Form] = {}
+        self.argmax: set[str] = set()
+        for name, function in self.functions.items():
+            kind = get(function, "infc.kernel")
+            if kind is not None:
+                with function.location:
+                    self.forms[name] = self.emit_kernel(name, KernelBody(function))
+                if kind == "argmax":
+                    self.argmax.add(name)
+        for name, function in self.functions.items():
+            if name not in self.forms and name != "main":
+                with function.location:
+                    self.emit_layer(name, function)
+
+    @property
+    def main(self) -> ir.OpView:
+        """The memory-level `@main`."""
+        return self.functions["main"]
+
+    def space_bytes(self, space: str) -> int:
+        """Bytes that main's plan takes in a space."""
+        return int(get(self.main, "infc.plan")[space]["height_bytes"])
+
+    def layer_count(self) -> int:
+        """Calls of layer functions in main."""
+        return sum("infc.layer" in op.operation.attributes for op in body(self.main))
+
+    def control_block(self, barrier_bytes: int) -> ControlBlock:
+        """The layout of the start of the arena."""
+        return ControlBlock.of(barrier_bytes, self.layer_count(), self.maxima["t"])
+
+    def emit_kernel(self, name: str, kernel: KernelBody) -> Form:
+        native, rows = f"{self.phase}_{name}", self.maxima["t"]
+        if kernel.kind == "rows":
+            return row_form(self.b, native, kernel)
+        if kernel.kind == "matmul":
+            rows = self.maxima[kernel.row_symbol()]
+            return matmul_form(self.b, native, kernel, rows)
+        if kernel.kind == "rotary":
+            return rotary_form(self.b, native, kernel, self.kv.slots)
+        if kernel.kind == "attention":
+            return attention_form(self.b, native, kernel, rows)
+        if kernel.kind == "argmax":
+            return argmax_form(self.b, native, kernel)
+        raise InternalError(f"unknown kernel kind '{kernel.kind}'")
+
+    def emit_layer(self, name: str, function: ir.OpView) -> None:
+        """One function a layer class: its operands, then t, r, thread, threads and the barrier."""
+        b = self.b
+        arguments = function.regions[0].blocks[0].arguments
+        kinds = [b.ptr] * len(arguments) + [b.i64] * 4 + [b.ptr]
+        with b.function(f"{self.phase}_{name}", kinds, inline=False) as values:
+            *operands, t, r, thread, threads, barrier = values
+            env = Environment({"t": t, "r": r}, thread, threads, barrier)
+            places = dict(zip(arguments, operands, strict=True))
+            for op in body(function):
+                with op.location:
+                    self.emit_step(op, places, env)
+            b.ret()
+
+    def emit_step(self, op: ir.OpView, places: dict[Value, Value], env: Environment) -> None:
+        """An operation that main and layers have in common."""
+        b, name = self.b, op.operation.name
+        if name == "infc.alloc":
+            frame = places[op.operation.operands[0]]
+            places[op.operation.results[0]] = b.at(frame, get(op, "offset"))
+        elif name == "infc.barrier":
+            b.call(BARRIER_NAME, [env.barrier, env.thread, env.threads])
+        elif name == "func.call":
+            operands = [places[value] for value in op.operation.operands]
+            callee = get(op, "callee")
+            if callee in self.forms:
+                self.forms[callee].call(b, operands, env)
+            else:
+                rows = [env.rows["t"], env.rows["r"]]
+                extra = [*rows, env.thread, env.threads, env.barrier]
+                b.call(f"{self.phase}_{callee}", [*operands, *extra])
+        elif name != "func.return":
+            raise InternalError(f"{name} has no machine form", location=str(op.location))
+
+    def emit_main(self, main: MainArguments) -> Value:
+        """Append the body of `@main`; returns whether the call was cancelled (i1).
+
+        Before each layer thread 0 publishes whether the caller cancels, and all threads read what it
+        published a layer ago: at least one barrier lies between, so all of them agree.
+        """
+        b = self.b
+        places: dict[Value, Value] = dict(
+            zip(self.main.regions[0].blocks[0].arguments, main.operands, strict=True)
+        )
+        stopped: Value = b.const(0, b.i1)
+        for op in body(self.main):
+            name = op.operation.name
+            with op.location:
+                if name == "infc.space":
+                    space = BufferType.of(op.operation.results[0].type).space
+                    places[op.operation.results[0]] = main.spaces[space]
+                elif name == "infc.packed_ref":
+                    offset = self.weight_offsets[get(op, "packed")]
+                    places[op.operation.results[0]] = b.at(main.weights, offset)
+                elif name == "infc.kv_cache":
+                    offset = self.kv.layer_offsets[get(op, "index")]
+                    places[op.operation.results[0]] = b.at(main.kv, offset)
+                elif name == "infc.alloc":
+                    self.emit_step(op, places, main.env)
+                else:
+                    if "infc.layer" in op.operation.attributes:
+                        stopped = self.emit_cancel_point(get(op, "infc.layer"), stopped, main)
+                    self.emit_guarded(op, places, stopped, main)
+        return stopped
+
+    def emit_guarded(
+        self, op: ir.OpView, places: dict[Value, Value], stopped: Value, main: MainArguments
+    ) -> None:
+        b = self.b
+        runs = b.bit_xor(stopped, b.const(1, b.i1))
+        if op.operation.name == "func.call" and get(op, "callee") in self.argmax:
+            runs = b.bit_and(runs, main.wants_best)
+
+        def step() -> None:
+            self.emit_step(op, places, main.env)
+
+        b.when(runs, step)
+
+    def emit_cancel_point(self, layer: int, stopped: Value, main: MainArguments) -> Value:
+        b = self.b
+        if layer > 0:
+            seen = b.load(b.at(main.flags, 4 * (layer - 1)), b.i32, 4)
+            stopped = b.bit_or(stopped, b.cmp("ne", seen, 0))
+        leads = b.cmp("eq", main.env.thread, 0)
+        publishes = b.bit_and(leads, b.bit_xor(stopped, b.const(1, b.i1)))
+
+        def publish() -> None:
+            b.store(b.load(main.cancel, b.i32, 4), b.at(main.flags, 4 * layer), 4)
+
+        b.when(publishes, publish)
+        return stopped

@@ -1,0 +1,116 @@
+"""Emits a fused row kernel: for each row, one operation after the other, the row staying in L1.
+
+Values that only the kernel itself reads live on the stack of the thread; the others are written to
+their buffers. With `partition = "replicate"` every thread computes all rows for itself (decode: one
+row is cheaper to compute than to wait for), else the rows are split over the threads.
+"""
+
+from __future__ import annotations
+
+from infc.backends.cpu.codegen.builder import Builder, Value
+from infc.backends.cpu.kernels.activation import emit_quantize_row
+from infc.backends.cpu.kernels.embed import emit_embed_row
+from infc.backends.cpu.kernels.layouts import layout_named
+from infc.backends.cpu.kernels.rows import (
+    emit_activation_mul_row,
+    emit_add_row,
+    emit_copy_row,
+    emit_rms_norm_row,
+    emit_softcap_row,
+)
+from infc.backends.cpu.lowering.forms import Form, KernelBody
+from infc.diagnostics import InternalError
+from infc.ir.attributes import get
+from infc.ir.mlir import ir
+from infc.ir.types import A8, ELEMENT_BYTES, TensorType, a8_row_bytes
+
+
+def row_form(b: Builder, name: str, body: KernelBody) -> Form:
+    """Emit the kernel and say how it is called: all operands in order, then rows and threads."""
+    pointers = len(body.arguments)
+    with b.function(name, [b.ptr] * pointers + [b.i64] * 3, inline=False) as arguments:
+        *buffers, m, thread, threads = arguments
+        emitter = _RowEmitter(b, body, buffers)
+        if body.mapping["partition"] == "replicate":
+            start, stop = b.idx(0), m
+        else:
+            start = b.div(b.mul(m, thread), threads)
+            stop = b.div(b.mul(m, b.add(thread, 1)), threads)
+        b.loop(start, stop, body=emitter.emit_row)
+        b.ret()
+    return Form(name, tuple(range(pointers)), body.row_symbol(), "pmin")
+
+
+class _RowEmitter:
+    """Emits the operations of one row."""
+
+    def __init__(self, b: Builder, body: KernelBody, buffers: list[Value]) -> None:
+        self.b = b
+        self.body = body
+        self.buffers = buffers
+        self.local: dict[Value, Value] = {
+            op.operation.results[0]: b.stack(row_bytes(op.operation.results[0].type), 64)
+            for op in body.ops
+            if op.operation.results[0] not in body.target
+        }
+
+    def emit_row(self, row: Value) -> None:
+        for op in self.body.ops:
+            self.emit(op, row)
+
+    def emit(self, op: ir.OpView, row: Value) -> None:
+        b, name = self.b, op.operation.name.removeprefix("infc.")
+        operands = list(op.operation.operands)
+        result = op.operation.results[0]
+        out, d = self.place(result, row), int(TensorType.of(result.type).shape[1])
+        if name == "rms_norm":
+            gain = self.buffers[self.body.source[operands[1]]]
+            x = self.place(operands[0], row)
+            emit_rms_norm_row(b, x, gain, out, d, get(op, "eps"), get(op, "offset"))
+        elif name == "add":
+            emit_add_row(b, self.place(operands[0], row), self.place(operands[1], row), out, d)
+        elif name == "quantize":
+            emit_quantize_row(b, self.place(operands[0], row), out, d)
+        elif name == "embed":
+            argument = self.body.source[operands[1]]
+            layout = layout_named(self.body.buffer(argument).layout)
+            token = self.load_index(operands[0], row)
+            emit_embed_row(b, layout, self.buffers[argument], d, token, out, get(op, "scale"))
+        elif name == "select_rows":
+            chosen = self.load_index(operands[1], row)
+            emit_copy_row(b, self.place(operands[0], chosen), out, d)
+        elif name == "softcap":
+            emit_softcap_row(b, self.place(operands[0], row), get(op, "cap"), out, d)
+        elif name == "mul":
+            self.gate(op, row, out, d)
+        elif name != "activation":
+            raise InternalError(f"no row kernel for {name}", location=str(op.location))
+
+    def gate(self, op: ir.OpView, row: Value, out: Value, d: int) -> None:
+        """`activation(gate) * up`, the only product of rows that models have."""
+        maker = op.operation.operands[0].owner
+        if isinstance(maker, ir.Block) or maker.name != "infc.activation":
+            raise InternalError("expected the product of a gate", location=str(op.location))
+        gate = self.place(maker.operands[0], row)
+        up = self.place(op.operation.operands[1], row)
+        emit_activation_mul_row(self.b, get(maker, "kind"), gate, up, out, d)
+
+    def place(self, value: Value, row: Value) -> Value:
+        """Where a row of a value lies."""
+        if value in self.local:
+            return self.local[value]
+        argument = self.body.target.get(value, self.body.source.get(value))
+        if argument is None:
+            raise InternalError("a row operation reads a value that has no place")
+        return self.b.at(self.buffers[argument], self.b.mul(row, row_bytes(value.type)))
+
+    def load_index(self, value: Value, row: Value) -> Value:
+        b = self.b
+        return b.as_i64(b.load(b.at(self.buffers[self.body.source[value]], b.mul(row, 4)), b.i32, 4))
+
+
+def row_bytes(type_: ir.Type) -> int:
+    """Bytes of one row of a tensor."""
+    tensor = TensorType.of(type_)
+    width = int(tensor.shape[1])
+    return a8_row_bytes(width) if tensor.element == A8 else width * ELEMENT_BYTES[tensor.element]

@@ -1,0 +1,69 @@
+"""What the cost model chooses from, and what each choice asks of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.kernels import attention, matmul
+from infc.backends.cpu.kernels.layouts import layout_for
+from infc.backends.cpu.lowering.forms import attention_spec
+from infc.cost.roofline import Work
+from infc.ir.types import KVType
+from infc.target.backend import KernelMapping, KernelSummary
+from infc.target.schema import Target
+
+REPLICATED_ROWS = 4
+"""Up to so many rows every thread computes row operations for itself: a barrier costs more."""
+
+
+def kernel_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
+    """Mappings of one kernel, the best guess first."""
+    if kernel.kind == "matmul":
+        return [asdict(mapping) for mapping in matmul.candidates(_matmul_spec(kernel), isa)]
+    if kernel.kind == "attention":
+        return _attention_candidates(kernel, isa)
+    if kernel.kind == "rows":
+        replicate = kernel.rows <= REPLICATED_ROWS
+        return [{"partition": "replicate" if replicate else "rows"}]
+    return [{"partition": "items"}]
+
+
+def _matmul_spec(kernel: KernelSummary) -> matmul.MatmulSpec:
+    return matmul.MatmulSpec(
+        k=kernel.matrices[0][1],
+        segments=tuple(
+            matmul.Segment(n, layout_for(storage)) for n, _, storage in kernel.matrices
+        ),
+        activation="a8" if "int8" in kernel.operations else "f32",
+        max_rows=kernel.rows,
+    )
+
+
+def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
+    shapes = kernel.shapes
+    kind = KVType("f32", shapes["kv_heads"], shapes["head_dim"], 16, shapes["window"])
+    spec = attention_spec(kind, shapes["heads"], 1.0, 0.0, kernel.rows)
+    return [
+        {
+            **asdict(mapping),
+            "scratch_bytes": attention.attention_scratch_bytes(spec, mapping, isa),
+        }
+        for mapping in attention.candidates(spec, isa)
+    ]
+
+
+def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
+    """Weights come from the largest memory; activations stay in the caches and are not counted.
+
+    A replicated row kernel does its operations once a thread and needs no barrier behind it.
+    """
+    replicated = mapping.get("partition") == "replicate"
+    cores = target.unit("cores").count if replicated else 1
+    moved = kernel.weight_bytes + (kernel.activation_bytes if kernel.kind == "attention" else 0)
+    return Work(
+        bytes={target.memories[0].name: float(moved)},
+        operations={dtype: count * cores for dtype, count in kernel.operations.items()},
+        barriers=0 if replicated else 1,
+    )

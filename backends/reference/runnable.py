@@ -1,0 +1,100 @@
+"""Runs the two programs in the interpreter."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infc.diagnostics import Code, InternalError, UserError
+from infc.ir.attributes import get
+from infc.ir.context import context, parse
+from infc.ir.types import KVType
+from infc.reference.interpreter import Interpreter
+from infc.reference.kv import LayerCache, ReferenceKV
+from infc.target.backend import LoadedPrograms
+from infc.target.runnable import (
+    Call,
+    KVCache,
+    OutputKind,
+    Phase,
+    kv_shape_of,
+    limits_of,
+)
+
+
+class ReferenceRunnable:
+    """Implements `infc.target.runnable.Runnable`."""
+
+    def __init__(self, programs: LoadedPrograms) -> None:
+        signature = programs.signature
+        self.vocab_size: int = signature["vocab_size"]
+        self.limits = limits_of(signature)
+        self.kv_shape = kv_shape_of(signature)
+        self.planned_bytes = 0
+        self._weights = programs.weights
+        self._table = signature["weights"]
+        # The module lives as long as its context, which closes with this object.
+        self._stack = ExitStack()
+        self._stack.enter_context(context())
+        module = parse(str(programs.member("module.mlir"), "utf-8"), name="module.mlir")
+        self._programs = {
+            get(op, "sym_name"): Interpreter(op, self._weight_bytes)
+            for op in module.body.operations
+            if op.operation.name == "builtin.module"
+        }
+        self._module = module
+        # Both programs dequantise a weight once between them.
+        first, *others = self._programs.values()
+        for other in others:
+            other.share_weights(first)
+        self._context = self._stack.pop_all()
+        self._context_thread = threading.get_ident()
+
+    def _weight_bytes(self, name: str) -> NDArray[np.uint8]:
+        offset, size_bytes = self._table[name]
+        return np.frombuffer(self._weights, np.uint8, size_bytes, offset)
+
+    def new_kv(self) -> ReferenceKV:
+        """An empty cache of every layer, all slots."""
+        shape = self.kv_shape
+        return ReferenceKV(
+            [
+                LayerCache(
+                    KVType(shape.dtype, shape.kv_heads, shape.head_dim, capacity, window or 0),
+                    self.limits.max_slots,
+                )
+                for capacity, window in zip(shape.capacity, shape.windows, strict=True)
+            ]
+        )
+
+    def run(
+        self,
+        phase: Phase,
+        call: Call,
+        kv: KVCache,
+        *,
+        threads: int,
+        cancel: threading.Event | None = None,
+    ) -> NDArray[np.float32] | NDArray[np.int32]:
+        """Interpret one program; `threads` changes nothing."""
+        if not isinstance(kv, ReferenceKV):
+            raise InternalError("the KV cache belongs to another backend")
+        if cancel is not None and cancel.is_set():
+            raise UserError(Code.CANCELLED, "the call was cancelled")
+        interpreter = self._programs[phase.name.lower()]
+        interpreter.caches = kv.layers
+        row_slots = np.repeat(call.slots, np.diff(call.row_offsets)).astype(np.int32)
+        logits, best = interpreter.run(
+            "main", [call.tokens, call.positions, row_slots, call.logit_rows]
+        )
+        if call.output is OutputKind.ARGMAX:
+            return np.asarray(best, np.int32)
+        return np.asarray(logits, np.float32)
+
+    def close(self) -> None:
+        """Forget the module."""
+        self._programs.clear()
+        self._context.close()
