@@ -47,11 +47,17 @@ class SamplingOptions:
             ("top_k", "a whole number of 0 or more", _whole(self.top_k)),
             ("top_p", "a number above 0, up to 1", _between(self.top_p, 0, 1) and self.top_p > 0),
             ("min_p", "a number from 0 to 1", _between(self.min_p, 0, 1)),
-            ("repetition_penalty", "a finite number above 0",
-             _between(penalty, 0, None) and penalty > 0),
+            (
+                "repetition_penalty",
+                "a finite number above 0",
+                _between(penalty, 0, None) and penalty > 0,
+            ),
             ("repetition_window", "a whole number of 0 or more", _whole(self.repetition_window)),
-            ("seed", "a whole number from 0 to 2**64 - 1",
-             _whole(self.seed) and self.seed < 1 << 64),
+            (
+                "seed",
+                "a whole number from 0 to 2**64 - 1",
+                _whole(self.seed) and self.seed < 1 << 64,
+            ),
         )
         problems = [
             Problem(f"{name}: expected {expected}, got {getattr(self, name)!r}")
@@ -59,9 +65,7 @@ class SamplingOptions:
             if not fits
         ]
         if problems:
-            raise UserError(
-                Code.OPTION, "the sampling options are out of range", problems=problems
-            )
+            raise UserError(Code.OPTION, "the sampling options are out of range", problems=problems)
 
 
 class Sampler:
@@ -82,7 +86,9 @@ class Sampler:
         twin._draws = self._draws
         return twin
 
-    def sample(self, logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int32]) -> int:
+    def sample(
+        self, logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int32]
+    ) -> int:
         """Choose a token.
 
         Args:

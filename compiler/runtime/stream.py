@@ -78,9 +78,7 @@ class TextStream:
     def _show(self, text: str) -> str:
         """Add text; what of it can neither be nor become part of a stop string."""
         text = self._held + text
-        matches = [
-            (at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0
-        ]
+        matches = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if matches:
             self._finished = True
             self._held = ""

@@ -54,7 +54,7 @@ UNICODE = [
 ]
 CODE = [
     "def f(x):\n    if x:\n        return {'a': [1, 2, 3]}\n\n\n\treturn None\n",
-    "#include <stdio.h>\nint main(void) {\n\tprintf(\"%d\\n\", 1 << 3);\n\treturn 0;\n}\n",
+    '#include <stdio.h>\nint main(void) {\n\tprintf("%d\\n", 1 << 3);\n\treturn 0;\n}\n',
     "for (let i = 0; i !== n; ++i) { a[i] = b?.c ?? `x${i}`; } // done\r\n\r\n/* end */",
     "<table><tr><td>x</td></tr></table><h1>T</h1><br/><i>i</i>&nbsp;<!-- c -->",
     "| a | b |\n|---|:-:|\n| 1 | **2** |\n\n```sh\n$ ls -la | grep 'x'  # no\n```\n\n- [ ] to do\n",
@@ -96,9 +96,18 @@ SPELLED = [
 def random_texts(count: int = 60) -> list[str]:
     """Texts of random code points, denser in scripts, spaces and punctuation than in the rest."""
     rng = random.Random(20261122)
-    ranges = [(0x20, 0x7E)] * 4 + [(0, 0x2FF), (0x300, 0x36F), (0x370, 0x1FFF), (0x2000, 0x2BFF),
-                                   (0x3000, 0x9FFF), (0xAC00, 0xD7A3), (0xE000, 0xFFFF),
-                                   (0x10000, 0x10FFFF), (0x1F300, 0x1FAFF), (0x20000, 0x323AF)]
+    ranges = [(0x20, 0x7E)] * 4 + [
+        (0, 0x2FF),
+        (0x300, 0x36F),
+        (0x370, 0x1FFF),
+        (0x2000, 0x2BFF),
+        (0x3000, 0x9FFF),
+        (0xAC00, 0xD7A3),
+        (0xE000, 0xFFFF),
+        (0x10000, 0x10FFFF),
+        (0x1F300, 0x1FAFF),
+        (0x20000, 0x323AF),
+    ]
     texts = []
     for _ in range(count):
         pieces = []

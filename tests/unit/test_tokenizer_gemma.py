@@ -1,4 +1,4 @@
-"""The demo model's tokenizer against llama.cpp's ids of the corpus (tests/corpus/make_golden.py)."""
+"""The demo model's tokenizer against llama.cpp's ids of the corpus (tests/corpus)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from infc.frontends import open_model
 from infc.runtime.tokenizer import Tokenizer
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
 from infc.frontends.source import TokenizerSource
 from infc.runtime.tokenizer import Tokenizer
 from infc.runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TRAINING = [
@@ -23,7 +25,21 @@ TRAINING = [
 PIECES = [
     *["a", "the ", "Hello", "World", "tHe", "'ll", "'T", "!", "?!", "(", "/", "\\", "_", "x1"],
     *[" ", "  ", "     ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u3000", "0", "12", "345", "٣"],
-    *["é", "e\u0301", "你好", "世", "\U00020000", "ש", "👩", "\u200d", "\x00", "\x7f", "ǅ", "ʰ", "Ⅷ"],
+    *[
+        "é",
+        "e\u0301",
+        "你好",
+        "世",
+        "\U00020000",
+        "ש",
+        "👩",
+        "\u200d",
+        "\x00",
+        "\x7f",
+        "ǅ",
+        "ʰ",
+        "Ⅷ",
+    ],
 ]
 
 
@@ -50,8 +66,7 @@ def _brute_force(text: str, words: Mapping[str, float]) -> list[str | int]:
     """SentencePiece's BPE, literally: join the best-scored neighbours, the leftmost of equals."""
     symbols = list(text)
     while True:
-        joins = [(-words[a + b], i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))
-                 if a + b in words]
+        joins = [(-words[a + b], i) for i, (a, b) in enumerate(pairwise(symbols)) if a + b in words]
         if not joins:
             break
         at = min(joins)[1]
@@ -94,7 +109,23 @@ def test_space_prefix_follows_every_special_token_and_is_dropped_once() -> None:
 
 
 def test_text_makes_no_control_byte_or_unknown_token() -> None:
-    parts = ["<", "<s", "s", ">", "</", "/", "</s", "0", "x", "4", "1", "<0", "<0x", "<0x4", "<0x41"]
+    parts = [
+        "<",
+        "<s",
+        "s",
+        ">",
+        "</",
+        "/",
+        "</s",
+        "0",
+        "x",
+        "4",
+        "1",
+        "<0",
+        "<0x",
+        "<0x4",
+        "<0x41",
+    ]
     tokenizer = _sentencepiece([*parts, "▁"], [-float(n) for n in range(len(parts) + 1)])
     for text in ("<s>", "</s>", "<0x41>", "<unk>"):
         ids = tokenizer.encode(text, add_special=False)

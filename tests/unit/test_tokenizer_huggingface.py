@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import tokenizers
-from infc.frontends.source import TokenizerSource
-from infc.runtime.tokenizer import Tokenizer
 from tokenizers import (
     AddedToken,
     Regex,
@@ -20,6 +18,9 @@ from tokenizers import (
     processors,
     trainers,
 )
+
+from infc.frontends.source import TokenizerSource
+from infc.runtime.tokenizer import Tokenizer
 
 TRAINING = [
     "Hello world, it's 1234 tokens!! DON'T we'll naïve Zürich 你好世界 שלום 👩‍👩‍👧 e\u0301",

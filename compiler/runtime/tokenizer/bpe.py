@@ -15,6 +15,9 @@ from infc.runtime.tokenizer.definition import SPACE_MARK, Definition
 CACHE_WORDS = 1 << 16
 """Words whose ids are kept; the cache is emptied when full."""
 
+CACHE_CHARACTERS = 64
+"""Longer words are not kept: they hardly come again."""
+
 NO_SYMBOL = -1
 JOINED = -2
 
@@ -25,10 +28,10 @@ class BytePairEncoder:
     def __init__(self, definition: Definition) -> None:
         merges = definition.merges
         # memoryviews index to Python integers several times faster than arrays do
-        self._starts = memoryview(merges.starts)
-        self._right = memoryview(merges.right)
-        self._rank = memoryview(merges.rank)
-        self._merged = memoryview(merges.merged)
+        self._starts = merges.starts.data
+        self._right = merges.right.data
+        self._rank = merges.rank.data
+        self._merged = merges.merged.data
         codes = merges.characters.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
         self._alphabet = dict(zip(codes, merges.character_symbols.tolist(), strict=True))
         self._definition = definition
@@ -44,11 +47,15 @@ class BytePairEncoder:
             known = self._cache.get(word)
             if known is None:
                 known = tuple(self._encode_word(word))
-                if len(self._cache) >= CACHE_WORDS:
-                    self._cache.clear()
-                self._cache[word] = known
+                self._remember(word, known)
             ids.extend(known)
         return ids
+
+    def _remember(self, word: str, ids: tuple[int, ...]) -> None:
+        if len(word) <= CACHE_CHARACTERS:
+            if len(self._cache) >= CACHE_WORDS:
+                self._cache.clear()
+            self._cache[word] = ids
 
     def _encode_word(self, word: str) -> list[int]:
         whole = self._whole_word(word)
@@ -119,12 +126,12 @@ class BytePairEncoder:
             return None
         text = gpt2_bytes(word)
         vocabulary = self._definition.vocabulary
-        blob, offsets = vocabulary.blob, memoryview(vocabulary.offsets)
+        blob, offsets = vocabulary.blob, vocabulary.offsets.data
 
         def token(position: int) -> bytes:
             return blob[offsets[position] : offsets[position + 1]].tobytes()
 
-        ids = memoryview(order)
+        ids = order.data
         found = bisect_left(ids, text, key=token)
         return ids[found] if found < len(ids) and token(ids[found]) == text else None
 

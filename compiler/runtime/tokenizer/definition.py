@@ -89,9 +89,7 @@ class MergeTable:
     character_symbols: NDArray[np.uint32]
 
     @staticmethod
-    def build(
-        merges: NDArray[np.int64], symbols: int, alphabet: dict[str, int]
-    ) -> MergeTable:
+    def build(merges: NDArray[np.int64], symbols: int, alphabet: dict[str, int]) -> MergeTable:
         """Sort `merges`, int64 [n, 4]: left, right, rank, merged; pairs are unique."""
         merges = merges[np.lexsort((merges[:, 1], merges[:, 0]))].astype(np.uint32)
         starts = np.zeros(symbols + 1, np.uint32)

@@ -161,8 +161,9 @@ def _byte_level(
         entry = PreTokenizer(())
     ids = {text: id for id, text in enumerate(tokens)}
     merges = _merges_from_pairs(fields, ids)
-    special = _special(fields, tokens, types, bos=None, eos=None, unknown=None,
-                       add_bos=entry.add_bos)
+    special = _special(
+        fields, tokens, types, bos=None, eos=None, unknown=None, add_bos=entry.add_bos
+    )
     raw = _byte_level_bytes(fields, tokens, types)
     if fields.problems:
         return None
@@ -271,7 +272,9 @@ def _byte_ids(fields: _Fields, tokens: list[str], types: list[int]) -> tuple[int
         if kind == TokenType.BYTE:
             match = BYTE_TOKEN.fullmatch(text)
             if match is None:
-                fields.problems.append(f"tokens: expected a byte token <0x..> at {id}, got {text!r}")
+                fields.problems.append(
+                    f"tokens: expected a byte token <0x..> at {id}, got {text!r}"
+                )
             else:
                 found[int(match[1], 16)] = id
     if found and len(found) != 256:

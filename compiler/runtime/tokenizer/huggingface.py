@@ -166,8 +166,9 @@ def _added_tokens(values: object, problems: list[str]) -> dict[int, AddedToken]:
             continue
         if token.get("single_word"):
             problems.append(f"added_tokens: expected single_word false for {content!r}")
-        flags = {key: token.get(key) is True
-                 for key in ("special", "normalized", "lstrip", "rstrip")}
+        flags = {
+            key: token.get(key) is True for key in ("special", "normalized", "lstrip", "rstrip")
+        }
         added[id] = AddedToken(id, content, **flags)
     return added
 

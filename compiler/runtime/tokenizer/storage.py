@@ -12,7 +12,7 @@ import safetensors.numpy
 from infc.diagnostics import Code, UserError
 from infc.runtime.tokenizer.definition import AddedToken, Definition, MergeTable, Vocabulary
 
-META_FILE = "tokenizer.json"
+META_FILE = "tokenizer.meta.json"
 ARRAYS_FILE = "tokenizer.safetensors"
 VERSION = 1
 
@@ -96,6 +96,10 @@ def _check(definition: Definition) -> None:
 
 
 def _ascending(name: str, values: np.ndarray, count: int, last: int) -> None:
-    if len(values) != count or values[0] != 0 or values[-1] != last or np.any(np.diff(
-            values.astype(np.int64)) < 0):
+    if (
+        len(values) != count
+        or values[0] != 0
+        or values[-1] != last
+        or np.any(np.diff(values.astype(np.int64)) < 0)
+    ):
         raise ValueError(f"expected {name} to ascend from 0 to {last}")

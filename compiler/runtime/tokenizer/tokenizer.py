@@ -25,7 +25,7 @@ class Tokenizer:
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
         self._blob = definition.vocabulary.blob.tobytes()
-        self._offsets = memoryview(definition.vocabulary.offsets)
+        self._offsets = definition.vocabulary.offsets.data
         self._types = definition.vocabulary.types.tobytes()
         self._matchers: dict[tuple[bool, bool], AddedTokenMatcher] = {}
 
@@ -92,9 +92,7 @@ class Tokenizer:
             continues: the ids go on from earlier ones, so a leading space is text.
         """
         shown = b"".join(
-            self.token_bytes(id)
-            for id in ids
-            if not (skip_special and self.is_special(id))
+            self.token_bytes(id) for id in ids if not (skip_special and self.is_special(id))
         )
         if self.strips_leading_space and not continues:
             shown = shown.removeprefix(b" ")
@@ -160,9 +158,7 @@ class Tokenizer:
     def _text(self, id: int) -> str:
         return self.token_bytes(id).decode("utf-8", "replace")
 
-    def _encode_fragment(
-        self, text: str, first: bool, parse_special: bool, ids: list[int]
-    ) -> None:
+    def _encode_fragment(self, text: str, first: bool, parse_special: bool, ids: list[int]) -> None:
         matcher = self._matcher(normalized=True, parse_special=parse_special)
         for part in matcher.split(self._normalize(text)):
             if isinstance(part, AddedToken):
