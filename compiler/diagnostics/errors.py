@@ -113,9 +113,7 @@ class InfcError(Exception):
         hint: str | None = None,
         problems: Sequence[Problem] = (),
     ) -> None:
-        self.diagnostic = Diagnostic(
-            code, message, location, tuple(notes), hint, tuple(problems)
-        )
+        self.diagnostic = Diagnostic(code, message, location, tuple(notes), hint, tuple(problems))
         super().__init__(self.diagnostic.render())
 
     @property
@@ -131,6 +129,12 @@ class UserError(InfcError):
 class InternalError(InfcError):
     """infc is at fault: the command line shows the traceback and asks for a report."""
 
-    def __init__(self, message: str, *, location: str | None = None, hint: str | None = None,
-                 notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        location: str | None = None,
+        hint: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         super().__init__(Code.INTERNAL, message, location=location, hint=hint, notes=notes)

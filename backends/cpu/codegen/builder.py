@@ -389,9 +389,7 @@ class Builder:
         if count == lanes:
             return self.load(pointer, type_, align)
         mask = self.lanes([lane < count for lane in range(lanes)], self.i1)
-        return llvm.MaskedLoadOp(
-            type_, pointer, mask, align, pass_thru=self.const(0, type_)
-        ).result
+        return llvm.MaskedLoadOp(type_, pointer, mask, align, pass_thru=self.const(0, type_)).result
 
     def store_first(self, value: Value, pointer: Value, count: int, align: int) -> None:
         """Store the first `count` lanes of a vector and touch nothing beyond."""

@@ -67,13 +67,24 @@ def link_shared(object_code: bytes) -> bytes:
         source, out = Path(folder, "program.o"), Path(folder, "program.so")
         source.write_bytes(object_code)
         result = subprocess.run(
-            [driver, "-shared", "-nostartfiles", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
-             "-o", str(out), str(source)],
-            capture_output=True, text=True, check=False,
+            [
+                driver,
+                "-shared",
+                "-nostartfiles",
+                "-Wl,--build-id=none",
+                "-Wl,-z,noexecstack",
+                "-o",
+                str(out),
+                str(source),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if result.returncode != 0:
             raise UserError(
-                Code.TOOLCHAIN, f"{driver} could not link the program",
+                Code.TOOLCHAIN,
+                f"{driver} could not link the program",
                 notes=result.stderr.strip().splitlines()[:5],
             )
         return out.read_bytes()
