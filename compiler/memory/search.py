@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import fsum
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,8 @@ def search(problem: Problem, height_bytes: int, node_limit: int, seed: int) -> S
         if attempt < len(fixed):
             order = fixed[attempt]
         else:
-            noise = generator.random(weight.size) * (1.0 + weight.mean())
+            # fsum: a mean whose last bit does not depend on how the processor adds.
+            noise = generator.random(weight.size) * (1.0 + fsum(weight) / weight.size)
             order = np.argsort(-(weight + noise), kind="stable").astype(np.int64)
         tree = _Tree(problem, height_bytes, order)
         offsets, exhausted = tree.run(min(_RESTART_NODES, node_limit - nodes))
