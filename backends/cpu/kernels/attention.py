@@ -81,9 +81,9 @@ def candidates(spec: AttentionSpec, isa: Isa) -> list[AttentionMapping]:
     ]
 
 
-def attention_scratch_bytes(spec: AttentionSpec, mapping: AttentionMapping, isa: Isa) -> int:
+def attention_scratch_bytes(spec: AttentionSpec, mapping: AttentionMapping) -> int:
     """Bytes of scratch of one thread, aligned to 64 bytes."""
-    return Scratch.plan(_shape(spec, mapping), isa).total
+    return Scratch.plan(_shape(spec, mapping)).total
 
 
 def _rows_a_tile(spec: AttentionSpec, mapping: AttentionMapping) -> int:

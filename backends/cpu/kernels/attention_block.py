@@ -22,6 +22,8 @@ MASKED = -1e30
 """Score of an invisible key, and the maximum before any key: large, but finite, so that differences
 of two of them are 0 rather than NaN."""
 
+_NARROWEST_WIDE_PANEL = 6  # that of 16 registers of 32 bytes
+
 LOG2_E = 1.4426950408889634
 _LOWEST_EXPONENT = -126.0
 _EXP2 = (  # (2**r - 1) / r for |r| <= 1/2, fitted for the smallest relative error: 2e-9
@@ -123,9 +125,9 @@ class Scratch:
     total: int
 
     @classmethod
-    def plan(cls, shape: Shape, isa: Isa) -> Scratch:
+    def plan(cls, shape: Shape) -> Scratch:
         """Lay the parts out one after the other; all are whole vectors."""
-        is_wide = shape.lanes >= widest_panel(isa)
+        is_wide = shape.lanes >= _NARROWEST_WIDE_PANEL
         keys = shape.key_block * shape.kv.head_dim * F32_BYTES if is_wide else 0
         values = shape.vectors * shape.staged_stride if is_wide else 0
         a_lane = (shape.dim_bytes, shape.dim_bytes, shape.score_bytes, *[VECTOR_BYTES] * 4)
@@ -159,7 +161,7 @@ class BlockEmitter:
 
     def __init__(self, b: Builder, shape: Shape, scratch: Value) -> None:
         self.b, self.shape, self.base = b, shape, scratch
-        self.parts = Scratch.plan(shape, b.isa)
+        self.parts = Scratch.plan(shape)
         self.vector = b.vec(LANES, b.f32)
         self.widest = widest_panel(b.isa)
 
