@@ -7,13 +7,18 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from infc.diagnostics import Code, UserError
 
 SCHEMA_VERSION = 1
 """Of every object `--json` prints: keys are added, never renamed."""
+
+
+class ReaderLeft(Exception):
+    """Nobody reads stdout any more. Not a BrokenPipeError, which click would take for its own."""
 
 
 def print_json(payload: Mapping[str, Any]) -> None:
@@ -31,7 +36,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(text: str) -> None:
-    """Write and flush; INF4006 where stdout takes no more, BrokenPipeError where nobody reads.
+    """Write and flush; INF4006 where stdout takes no more, ReaderLeft where nobody reads.
 
     A character that the terminal's encoding lacks is replaced.
     """
@@ -39,30 +44,29 @@ def write_text(text: str) -> None:
         raise UserError(Code.OUTPUT, "standard output could not be written: it is closed")
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
-    try:
+    with _stdout_failures():
         sys.stdout.write(text)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise _unwritable(error) from error
-    flush_stdout()
+        sys.stdout.flush()
 
 
 def flush_stdout() -> None:
-    """Flush; INF4006 where stdout takes no more, BrokenPipeError where nobody reads."""
-    if sys.stdout is None:
-        return
+    """Flush; INF4006 where stdout takes no more, ReaderLeft where nobody reads."""
+    if sys.stdout is not None:
+        with _stdout_failures():
+            sys.stdout.flush()
+
+
+@contextmanager
+def _stdout_failures() -> Iterator[None]:
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
+        yield
+    except BrokenPipeError as error:
+        raise ReaderLeft from error
     except OSError as error:
         abandon_stdout()
-        raise _unwritable(error) from error
-
-
-def _unwritable(error: OSError) -> UserError:
-    return UserError(Code.OUTPUT, f"standard output could not be written: {error.strerror}")
+        raise UserError(
+            Code.OUTPUT, f"standard output could not be written: {error.strerror}"
+        ) from error
 
 
 def abandon_stdout() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from enum import IntEnum
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from infc.cli.output import abandon_stdout, flush_stdout, print_json
+from infc.cli.output import ReaderLeft, abandon_stdout, flush_stdout, print_json
 from infc.diagnostics import Diagnostic, InfcError, InternalError, UserError
 
 
@@ -32,7 +31,7 @@ def run_reporting(command: Callable[[], object], *, as_json: bool) -> int:
         flush_stdout()
         # click returns the code of --help and --version, and what a command returns (nothing).
         return result if isinstance(result, int) else Exit.OK
-    except BrokenPipeError:
+    except ReaderLeft:
         # The reader has what it wanted (`infc run ... | head`).
         abandon_stdout()
         return Exit.OK
@@ -98,7 +97,7 @@ def _print_json_error(diagnostic: Diagnostic | None, message: str) -> None:
     try:
         print_json({"error": error})
         flush_stdout()
-    except (OSError, UserError):
+    except (ReaderLeft, UserError):
         # The error itself may be that stdout cannot be written; stderr has the text.
         abandon_stdout()
 
@@ -113,8 +112,3 @@ def exit_codes_help() -> str:
         Exit.INTERRUPTED: "interrupted by Ctrl-C",
     }
     return "\n".join(f"  {code.value:>3}  {meaning}" for code, meaning in meanings.items())
-
-
-def is_terminal() -> bool:
-    """Whether a person reads stderr."""
-    return sys.stderr.isatty()

@@ -1,0 +1,366 @@
+"""The commands, with a driver that answers from a fake model."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from fake_model import FakeRunnable, ScriptedRunnable, make_tokenizer
+
+import infc
+from infc.cli import main
+from infc.diagnostics import Code
+from infc.diagnostics.pages import page
+from infc.runtime import Session
+from infc.target.schema import TargetStatus
+
+Invoke = Callable[..., Result]
+PROMPT_TOKENS = len(["<bos>", "H", "i"])
+
+
+class FakeDriver(SimpleNamespace):
+    """`infc.driver` as the command line uses it; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(calls=[], text="there", runnable=None)
+
+    def load(self, source: Any, *, threads: int | None = None) -> Session:
+        self.calls.append(("load", source, threads))
+        runnable = self.runnable or ScriptedRunnable(PROMPT_TOKENS, self.text.encode())
+        template = "{{ bos_token }}{{ messages[0].content }}"
+        return Session(runnable, make_tokenizer(template), threads=threads or 2)
+
+    def cached_compile(self, model: Path, *, progress: Any = None) -> Any:
+        self.calls.append(("cached_compile", model, progress))
+        return ARTIFACT
+
+    def compile(self, model: Path, **options: Any) -> Any:
+        self.calls.append(("compile", model, options))
+        return ARTIFACT
+
+    def predict(self, artifact: Any, **workload: int) -> dict[str, Any]:
+        self.calls.append(("predict", artifact, workload))
+        estimate = SimpleNamespace(
+            seconds=0.25,
+            seconds_low=0.2,
+            seconds_high=float("inf"),
+            bytes=170 << 20,
+            operations=3_400_000_000,
+            bound="memory",
+        )
+        return {"prefill": estimate, "decode": None}
+
+    def run_opt(self, source: str, pipeline: str, *, location: str) -> str:
+        self.calls.append(("run_opt", source, pipeline, location))
+        return "module {}\n"
+
+    def explain(self, path: Path) -> Any:
+        kernel = SimpleNamespace(
+            program="decode",
+            kernel="mlp",
+            launches=18,
+            bytes=2048,
+            operations=1_500_000,
+            bound="memory",
+            predicted_seconds=0.0015,
+            measured_seconds=None,
+        )
+        buffer = SimpleNamespace(
+            program="decode",
+            buffer="%hidden",
+            offset_bytes=64,
+            size_bytes=2560,
+            first_launch=0,
+            last_launch=3,
+        )
+        return SimpleNamespace(kernels=[kernel], buffers=[buffer])
+
+
+ARTIFACT = SimpleNamespace(
+    manifest=SimpleNamespace(
+        digest="c0ffee",
+        targets={"prefill": {"name": "toy:a"}, "decode": {"name": "toy:a"}},
+    )
+)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    import infc.driver
+
+    fake = FakeDriver()
+    monkeypatch.setattr(infc, "driver", fake)
+    return fake
+
+
+@pytest.fixture
+def invoke(driver: FakeDriver) -> Invoke:
+    def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+
+    return run
+
+
+def test_run_streams_text_to_stdout_and_speed_to_stderr(invoke: Invoke, driver: FakeDriver) -> None:
+    result = invoke("run", "m.infc", "--prompt", "Hi", "--threads", 1)
+    assert (result.exit_code, result.stdout) == (0, "there\n")
+    assert driver.calls == [("load", Path("m.infc"), 1)]
+    assert result.stderr.startswith("prompt: 3 tokens in ")
+    assert "; new: 5 tokens in " in result.stderr
+    assert result.stderr.endswith(" tokens/s)\n")
+
+
+def test_run_compiles_a_model_through_the_cache(
+    invoke: Invoke, driver: FakeDriver, tmp_path: Path
+) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"GGUF")
+    assert invoke("run", model, "--prompt", "Hi").stdout == "there\n"
+    assert driver.calls == [("cached_compile", model, None), ("load", ARTIFACT, None)]
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_run_knows_an_artifact_of_another_name(
+    invoke: Invoke, driver: FakeDriver, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "artifact"
+    if kind == "zip":
+        path.write_bytes(b"PK\x03\x04...")
+    else:
+        path.mkdir()
+        (path / "manifest.json").write_text("{}")
+    invoke("run", path, "--prompt", "Hi")
+    assert driver.calls == [("load", path, None)]
+
+
+@pytest.mark.parametrize(
+    ("stdin", "position"), [("Hi\n", 2), ("Hi", 2), ("Hi\r\n", 2), ("Hi\n\n", 3)]
+)
+def test_run_reads_the_prompt_from_stdin_without_its_last_line_end(
+    invoke: Invoke, driver: FakeDriver, stdin: str, position: int
+) -> None:
+    driver.runnable = FakeRunnable()
+    invoke("run", "m.infc", "--prompt", "-", "--max-new-tokens", 1, stdin=stdin.encode())
+    tokens = [call.tokens.tolist() for _, call, _ in driver.runnable.calls]
+    assert len(tokens[0]) == 1 + position
+
+
+def test_run_passes_the_sampling_options_on(invoke: Invoke, driver: FakeDriver) -> None:
+    def text(*options: object) -> str:
+        driver.runnable = FakeRunnable()
+        return invoke("run", "m.infc", "--prompt", "Hi", "--max-new-tokens", 30, *options).stdout
+
+    greedy = text()
+    assert text("--temperature", 2.0, "--top-k", 1) == greedy
+    assert text("--temperature", 2.0, "--top-p", 1e-9) == greedy
+    assert text("--temperature", 2.0, "--min-p", 1.0) == greedy
+    assert text("--temperature", 2.0, "--seed", 1) == text("--temperature", 2.0, "--seed", 1)
+    assert text("--temperature", 2.0, "--seed", 1) != text("--temperature", 2.0, "--seed", 2)
+    assert text("--repetition-penalty", 100.0) != greedy
+
+
+def test_run_stops_at_any_of_the_stop_texts(invoke: Invoke) -> None:
+    result = invoke("run", "m.infc", "--prompt", "Hi", "--stop", "zz", "--stop", "er")
+    assert result.stdout == "th\n"
+
+
+def test_run_uses_the_chat_template(invoke: Invoke) -> None:
+    assert invoke("run", "m.infc", "--chat", "--prompt", "Hi").stdout == "there\n"
+
+
+def test_compile_prints_where_and_what(invoke: Invoke, driver: FakeDriver) -> None:
+    result = invoke("compile", "some/model.gguf", "--target", "toy", "--max-context", 99)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("model.infc: compiled for toy:a in ")
+    (call,) = driver.calls
+    assert call[:2] == ("compile", Path("some/model.gguf"))
+    assert call[2] == {
+        "target": "toy",
+        "output": Path("model.infc"),
+        "max_context": 99,
+        "max_batch": 1,
+        "chunk": 512,
+        "prompt_tokens": 512,
+        "new_tokens": 128,
+        "batch": 1,
+        "quantize": "keep",
+        "dump": None,
+        "verify": False,
+        "tune": 0,
+        "progress": None,
+    }
+
+
+def test_compile_json(invoke: Invoke) -> None:
+    report = json.loads(invoke("compile", "m.gguf", "-o", "out/x.infc", "--json").stdout)
+    assert report.pop("seconds") > 0
+    assert report.pop("peak_memory_bytes") > 1 << 20
+    assert report == {
+        "schema_version": 1,
+        "artifact": "out/x.infc",
+        "targets": {"prefill": "toy:a", "decode": "toy:a"},
+        "digest": "c0ffee",
+        "assumptions": [],
+    }
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("infc.artifact.open_artifact", lambda path: ARTIFACT)
+    return
+
+
+@pytest.mark.usefixtures("opened")
+def test_bench_json(invoke: Invoke, driver: FakeDriver) -> None:
+    driver.runnable = FakeRunnable()
+    result = invoke(
+        "bench", "m.infc", "--prompt-tokens", 9, "--new-tokens", 4, "--threads", 3, "--json"
+    )
+    report = json.loads(result.stdout)
+    for phase, tokens in (("prefill", 9), ("decode", 4)):
+        measured = report[phase].pop("measured")
+        assert measured["tokens_per_second"] == pytest.approx(tokens / measured["seconds"])
+    assert report.pop("load_seconds") > 0
+    assert report.pop("peak_memory_bytes") > 1 << 20
+    assert report == {
+        "schema_version": 1,
+        "prefill": {
+            "tokens": 9,
+            "predicted": {"seconds": 0.25, "seconds_low": 0.2, "seconds_high": None},
+            "bytes": 170 << 20,
+            "operations": 3_400_000_000,
+            "bound": "memory",
+        },
+        "decode": {
+            "tokens": 4,
+            "predicted": {"seconds": None, "seconds_low": None, "seconds_high": None},
+            "bytes": None,
+            "operations": None,
+            "bound": None,
+        },
+        "planned_memory_bytes": 4096,
+        "threads": 3,
+        "target": "toy:a",
+        "assumptions": [
+            "decode.predicted, bytes, operations, bound: the artifact holds no cost estimate"
+        ],
+    }
+    assert driver.calls[-1] == (
+        "predict",
+        ARTIFACT,
+        {"prompt_tokens": 9, "new_tokens": 4, "threads": 3},
+    )
+
+
+@pytest.mark.usefixtures("opened")
+def test_bench_for_people(invoke: Invoke, driver: FakeDriver) -> None:
+    driver.runnable = FakeRunnable()
+    lines = invoke("bench", "m.infc", "--prompt-tokens", 9, "--new-tokens", 4).stdout.splitlines()
+    assert lines[0].split() == [
+        "phase", "tokens", "tokens/s", "measured", "predicted", "range", "bytes", "ops", "bound",
+    ]  # fmt: skip
+    assert lines[1].split()[:2] == ["prefill", "9"]
+    assert lines[1].split()[-5:] == ["170", "MiB", "3.4", "G", "memory"]
+    assert lines[2].split()[-5:] == ["unknown"] * 5
+    assert lines[3].startswith("target toy:a, threads 2, loaded in ")
+
+
+def test_targets(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = [
+        TargetStatus("toy:a", "toy", "cpu", True),
+        TargetStatus("toy:[b]", "toy", "cpu", False, "no such machine"),
+    ]
+    monkeypatch.setattr("infc.target.discovery.list_targets", lambda: statuses)
+    assert invoke("targets").stdout == (
+        "target   backend  kind  available  reason\n"
+        "toy:a    toy      cpu   yes\n"
+        "toy:[b]  toy      cpu   no         no such machine\n"
+    )
+    assert json.loads(invoke("targets", "--json").stdout) == {
+        "schema_version": 1,
+        "targets": [
+            {"name": "toy:a", "backend": "toy", "kind": "cpu", "available": True, "reason": ""},
+            {
+                "name": "toy:[b]",
+                "backend": "toy",
+                "kind": "cpu",
+                "available": False,
+                "reason": "no such machine",
+            },
+        ],
+    }
+
+
+def test_opt_writes_to_stdout_or_a_file(invoke: Invoke, driver: FakeDriver, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.mlir", tmp_path / "out.mlir"
+    source.write_text("module { }")
+    assert invoke("opt", source, "--pipeline", "a,b").stdout == "module {}\n"
+    assert driver.calls == [("run_opt", "module { }", "a,b", str(source))]
+    assert invoke("opt", source, "--pipeline", "a,b", "-o", output).stdout == ""
+    assert output.read_text() == "module {}\n"
+
+
+def test_explain_an_artifact(invoke: Invoke) -> None:
+    assert invoke("explain", "m.infc").stdout == (
+        "program  kernel  launches  bytes    ops  bound   predicted  measured\n"
+        "decode   mlp           18  2 KiB  1.5 M  memory     1.5 ms\n"
+        "\n"
+        "program  buffer   offset  size  from launch  to launch\n"
+        "decode   %hidden      64  2560            0          3\n"
+    )
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_every_code_has_a_page_of_the_same_form(invoke: Invoke, code: Code) -> None:
+    text = page(code)
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings[0].startswith(f"# {code}: ")
+    assert headings[1:] == ["## What it means", "## Why", "## Example", "## What to do"]
+    assert invoke("explain", code.lower()).stdout == text
+
+
+def test_version(invoke: Invoke) -> None:
+    assert invoke("--version").stdout == f"infc, version {infc.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["run", "compile", "bench", "explain", "targets", "opt"])
+def test_help_has_examples(invoke: Invoke, command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n    infc {command}" in result.stdout
+
+
+def test_help_documents_the_exit_codes(invoke: Invoke) -> None:
+    text = invoke("--help").stdout
+    for code in ("0  done", "1  the model", "2  the command line", "70  infc", "130  interrupted"):
+        assert code in text
+
+
+def test_help_imports_nothing_slow() -> None:
+    script = (
+        "import sys\n"
+        "from infc.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "slow = {'numpy', 'rich', 'mlir', 'gguf', 'pydantic', 'jinja2', 'tokenizers', 'llvmlite'}\n"
+        "sys.exit(' '.join(slow & set(sys.modules)) or 0)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Usage: infc" in result.stdout
+
+
+def test_the_installed_command_is_this_one() -> None:
+    command = Path(sys.executable).with_name("infc")
+    if not command.exists():
+        pytest.skip("infc is not installed in this environment")
+    result = subprocess.run(
+        [command, "explain", "INF5003"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, page(Code.EMPTY_PROMPT))
