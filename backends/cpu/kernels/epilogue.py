@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS
@@ -11,6 +10,8 @@ from infc.backends.cpu.kernels.vmath import emit_gelu_tanh, emit_silu, emit_tanh
 
 COMBINATIONS = {"silu": emit_silu, "gelu_tanh": emit_gelu_tanh}
 """The activations of gated feed-forward layers."""
+
+ROOM_BYTES_PER_ROW = 4 * LANES
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Epilogue:
     combine: str | None = None
     softcap: float | None = None
     partial: bool = False
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is worth a loop over the rows rather than a copy for each."""
+        return self.combine is not None or self.softcap is not None
 
     @property
     def name(self) -> str:
@@ -73,9 +79,19 @@ class RowTile:
 
 
 def emit_epilogue(
-    b: Builder, epilogue: Epilogue, target: PanelOutput, tile: RowTile, sums: list[Value]
+    b: Builder,
+    epilogue: Epilogue,
+    target: PanelOutput,
+    tile: RowTile,
+    sums: list[Value],
+    room: Value,
 ) -> None:
-    """Finish and store the sums (`vector<16xf32>`) of the consecutive rows of a tile."""
+    """Finish and store the sums (`vector<16xf32>`) of the consecutive rows of a tile.
+
+    Args:
+        room: `ROOM_BYTES_PER_ROW` of scratch for each row, so aligned; used by long epilogues of
+            several rows.
+    """
     floats = b.vec(LANES, b.f32)
     mask = None
     if epilogue.partial:
@@ -106,9 +122,15 @@ def emit_epilogue(
         else:
             b.store_where(mask, value, pointer, 4)
 
+    if not epilogue.is_long or len(sums) == 1:
+        for index, value in enumerate(sums):
+            finish(b.add(tile.first, index), value)
+        return
     for index, value in enumerate(sums):
-        row = b.add(tile.first, index)
-        if epilogue.combine is None or len(sums) == 1:
-            finish(row, value)
-        else:
-            b.when(b.cmp("sge", row, tile.fresh), partial(finish, row, value))
+        b.store(value, b.at(room, ROOM_BYTES_PER_ROW * index), ROOM_BYTES_PER_ROW)
+
+    def kept(index: Value) -> None:
+        at = b.at(room, b.mul(index, ROOM_BYTES_PER_ROW))
+        finish(b.add(tile.first, index), b.load(at, floats, ROOM_BYTES_PER_ROW))
+
+    b.loop(b.sub(tile.fresh, tile.first), len(sums), body=kept)

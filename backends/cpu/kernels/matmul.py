@@ -109,7 +109,7 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
         tiles = [(3, 1), (2, 1), (4, 1)]
     fitting = [tile for tile in tiles if _stack_bytes(spec, *tile) <= _STACK_LIMIT_BYTES]
     tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
-    streams = [(2, 4096), (1, 8192), (2, 0)]
+    streams = [(1, 4096), (2, 4096), (1, 8192)]
     if spec.max_rows == 1:
         tiles = tiles[:1]
     return [MatmulMapping(*tile, *stream) for stream in streams for tile in tiles]

@@ -22,7 +22,13 @@ from infc.backends.cpu.kernels.dots import (
     emit_dot,
     emit_scales,
 )
-from infc.backends.cpu.kernels.epilogue import Epilogue, PanelOutput, RowTile, emit_epilogue
+from infc.backends.cpu.kernels.epilogue import (
+    ROOM_BYTES_PER_ROW,
+    Epilogue,
+    PanelOutput,
+    RowTile,
+    emit_epilogue,
+)
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
 from infc.backends.cpu.kernels.stream import (
     PANEL_OUT_BYTES,
@@ -167,12 +173,20 @@ def _emit_tile(b: Builder, tile: TileKernel) -> str:
         corrections = _RowTerms(b.stack(tile.rows * room_bytes, _VECTOR_BYTES), room_bytes)
         weighted = _RowTerms(b.stack(tile.rows * room_bytes, _VECTOR_BYTES), room_bytes)
 
+        room = b.stack(ROOM_BYTES_PER_ROW * tile.rows, ROOM_BYTES_PER_ROW)
+
         def rows(done: RowTile) -> None:
             _emit_row_terms(b, tile, x, done.first, corrections, weighted)
             sums = _emit_sums(b, tile, x, done.first, staged, corrections, weighted)
             for column, target in enumerate(targets):
                 store = partial(
-                    emit_epilogue, b, tile.epilogue, target, done, sums[column :: tile.columns]
+                    emit_epilogue,
+                    b,
+                    tile.epilogue,
+                    target,
+                    done,
+                    sums[column :: tile.columns],
+                    room,
                 )
                 if column == 0:  # the first panel is always there
                     store()

@@ -23,7 +23,13 @@ from infc.backends.cpu.kernels.dots import (
     emit_scales,
     needs_signed,
 )
-from infc.backends.cpu.kernels.epilogue import Epilogue, PanelOutput, RowTile, emit_epilogue
+from infc.backends.cpu.kernels.epilogue import (
+    ROOM_BYTES_PER_ROW,
+    Epilogue,
+    PanelOutput,
+    RowTile,
+    emit_epilogue,
+)
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
 from infc.ir.mlir import ir
 from infc.reference.a8 import A8_BLOCK, A8_SUM
@@ -88,6 +94,7 @@ def emit_stream(b: Builder, kernel: StreamKernel) -> str:
     panel_bytes = kernel.layout.panel_bytes(kernel.k)
     with b.function(kernel.name, panel_function_types(b), inline=False) as arguments:
         x, m, weights, panels, multiplier, bias, out, row_bytes, columns = arguments
+        room = b.stack(ROOM_BYTES_PER_ROW * kernel.rows, ROOM_BYTES_PER_ROW)
 
         def panel(index: Value) -> None:
             target = PanelOutput(
@@ -101,7 +108,7 @@ def emit_stream(b: Builder, kernel: StreamKernel) -> str:
 
             def tile(rows: RowTile) -> None:
                 sums = sums_of(b, kernel, x, rows.first, source)
-                emit_epilogue(b, kernel.epilogue, target, rows, sums)
+                emit_epilogue(b, kernel.epilogue, target, rows, sums, room)
 
             emit_row_tiles(b, m, kernel.rows, tile)
 
