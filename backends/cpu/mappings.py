@@ -48,7 +48,7 @@ def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMap
     return [
         {
             **asdict(mapping),
-            "scratch_bytes": attention.attention_scratch_bytes(spec, mapping, isa),
+            "scratch_bytes": attention.attention_scratch_bytes(spec, mapping),
         }
         for mapping in attention.candidates(spec, isa)
     ]
