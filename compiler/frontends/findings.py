@@ -32,6 +32,11 @@ class Findings:
         """A tensor is missing or is not as the settings say."""
         self._problems.append((Code.MODEL_TENSOR, Problem(message, location)))
 
+    @property
+    def settings_are_sound(self) -> bool:
+        """Whether no setting was found wrong: if one was, checks that build on it would mislead."""
+        return all(code != Code.MODEL_CONFIG for code, _ in self._problems)
+
     def raise_if_any(self, hint: str | None = None) -> None:
         """Raises one UserError with all findings, gravest kind first; returns if there are none."""
         for code, headline in _HEADLINES.items():

@@ -113,6 +113,8 @@ class GgufSource:
             self._rope_factors,
         )
         tied = GGUF_NAMES.head not in tensors
+        if not findings.settings_are_sound:
+            findings.raise_if_any()  # shapes that follow from wrong settings say nothing
         config = resolve_weights(config, family, GGUF_NAMES, tensors, findings, tied=tied)
         findings.raise_if_any()
         return metadata, config

@@ -40,7 +40,7 @@ def read_config(
     hidden = settings.integer("embedding_length")
     heads = _same_in_all_layers(settings, "attention.head_count")
     kv_heads = _same_in_all_layers(settings, "attention.head_count_kv", heads)
-    if heads % kv_heads:
+    if heads % kv_heads and settings.findings.settings_are_sound:
         settings.wrong("attention.head_count", f"a multiple of {kv_heads} heads", str(heads))
     head_dim = settings.integer("attention.key_length", max(1, hidden // heads))
     value_dim = settings.integer("attention.value_length", head_dim)

@@ -118,6 +118,8 @@ class HuggingFaceSource:
         tied = settings.flag("tie_word_embeddings", False) and outer.flag(
             "tie_word_embeddings", False
         )
+        if not findings.settings_are_sound:
+            findings.raise_if_any()  # shapes that follow from wrong settings say nothing
         config = resolve_weights(config, family, names, self.tensors, findings, tied=tied)
         findings.raise_if_any()
         return config

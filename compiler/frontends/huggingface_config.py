@@ -35,7 +35,7 @@ def read_config(
     hidden = settings.integer("hidden_size")
     heads = settings.integer("num_attention_heads")
     kv_heads = settings.integer("num_key_value_heads", heads)
-    if heads % kv_heads:
+    if heads % kv_heads and settings.findings.settings_are_sound:
         settings.wrong("num_attention_heads", f"a multiple of {kv_heads} heads", str(heads))
     head_dim = settings.integer("head_dim", max(1, hidden // heads))
     layer_count = settings.integer("num_hidden_layers")
