@@ -1,14 +1,14 @@
 """Causal attention over the cache: online softmax over blocks of keys anchored at fixed positions.
 
 A work unit is some consecutive rows of one sequence and some query heads that share a kv head; each
-pair of row and head is a *lane* of the unit. For every block of keys the unit computes scores of all
-lanes, their softmax terms, then adds the weighted values: two matrix products with the block's keys
-and values in the nearest cache. (Milakov and Gimelshein, "Online normalizer calculation for
-softmax"; Dao et al., "FlashAttention".)
+pair of row and head is a *lane* of the unit. For every block of keys the unit computes the scores
+of all lanes, their softmax terms, then adds the weighted values: two matrix products with the
+block's keys and values in the nearest cache. (Milakov and Gimelshein, "Online normalizer
+calculation for softmax"; Dao et al., "FlashAttention".)
 
 The numbers of a row do not depend on the unit it is in: every sum runs over its keys in one order,
-blocks begin at absolute multiples of `key_block`, and a block in which a row sees nothing leaves its
-state exactly as it was (its terms are 0 and its correction is `2 ** 0 = 1`).
+blocks begin at absolute multiples of `key_block`, and a block in which a row sees nothing leaves
+its state exactly as it was (its terms are 0 and its correction is `2 ** 0 = 1`).
 """
 
 from __future__ import annotations
@@ -124,9 +124,7 @@ class _Unit:
     highest: Value  # last one
 
 
-def emit_attention(
-    b: Builder, name: str, spec: AttentionSpec, mapping: AttentionMapping
-) -> None:
+def emit_attention(b: Builder, name: str, spec: AttentionSpec, mapping: AttentionMapping) -> None:
     """Define `@name(q, kv, out, positions, row_slots: ptr, m, thread, threads: i64, scratch: ptr)`.
 
     Row `r` at `positions[r]` of `row_slots[r]` attends to itself and what is before it, as far as

@@ -188,8 +188,10 @@ class BlockEmitter:
         def strip(index: Value) -> None:
             keys = self._cached_strip(block, index)
             if kv.dtype != "f32":
-                staged = b.at(self.base, b.add(b.mul(index, kv.head_dim * VECTOR_BYTES),
-                                               self.parts.staged_keys))
+                staged = b.at(
+                    self.base,
+                    b.add(b.mul(index, kv.head_dim * VECTOR_BYTES), self.parts.staged_keys),
+                )
 
                 def element(d: Value) -> None:
                     x = self._cached(b.at(keys, b.mul(d, read_bytes)))
@@ -376,9 +378,7 @@ class BlockEmitter:
         if whole < vectors:
             elements(vectors - whole, b.idx(whole))
 
-    def _weigh_panel(
-        self, block: Block, size: int, count: int, first: Value, lane: Value
-    ) -> None:
+    def _weigh_panel(self, block: Block, size: int, count: int, first: Value, lane: Value) -> None:
         """The part of `_weigh` of `size` lanes and of `count` vectors from `first` on."""
         b, shape, parts = self.b, self.shape, self.parts
         sums_at = b.at(self.part(parts.sums, lane, shape.dim_bytes), b.mul(first, VECTOR_BYTES))

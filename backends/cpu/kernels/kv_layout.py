@@ -79,8 +79,8 @@ class KVLayer:
     def slot_stride(self) -> int:
         """Bytes from one slot's region to the next.
 
-        Where a head is no whole number of vectors the kernels read past its last row and ignore what
-        they read; a vector's worth of slack keeps that inside the region.
+        Where a head is no whole number of vectors the kernels read past its last row and ignore
+        what they read; a vector's worth of slack keeps that inside the region.
         """
         slack = _ALIGN_BYTES if self.head_dim % STRIP else 0
         return _aligned(2 * self.v_offset + slack)

@@ -73,9 +73,7 @@ def _pause(b: Builder) -> None:
 
 
 def _load_acquire(b: Builder, pointer: Value) -> Value:
-    return llvm.LoadOp(
-        b.i32, pointer, alignment=4, ordering=llvm.AtomicOrdering.acquire
-    ).result
+    return llvm.LoadOp(b.i32, pointer, alignment=4, ordering=llvm.AtomicOrdering.acquire).result
 
 
 def _discard(_values: list[Value]) -> None:
