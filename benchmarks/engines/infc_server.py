@@ -1,0 +1,70 @@
+"""infc behind the protocol of `protocol.py`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from protocol import Stopwatch, serve
+
+import infc
+
+
+class Infc:
+    """One session on one artifact, compiled beforehand or here."""
+
+    def __init__(self, model: str, threads: int, target: str, max_context: int) -> None:
+        self._threads = threads
+        artifact: Any = model
+        if not model.endswith(".infc"):
+            artifact = infc.compile(Path(model), target=target, max_context=max_context)
+        self._session = infc.load(artifact, threads=threads)
+        self._target = target
+
+    def hello(self) -> dict[str, Any]:
+        return {
+            "engine": "infc",
+            "version": f"infc {infc.__version__}",
+            "threads": self._threads,
+            "system": f"target {self._target}",
+        }
+
+    def tokenize(self, text: str) -> dict[str, Any]:
+        return {"ids": self._session.tokenizer.encode(text)}
+
+    def prefill(self, ids: list[int]) -> dict[str, Any]:
+        self._session.reset()
+        with Stopwatch() as watch:
+            token = int(self._session.prefill(ids).argmax())
+        return {"seconds": watch.seconds, "token": token}
+
+    def decode(self, ids: list[int], tokens: int) -> dict[str, Any]:
+        self._session.reset()
+        token = int(self._session.prefill(ids).argmax())
+        with Stopwatch() as watch:
+            for _ in range(tokens):
+                token = self._session.next_token(token)
+        return {"seconds": watch.seconds, "token": token}
+
+    def logits(self, ids: list[int], path: str) -> dict[str, Any]:
+        self._session.reset()
+        rows = self._session.prefill(ids, all_logits=True)
+        np.save(path, rows)
+        return {"shape": list(rows.shape)}
+
+
+def main() -> None:
+    """Serve one model on stdin and stdout."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--max-context", type=int, default=1024)
+    arguments = parser.parse_args()
+    serve(Infc(arguments.model, arguments.threads, arguments.target, arguments.max_context))
+
+
+if __name__ == "__main__":
+    main()
