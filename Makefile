@@ -27,8 +27,11 @@ check: $(VENV)/dev.stamp ## The gate before a commit: format, lint, types, fast 
 	$(BIN)/python scripts/typecheck.py
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(VENV)/dev.stamp $(MODEL) ## Measure again what the README quotes (benchmarks/README.md).
-	$(BIN)/python benchmarks/run.py $(MODEL)
+bench: $(VENV)/dev.stamp $(MODEL) ## Measure infc's speed and compile time (more: benchmarks/README.md).
+	$(BIN)/infc compile $(MODEL) --target cpu --max-context 1024 -o $(DEMO)/bench.infc
+	cd benchmarks && $(CURDIR)/$(BIN)/python speed.py --model $(CURDIR)/$(MODEL) \
+		--engine "infc=$(CURDIR)/$(BIN)/python engines/infc_server.py $(CURDIR)/$(DEMO)/bench.infc"
+	cd benchmarks && $(CURDIR)/$(BIN)/python compile_time.py run --model $(CURDIR)/$(MODEL)
 
 clean: ## Remove what the other targets made.
 	rm -rf $(VENV) build dist *.egg-info
