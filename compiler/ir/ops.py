@@ -7,12 +7,13 @@ reference (`infc.reference.ops` states what each op means).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from infc.ir.attributes import to_attribute
 from infc.ir.mlir import ir
 from infc.ir.types import A8, BufferType, KVType, TensorType
 
-Value = ir.Value
+Value: TypeAlias = ir.Value
 
 
 def create(
