@@ -18,6 +18,10 @@ SPACE_MARK = "\u2581"
 """SentencePiece writes a space as this character."""
 
 
+EMPTY = "\0[EMPTY_"
+"""Begins the name, unique by its id, of a token that stands for nothing."""
+
+
 class TokenType(IntEnum):
     """The kinds of tokens, with the numbers of GGUF's `tokenizer.ggml.token_type`."""
 

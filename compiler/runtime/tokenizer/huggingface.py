@@ -17,6 +17,7 @@ from infc.diagnostics import Code, UserError
 from infc.runtime.tokenizer.bpe import GPT2_ALPHABET, gpt2_bytes
 from infc.runtime.tokenizer.definition import (
     END_TOKENS,
+    EMPTY,
     SPACE_MARK,
     AddedToken,
     Definition,
@@ -189,7 +190,7 @@ def _tokens(model: Json, added: Mapping[int, AddedToken], problems: list[str]) -
     if size > 2 * len(named) + 1024:
         problems.append(f"model.vocab: expected ids without gaps, got {len(named)} below {size}")
         return []
-    texts = [named.get(id, f"\0[EMPTY_{id}]") for id in range(size)]
+    texts = [named.get(id, f"{EMPTY}{id}]") for id in range(size)]
     if len(set(texts)) != size:
         problems.append("model.vocab: expected one id a token, got several")
     return texts
@@ -234,7 +235,7 @@ def _raw_bytes(
 ) -> list[bytes]:
     raw = []
     for id, (text, kind) in enumerate(zip(tokens, types, strict=True)):
-        if text.startswith("\0[EMPTY_"):
+        if text.startswith(EMPTY):
             raw.append(b"")
         elif kind == TokenType.BYTE:
             raw.append(bytes.fromhex(text[3:5]))

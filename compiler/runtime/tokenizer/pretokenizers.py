@@ -4,6 +4,10 @@ Each name stands for the regular expressions of the original model's tokenizer.j
 names is llama.cpp's (ggml-org/llama.cpp, `llama_vocab::impl::load`). Expressions are applied one
 after the other, each isolating its matches. As in llama.cpp, Unicode normalisation of the original
 (NFC for Qwen) is not part of a GGUF tokenizer.
+
+Ids equal llama.cpp's, but for two things: its `tekken` leaves out combining marks, which the
+model's own expression counts as letters; and characters that are new in Unicode have the category
+of the `tokenizers` library here.
 """
 
 from __future__ import annotations
