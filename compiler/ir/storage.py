@@ -18,8 +18,9 @@ from math import prod
 from types import MappingProxyType
 
 import numpy as np
-from infc.diagnostics import InternalError
 from numpy.typing import NDArray
+
+from infc.diagnostics import InternalError
 
 _U8 = NDArray[np.uint8]
 _F32 = NDArray[np.float32]

@@ -90,7 +90,7 @@ def test_huggingface_families(name: str, tmp_path: Path) -> None:
     assert (config.heads, config.kv_heads) == (4, values["num_key_value_heads"])
     assert config.head_dim == values["head_dim"]
     assert config.norm_eps == values["rms_norm_eps"]
-    scalar = values.get("query_pre_attn_scalar", values["head_dim"])
+    scalar = float(values.get("query_pre_attn_scalar", values["head_dim"]))
     assert config.attention_scale == pytest.approx(scalar**-0.5)
     assert [layer.window for layer in config.layers] == [
         WINDOW if slides else None for slides in sliding_layers(values)

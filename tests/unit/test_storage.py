@@ -5,9 +5,10 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES
-from numpy.typing import NDArray
 
 QUANTISED = [name for name, storage in STORAGE_TYPES.items() if not storage.is_float]
 QUANTISABLE = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]  # gguf can quantise these itself
