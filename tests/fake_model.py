@@ -79,6 +79,7 @@ class FakeRunnable:
         self.embedding = random.normal(size=(VOCAB, HEAD_DIM)).astype(np.float32)
         self.weights = random.normal(size=(2, 2, HEAD_DIM, HEAD_DIM)).astype(np.float32)
         self.closed = False
+        self.running = False
 
     def new_kv(self) -> FakeKV:
         return FakeKV(self.kv_shape, self.limits.max_slots)
@@ -95,6 +96,16 @@ class FakeRunnable:
         assert isinstance(kv, FakeKV)
         self._check(phase, call)
         self.calls.append((phase, call, threads))
+        assert not self.running, "two calls share one arena"
+        self.running = True
+        try:
+            return self._run(phase, call, kv, cancel)
+        finally:
+            self.running = False
+
+    def _run(
+        self, phase: Phase, call: Call, kv: FakeKV, cancel: threading.Event | None
+    ) -> NDArray[np.float32] | NDArray[np.int32]:
         hidden = self.embedding[call.tokens]  # [t, HEAD_DIM]
         stores = kv.layers[int(call.slots[0])]
         for layer, stored in enumerate(stores):

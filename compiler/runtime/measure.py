@@ -10,6 +10,7 @@ import numpy as np
 
 from infc.runtime.sampling import Sampler, SamplingOptions
 from infc.runtime.session import Session
+from infc.runtime.token_checks import check_room
 
 RUNS = 3
 WARM_UP_TOKENS = 2
@@ -33,7 +34,7 @@ def measure(session: Session, prompt_tokens: int, new_tokens: int) -> Measuremen
         UserError: INF5004 where the context is too small for both.
     """
     session.reset()
-    session.check_room(prompt_tokens + new_tokens)
+    check_room(0, prompt_tokens + new_tokens, session.limits.max_context)
     tokens = np.random.default_rng(0).integers(session.vocab_size, size=prompt_tokens).tolist()
     sampler = Sampler(SamplingOptions(temperature=0.0))
     _run(session, tokens[:WARM_UP_TOKENS], 1, sampler)

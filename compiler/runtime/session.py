@@ -21,6 +21,7 @@ from infc.runtime.interrupt import InterruptibleCalls
 from infc.runtime.rings import Rings
 from infc.runtime.sampling import Sampler, SamplingOptions
 from infc.runtime.state_file import SavedState, read_state, trimmed, write_state
+from infc.runtime.token_checks import check_room, check_tokens
 from infc.runtime.tokenizer import Tokenizer
 from infc.target.runnable import Call, KVBlock, Limits, OutputKind, Phase, Runnable
 
@@ -64,6 +65,8 @@ class Session:
         self._runnable = runnable
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
+        # Forks share the programs and so their arena: one call at a time, in whatever thread.
+        self._device = threading.Lock()
         self._calls = InterruptibleCalls()
         self._kv = runnable.new_kv()
         self._rings = Rings(runnable.kv_shape)
@@ -224,12 +227,20 @@ class Session:
             logit_rows=np.arange(count - last_rows, count, dtype=np.int32),
             output=output,
         )
-        kv, threads = self._kv, self.threads
-        result = self._calls.run(
-            lambda cancel: self._runnable.run(phase, call, kv, threads=threads, cancel=cancel)
-        )
+        result = self._calls.run(lambda cancel: self._run_alone(phase, call, cancel))
         self._tokens.extend(tokens.tolist())
         return result
+
+    def _run_alone(self, phase: Phase, call: Call, cancel: threading.Event) -> NDArray[Any]:
+        with self._device:
+            return self._runnable.run(
+                phase,
+                call,
+                self._kv,
+                threads=self.threads,
+                # A decode step is over sooner than anybody could notice.
+                cancel=cancel if phase is Phase.PREFILL else None,
+            )
 
     # Moving back, copying, keeping
 
@@ -273,11 +284,15 @@ class Session:
             self._set_next(None, None)
 
     def fork(self) -> Session:
-        """An independent session in the same state; programs and weights are shared."""
+        """An independent session in the same state; programs and weights are shared.
+
+        Forks may be used in threads of their own; their calls take turns.
+        """
         with self._exclusive():
             other = Session(
                 self._runnable, self._tokenizer, threads=self.threads, digest=self.digest
             )
+            other._device = self._device
             other._kv = self._kv.copy()
             other._tokens = list(self._tokens)
             other._rings = Rings(self._rings.shape, self._rings.oldest)
@@ -390,37 +405,6 @@ class Session:
         return trimmed(self._kv.kv_export(SLOT, start, self.position), self._rings.oldest)
 
     def _checked(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
-        ids = np.asarray(token_ids)
-        if ids.size == 0:
-            raise UserError(
-                Code.EMPTY_PROMPT,
-                "expected at least one token, got an empty prompt",
-                hint="pass a text or token ids; a model predicts what follows something",
-            )
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise UserError(
-                Code.TOKEN_RANGE,
-                f"expected a list of integer token ids, got {ids.dtype} of shape {ids.shape}",
-            )
-        outside = np.flatnonzero((ids < 0) | (ids >= self.vocab_size))
-        if outside.size:
-            at = int(outside[0])
-            raise UserError(
-                Code.TOKEN_RANGE,
-                f"expected token ids from 0 to {self.vocab_size - 1}, got {ids[at]} at index {at}",
-                hint="the ids may come from the tokenizer of another model",
-            )
-        self.check_room(len(ids))
-        return ids.astype(np.int32)
-
-    def check_room(self, count: int) -> None:
-        """INF5004 unless `count` more tokens fit."""
-        needed, most = self.position + count, self.limits.max_context
-        if needed > most:
-            raise UserError(
-                Code.CONTEXT_OVERFLOW,
-                f"the context holds {most} positions, {needed} are needed "
-                f"({self.position} in the session and {count} more)",
-                hint=f"compile with --max-context {needed} or more, or shorten the prompt; reset() "
-                "starts a session again",
-            )
+        tokens = check_tokens(token_ids, self.vocab_size)
+        check_room(self.position, len(tokens), self.limits.max_context)
+        return tokens

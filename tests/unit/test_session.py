@@ -3,7 +3,9 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -221,10 +223,14 @@ def test_saving_is_deterministic_and_empty_sessions_can_be_saved(tmp_path: Path)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+CANCELLED: list[bool] = []
+"""What `interrupt` saw: an assertion in a call that is given up would go unnoticed."""
+
+
 def interrupt(cancel: threading.Event | None) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     assert cancel is not None
-    assert cancel.wait(5)
+    CANCELLED.append(cancel.wait(5))
 
 
 def fail(cancel: threading.Event | None) -> None:
@@ -253,11 +259,24 @@ def test_a_prefill_that_fails_leaves_the_session_as_it_was(
     with pytest.raises(raised):
         session.prefill(list(range(100, 130)))
     runnable.during = lambda *_: None
+    assert all(CANCELLED)
     assert session.tokens == tuple(PROMPT[:before])
     if before:
         assert session.next_token(GREEDY) == int(np.argmax(step_by_step(PROMPT[:before])[-1]))
     after = [*PROMPT[:before], 70, 71, 72]
     np.testing.assert_array_equal(session.prefill(after[before:]), step_by_step(after)[-1])
+
+
+def test_a_prefill_that_fails_leaves_the_way_back_it_found() -> None:
+    runnable = FakeRunnable()
+    session = make_session(runnable)
+    session.prefill(PROMPT)
+    runnable.during = lambda phase, call, cancel: fail(cancel) if call.positions[0] > 35 else None
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        session.prefill([9] * 30)
+    runnable.during = lambda *_: None
+    session.truncate(14)
+    np.testing.assert_array_equal(session.decode(PROMPT[14]), step_by_step(PROMPT)[14])
 
 
 def test_a_decode_that_fails_leaves_the_session_as_it_was() -> None:
@@ -289,11 +308,13 @@ def test_a_sampler_that_fails_leaves_the_session_as_it_was() -> None:
     np.testing.assert_array_equal(session.decode(11), step_by_step([*PROMPT, 11])[-1])
 
 
-def test_sessions_of_one_model_run_in_their_own_threads() -> None:
-    first = make_session()
-    second = first.fork()
-    results: list[np.ndarray] = []
-    thread = threading.Thread(target=lambda: results.append(second.prefill(PROMPT)))
-    thread.start()
-    thread.join()
-    np.testing.assert_array_equal(results[0], first.prefill(PROMPT))
+def test_forks_in_several_threads_take_turns() -> None:
+    runnable = FakeRunnable()
+    runnable.during = lambda *_: time.sleep(0.002)
+    sessions = [make_session(runnable)]
+    sessions += [sessions[0].fork() for _ in range(3)]
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        results = list(pool.map(lambda session: session.prefill(PROMPT), sessions))
+    expected = step_by_step(PROMPT)[-1]
+    for logits in results:
+        np.testing.assert_array_equal(logits, expected)
