@@ -143,7 +143,8 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
     output has the same bits whatever m, the threads and the mapping are.
 
     The panels of all segments, in order, are split into one contiguous range of about equal bytes
-    for each thread.
+    for each thread. With few rows a thread does all its gates before it combines them, so that it
+    reads one stream at a time; with many it goes tile by tile, so that the gates are still near.
     """
     regimes = [(1, _streams(b, spec, mapping, 1))]
     if spec.max_rows >= _STREAM_ROWS and mapping.row_tile > _STREAM_ROWS:
@@ -156,11 +157,24 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
         regimes.append((mapping.row_tile, many))
     pointers = [b.ptr] * (matmul_argument_count(spec) - 4)
     with b.function(name, [b.ptr, b.i64, b.i64, b.i64, *pointers], inline=False) as arguments:
-        calls = _segment_calls(b, spec, arguments)
+        operands = _Operands.of(spec, arguments)
+        ranges = _ranges(b, spec, arguments[2], arguments[3])
 
-        def run(functions: list[str]) -> None:
-            for function, operands in zip(functions, calls, strict=True):
-                b.call(function, operands)
+        def run(functions: list[str], first_rows: int) -> None:
+            def all_segments(bounds: list[tuple[Value, Value]]) -> None:
+                for index, function in enumerate(functions):
+                    b.call(function, operands.for_panels(b, spec, index, *bounds[index]))
+
+            if spec.combine is None or first_rows <= _STREAM_ROWS:
+                all_segments(ranges)
+                return
+            start, stop = ranges[0]
+
+            def tile(first: Value) -> None:
+                bounds = (first, b.min(b.add(first, mapping.col_tile), stop))
+                all_segments([bounds, bounds])
+
+            b.loop(start, stop, mapping.col_tile, body=tile)
 
         _emit_choice(b, arguments[1], regimes, run)
         b.ret()
@@ -170,16 +184,16 @@ def _emit_choice(
     b: Builder,
     m: Value,
     regimes: list[tuple[int, list[str]]],
-    run: Callable[[list[str]], None],
+    run: Callable[[list[str], int], None],
 ) -> None:
     """Run the last regime whose least number of rows is reached."""
     least, functions = regimes[-1]
     if len(regimes) == 1:
-        run(functions)
+        run(functions, least)
         return
     b.when(
         b.cmp("sge", m, least),
-        partial(run, functions),
+        partial(run, functions, least),
         partial(_emit_choice, b, m, regimes[:-1], run),
     )
 
@@ -234,33 +248,44 @@ def _tiles(b: Builder, spec: MatmulSpec, mapping: MatmulMapping) -> list[str]:
     ]
 
 
-def _segment_calls(b: Builder, spec: MatmulSpec, arguments: list[Value]) -> list[list[Value]]:
-    """The operands of each segment's panel function for this thread."""
-    x, m, thread, threads = arguments[:4]
-    rest = iter(arguments[4:])
-    weights = [next(rest) for _ in spec.segments]
-    biases = [next(rest) if segment.bias else x for segment in spec.segments]
-    outs = list(rest)
-    calls = []
-    for index, (first, last) in enumerate(_ranges(b, spec, thread, threads)):
-        segment = spec.segments[index]
-        out = outs[0] if spec.combine else outs[index]
-        offset = b.mul(first, PANEL_OUT_BYTES)
+@dataclass(frozen=True)
+class _Operands:
+    """The pointers a kernel gets, by segment; x stands in for a bias that does not exist."""
+
+    x: Value
+    m: Value
+    weights: list[Value]
+    biases: list[Value]
+    outs: list[Value]
+
+    @staticmethod
+    def of(spec: MatmulSpec, arguments: list[Value]) -> _Operands:
+        """Take the arguments of a kernel apart."""
+        x, m = arguments[:2]
+        rest = iter(arguments[4:])
+        weights = [next(rest) for _ in spec.segments]
+        biases = [next(rest) if segment.bias else x for segment in spec.segments]
+        outs = list(rest)
+        return _Operands(x, m, weights, biases, outs * 2 if spec.combine else outs)
+
+    def for_panels(
+        self, b: Builder, spec: MatmulSpec, index: int, first: Value, last: Value
+    ) -> list[Value]:
+        """The operands of the panel function for the panels [first, last) of a segment."""
+        segment, weights = spec.segments[index], self.weights[index]
         panel_bytes = segment.layout.panel_bytes(spec.k)
-        calls.append(
-            [
-                x,
-                m,
-                b.at(weights[index], b.add(b.mul(first, panel_bytes), HEADER_BYTES)),
-                b.sub(last, first),
-                b.load(weights[index], b.f32, 4),
-                b.at(biases[index], offset) if segment.bias else biases[index],
-                b.at(out, offset),
-                b.idx(4 * segment.n),
-                b.sub(b.idx(segment.n), b.mul(first, PANEL_ROWS)),
-            ]
-        )
-    return calls
+        offset = b.mul(first, PANEL_OUT_BYTES)
+        return [
+            self.x,
+            self.m,
+            b.at(weights, b.add(b.mul(first, panel_bytes), HEADER_BYTES)),
+            b.sub(last, first),
+            b.load(weights, b.f32, 4),
+            b.at(self.biases[index], offset) if segment.bias else self.biases[index],
+            b.at(self.outs[index], offset),
+            b.idx(4 * segment.n),
+            b.sub(b.idx(segment.n), b.mul(first, PANEL_ROWS)),
+        ]
 
 
 def _ranges(
