@@ -10,6 +10,7 @@ from infc.passes.memory.bufferize import BUFFERIZE
 from infc.passes.memory.insert_barriers import INSERT_BARRIERS
 from infc.passes.memory.pack_weights import PACK_WEIGHTS
 from infc.passes.memory.plan_memory import PLAN_MEMORY
+from infc.passes.memory.record_plan import RECORD_PLAN
 from infc.passes.phase.outline_layers import OUTLINE_LAYERS
 from infc.passes.phase.split_phases import SPLIT_PHASES
 from infc.passes.schedule.choose_mappings import CHOOSE_MAPPINGS
@@ -36,6 +37,7 @@ MEMORY = (
     # Needs the offsets: buffers that share memory must not be touched at the same time.
     INSERT_BARRIERS,
     PACK_WEIGHTS,
+    RECORD_PLAN,
 )
 
 SHARED = Pipeline((*GRAPH, *PHASE, *SCHEDULE, *MEMORY))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,22 +35,17 @@ class ReferenceRunnable:
         self.planned_bytes = 0
         self._weights = programs.weights
         self._table = signature["weights"]
-        # The module lives as long as its context, which closes with this object.
-        self._stack = ExitStack()
-        self._stack.enter_context(context())
-        module = parse(str(programs.member("module.mlir"), "utf-8"), name="module.mlir")
-        self._programs = {
-            get(op, "sym_name"): Interpreter(op, self._weight_bytes)
-            for op in module.body.operations
-            if op.operation.name == "builtin.module"
-        }
+        with context() as self._context:
+            module = parse(str(programs.member("module.mlir"), "utf-8"), name="module.mlir")
+            self._programs = {
+                get(op, "sym_name"): Interpreter(op, self._weight_bytes)
+                for op in module.body.operations
+                if op.operation.name == "builtin.module"
+            }
         self._module = module
+        prefill, decode = self._programs["prefill"], self._programs["decode"]
         # Both programs dequantise a weight once between them.
-        first, *others = self._programs.values()
-        for other in others:
-            other.share_weights(first)
-        self._context = self._stack.pop_all()
-        self._context_thread = threading.get_ident()
+        decode.known_weights = prefill.known_weights
 
     def _weight_bytes(self, name: str) -> NDArray[np.uint8]:
         offset, size_bytes = self._table[name]
@@ -87,9 +81,10 @@ class ReferenceRunnable:
         interpreter = self._programs[phase.name.lower()]
         interpreter.caches = kv.layers
         row_slots = np.repeat(call.slots, np.diff(call.row_offsets)).astype(np.int32)
-        logits, best = interpreter.run(
-            "main", [call.tokens, call.positions, row_slots, call.logit_rows]
-        )
+        with self._context:
+            logits, best = interpreter.run(
+                "main", [call.tokens, call.positions, row_slots, call.logit_rows]
+            )
         if call.output is OutputKind.ARGMAX:
             return np.asarray(best, np.int32)
         return np.asarray(logits, np.float32)
@@ -97,4 +92,3 @@ class ReferenceRunnable:
     def close(self) -> None:
         """Forget the module."""
         self._programs.clear()
-        self._context.close()

@@ -15,16 +15,19 @@ from infc.ir.attributes import to_attribute
 from infc.ir.mlir import func, ir
 from infc.ir.types import TensorType
 
+DEVICE = "device0"
+"""Symbol of the one device that both programs run on."""
 FORMAT_VERSION = 1
 """Version of the dialect; a dump of another version is refused."""
 
 
-def build_graph(source: ModelSource, *, max_context: int) -> ir.Module:
+def build_graph(source: ModelSource, *, max_context: int, target: str) -> ir.Module:
     """The graph-level module of a model, in the current MLIR context.
 
     Args:
         source: the opened model.
         max_context: positions the rope tables cover.
+        target: the resolved target as JSON, recorded as the device of the programs.
 
     Returns:
         A module with `@model(tokens: i32 [t], positions: i32 [t]) -> f32 [t, vocab]`: one sequence
@@ -37,6 +40,7 @@ def build_graph(source: ModelSource, *, max_context: int) -> ir.Module:
     attributes["infc.version"] = to_attribute(FORMAT_VERSION)
     attributes["infc.model"] = ir.StringAttr.get(source.digest())
     with ir.InsertionPoint(module.body):
+        ops.create("infc.device", sym_name=DEVICE, target=target)
         ops.create("infc.dim", sym_name="t", min=1, max=max_context)
         row_ids = TensorType(("t",), "i32").mlir()
         logits = TensorType(("t", source.config.vocab_size), "f32").mlir()

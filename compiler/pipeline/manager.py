@@ -25,7 +25,6 @@ class PassTiming:
     name: str
     seconds: float
     operations: int
-    changed: bool
 
 
 @dataclass
@@ -60,7 +59,7 @@ class PassManager:
             self._run_one(step, module, ctx)
             seconds = time.perf_counter() - start
             after = self._dump(number, step.result.value, step.name, module, before)
-            timings.append(PassTiming(step.name, seconds, _count(module), after != before))
+            timings.append(PassTiming(step.name, seconds, _count(module)))
             before = after
             for observer in self.observers:
                 observer(step.name, module)
@@ -71,6 +70,8 @@ class PassManager:
         with ir.Location.unknown():
             step.run(module, ctx)
         set_level(module, step.result)
+        # A dump says how far it came: that is where a resumed compilation goes on.
+        module.operation.attributes["infc.pass"] = ir.StringAttr.get(step.name)
         try:
             verify(module)
             check_legality(module, step.result)

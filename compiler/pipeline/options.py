@@ -19,6 +19,7 @@ class CompileOptions:
         chunk: tokens a prefill call takes at most; longer prompts loop.
         logit_rows: rows of logits a prefill call may return.
         prompt, new_tokens, batch: the expected use; hints to the cost model.
+        quantize: `keep`, or the storage type that float matrices are converted to.
         kv_dtype: `f32` or `f16`, or `auto`: f32 where all weights are, else f16.
         max_threads: threads a call may be run by.
     """
@@ -30,6 +31,7 @@ class CompileOptions:
     prompt: int = 512
     new_tokens: int = 128
     batch: int = 1
+    quantize: str = "keep"
     kv_dtype: str = "auto"
     max_threads: int = 64
 

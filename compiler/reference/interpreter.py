@@ -19,7 +19,7 @@ from infc.diagnostics import InternalError
 from infc.ir.attributes import attributes_of, get
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
-from infc.ir.types import A8, BufferType, TensorType, a8_row_bytes
+from infc.ir.types import A8, BufferType, TensorType, a8_row_bytes, is_tensor
 from infc.reference import ops
 from infc.reference.a8 import dequantize_a8, quantize_a8
 from infc.reference.kv import LayerCache
@@ -75,7 +75,7 @@ class Interpreter:
         self.weights = weights
         self.caches = caches
         self.dims: dict[str, int] = {}
-        self._stored: dict[tuple[str, TensorType], Stored] = {}
+        self.known_weights: dict[tuple[str, TensorType], Stored] = {}
         self._index(module)
 
     def _index(self, module: ir.Operation | ir.OpView) -> None:
@@ -107,8 +107,14 @@ class Interpreter:
     def _bind(self, pairs: Any) -> None:
         """Learn what each symbolic dimension is in this call."""
         for type_, value in pairs:
-            if isinstance(value, np.ndarray) and isinstance(type_, ir.RankedTensorType):
-                for dim, size in zip(TensorType.of(type_).shape, value.shape, strict=False):
+            if isinstance(value, Buffer):
+                tensor, value = value.type.tensor, value.content
+            elif is_tensor(type_):
+                tensor = TensorType.of(type_)
+            else:
+                continue
+            if isinstance(value, np.ndarray):
+                for dim, size in zip(tensor.shape, value.shape, strict=False):
                     if isinstance(dim, str):
                         self.dims[dim] = size
 
@@ -125,9 +131,9 @@ class Interpreter:
     def stored(self, source: str, type_: TensorType) -> Stored:
         """A weight of the model file; equal requests share their numbers."""
         key = (source, type_)
-        if key not in self._stored:
-            self._stored[key] = Stored(lambda: self.weights(source), type_)
-        return self._stored[key]
+        if key not in self.known_weights:
+            self.known_weights[key] = Stored(lambda: self.weights(source), type_)
+        return self.known_weights[key]
 
     def concrete(self, type_: TensorType) -> tuple[int, ...]:
         """A shape with this call's numbers for its symbols."""

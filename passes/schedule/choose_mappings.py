@@ -2,7 +2,7 @@
 
     func @k1_matmul ... {infc.kernel = "matmul"}
       -->  ... {infc.kernel = "matmul", infc.mapping = {row_tile = 6, col_tile = 2, ...},
-                infc.estimate = {low_ns, mid_ns, high_ns, bound}}
+                infc.work = {rows, bytes, operations, barriers}}
 
 Requires: fused kernels. Guarantees: every kernel has a mapping; all row kernels of a program share
 their partition, so that a value is in one space wherever it is used. Does not handle: measuring
@@ -13,8 +13,7 @@ A mapping may be edited in a dump: what is compiled is what the attribute says.
 
 from __future__ import annotations
 
-from infc.cost.estimate import Estimate
-from infc.cost.roofline import estimate_work
+from infc.cost.roofline import Work, estimate_work
 from infc.ir.attributes import get, to_attribute
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
@@ -34,25 +33,25 @@ def choose_mappings(module: ir.Module, ctx: PassContext) -> None:
             if get(function, "infc.kernel") is not None
         }
         for function, summary in kernels.items():
-            mapping, estimate = best_mapping(summary, ctx)
+            mapping, work = best_mapping(summary, ctx)
             function.operation.attributes["infc.mapping"] = to_attribute(dict(mapping))
-            function.operation.attributes["infc.estimate"] = to_attribute(
+            function.operation.attributes["infc.work"] = to_attribute(
                 {
-                    "low_ns": estimate.low * 1e9,
-                    "mid_ns": estimate.mid * 1e9,
-                    "high_ns": estimate.high * 1e9,
-                    "bound": estimate.bound,
+                    "rows": summary.typical_rows,
+                    "bytes": {name: int(moved) for name, moved in work.bytes.items()},
+                    "operations": {name: int(count) for name, count in work.operations.items()},
+                    "barriers": work.barriers,
                 }
             )
 
 
-def best_mapping(summary: KernelSummary, ctx: PassContext) -> tuple[KernelMapping, Estimate]:
+def best_mapping(summary: KernelSummary, ctx: PassContext) -> tuple[KernelMapping, Work]:
     """The candidate with the least expected time; the backend's order breaks ties."""
-    ranked = [
-        (mapping, estimate_work(ctx.backend.work(summary, mapping, ctx.target), ctx.target))
+    choices = [
+        (mapping, ctx.backend.work(summary, mapping, ctx.target))
         for mapping in ctx.backend.candidates(summary, ctx.target)
     ]
-    return min(ranked, key=lambda pair: pair[1].mid)
+    return min(choices, key=lambda choice: estimate_work(choice[1], ctx.target).mid)
 
 
 CHOOSE_MAPPINGS = FunctionPass("choose-mappings", Level.SCHEDULE, choose_mappings)

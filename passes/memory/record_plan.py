@@ -1,0 +1,85 @@
+"""What the plan promises, written down where lowering cannot lose it: the module's `infc.report`.
+
+Requires: planned memory and mapped kernels. Guarantees: `infc.report` holds, for both programs, each
+kernel's launches, work and estimate, and each buffer's place and lifetime; `infc explain`, `infc
+bench` and the artifact's manifest read it from there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from infc.ir.attributes import get, to_attribute
+from infc.ir.levels import Level
+from infc.ir.mlir import ir
+from infc.ir.types import BufferType
+from infc.passes.walk import body, program_functions, programs
+from infc.pipeline.passes import FunctionPass, PassContext
+
+
+def record_plan(module: ir.Module, ctx: PassContext) -> None:
+    """Write the report."""
+    report = {get(p, "infc.phase"): _program_report(p) for p in programs(module)}
+    module.operation.attributes["infc.report"] = to_attribute(report)
+
+
+def _program_report(program: ir.OpView) -> dict[str, Any]:
+    functions = {get(f, "sym_name"): f for f in program_functions(program)}
+    launches = _launches("main", functions)
+    kernels = [
+        {
+            "kernel": name,
+            "kind": get(function, "infc.kernel"),
+            "location": _name_of(function),
+            "launches": launches[name],
+            "mapping": get(function, "infc.mapping"),
+            **get(function, "infc.work"),
+        }
+        for name, function in functions.items()
+        if get(function, "infc.kernel") is not None
+    ]
+    plans = {
+        name: {**get(function, "infc.plan"), "buffers": _buffers(function)}
+        for name, function in functions.items()
+        if get(function, "infc.plan") is not None
+    }
+    return {"kernels": kernels, "plans": plans}
+
+
+def _launches(name: str, functions: dict[str, ir.OpView]) -> Counter[str]:
+    """How often each kernel runs in a call of a function."""
+    total: Counter[str] = Counter()
+    for op in body(functions[name]):
+        if op.operation.name != "func.call":
+            continue
+        callee = get(op, "callee")
+        if get(functions[callee], "infc.kernel") is not None:
+            total[callee] += 1
+        else:
+            total += _launches(callee, functions)
+    return total
+
+
+def _buffers(function: ir.OpView) -> list[dict[str, Any]]:
+    return [
+        {
+            "buffer": _name_of(op),
+            "space": BufferType.of(op.operation.results[0].type).space,
+            "type": str(BufferType.of(op.operation.results[0].type).tensor.mlir()),
+            "offset_bytes": get(op, "offset"),
+            "size_bytes": get(op, "size_bytes"),
+            "first": get(op, "first"),
+            "last": get(op, "last"),
+        }
+        for op in body(function)
+        if op.operation.name == "infc.alloc"
+    ]
+
+
+def _name_of(op: ir.OpView) -> str:
+    """The name in a location, without MLIR's punctuation."""
+    return str(op.location).removeprefix("loc(").removesuffix(")").strip('"')
+
+
+RECORD_PLAN = FunctionPass("record-plan", Level.MEMORY, record_plan)
