@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from infc.runtime.tokenizer.bpe import GPT2_ALPHABET, gpt2_bytes
 from infc.runtime.tokenizer.definition import (
-    END_TOKENS,
     EMPTY,
+    END_TOKENS,
     SPACE_MARK,
     AddedToken,
     Definition,

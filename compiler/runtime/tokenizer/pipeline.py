@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from infc.diagnostics import Code, UserError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 Normalize = Callable[[str], str]
 Split = Callable[[str, bool], list[str]]
@@ -75,9 +79,10 @@ def _never_first(description: object) -> object:
     return description
 
 
-# Any: the `tokenizers` package has no complete types for its components
-def _library_tokenizer(normalizer: object = None, pre_tokenizer: object = None):  # type: ignore[no-untyped-def]
-    from tokenizers import Tokenizer as LibraryTokenizer
+def _library_tokenizer(
+    normalizer: object = None, pre_tokenizer: object = None
+) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as LibraryTokenizer  # the import takes as long as a load
 
     model = {"type": "BPE", "vocab": {}, "merges": []}
     description = {

@@ -43,7 +43,7 @@ def write_definition(definition: Definition) -> dict[str, bytes]:
 def read_definition(files: Mapping[str, bytes]) -> Definition:
     """What `write_definition` wrote. UserError: ARTIFACT_DAMAGED."""
     try:
-        meta = json.loads(files[META_FILE])
+        meta = json.loads(bytes(files[META_FILE]))
         arrays = safetensors.numpy.load(bytes(files[ARRAYS_FILE]))
         version = meta.pop("version")
         if version != VERSION:
