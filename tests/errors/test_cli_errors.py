@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 import infc
-import infc.driver
 from infc.cli import main
 from infc.diagnostics import Code, InternalError, Problem, UserError
 
@@ -21,7 +20,7 @@ TESTS = Path(__file__).resolve().parent.parent
 
 FAKE_INFC = """
 import sys, time
-import infc, infc.driver
+import infc
 from types import SimpleNamespace
 from fake_model import FakeRunnable, ScriptedRunnable, make_tokenizer
 from infc.runtime import Session
@@ -64,7 +63,9 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*args: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(infc, "driver", SimpleNamespace(compile=fail, load=fail, explain=fail))
+    monkeypatch.setattr(
+        infc, "driver", SimpleNamespace(compile=fail, load=fail, explain=fail), raising=False
+    )
 
 
 def test_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +151,9 @@ def test_an_unknown_code() -> None:
 
 
 def test_files_that_opt_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infc, "driver", SimpleNamespace(run_opt=lambda *args, **options: "new\n"))
+    monkeypatch.setattr(
+        infc, "driver", SimpleNamespace(run_opt=lambda *args, **options: "new\n"), raising=False
+    )
     source = tmp_path / "in.mlir"
     result = invoke("opt", str(source), "--pipeline", "a")
     assert (result.exit_code, result.stderr) == (

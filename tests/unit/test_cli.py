@@ -49,8 +49,8 @@ class FakeDriver(SimpleNamespace):
             seconds=0.25,
             seconds_low=0.2,
             seconds_high=float("inf"),
-            bytes=170 << 20,
-            operations=3_400_000_000,
+            bytes=float(170 << 20),
+            operations=3.4e9,
             bound="memory",
         )
         return {"prefill": estimate, "decode": None}
@@ -91,10 +91,8 @@ ARTIFACT = SimpleNamespace(
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    import infc.driver
-
     fake = FakeDriver()
-    monkeypatch.setattr(infc, "driver", fake)
+    monkeypatch.setattr(infc, "driver", fake, raising=False)
     return fake
 
 
@@ -191,7 +189,7 @@ def test_compile_prints_where_and_what(invoke: Invoke, driver: FakeDriver) -> No
         "quantize": "keep",
         "dump": None,
         "verify": False,
-        "tune": 0,
+        "resume_from": None,
         "progress": None,
     }
 

@@ -96,8 +96,8 @@ def _phase(tokens: int, seconds: float, predicted: PhasePrediction | None) -> di
             "seconds_low": predicted and predicted.seconds_low,
             "seconds_high": predicted and predicted.seconds_high,
         },
-        "bytes": predicted and predicted.bytes,
-        "operations": predicted and predicted.operations,
+        "bytes": predicted and round(predicted.bytes),
+        "operations": predicted and round(predicted.operations),
         "bound": predicted and predicted.bound,
     }
 

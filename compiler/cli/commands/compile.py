@@ -15,6 +15,7 @@ EPILOG = """\b
 Examples:
   infc compile model.gguf --target cpu -o model.infc
   infc compile model.gguf --target cpu:x86-64-v3 --max-context 8192 -o model.infc
+  infc compile model.gguf -o model.infc --resume-from out/edited.mlir
   infc compile model.gguf -o model.infc --json | jq -r .digest
 
 The same model, options and version of infc give the same bytes.
@@ -100,12 +101,10 @@ The same model, options and version of infc give the same bytes.
     help="Run the reference after every pass and name the first that changes a number.",
 )
 @click.option(
-    "--tune",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Measure the N best candidates of each kernel.",
+    "--resume-from",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.mlir",
+    help="Go on from the IR that --dump wrote; its own limits, hints and target count.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compile_command(
@@ -121,7 +120,7 @@ def compile_command(
     quantize: str,
     dump: Path | None,
     verify: bool,
-    tune: int,
+    resume_from: Path | None,
     as_json: bool,
 ) -> None:
     """Compile a model (a GGUF file or a Hugging Face folder) to an artifact."""
@@ -144,7 +143,7 @@ def compile_command(
             quantize=quantize,
             dump=dump,
             verify=verify,
-            tune=tune,
+            resume_from=resume_from,
             progress=progress,
         )
     seconds = time.perf_counter() - start
