@@ -20,10 +20,8 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -72,8 +70,7 @@ class Client:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
-        self._files = ExitStack()
-        self._log = self._files.enter_context(tempfile.TemporaryFile("w+"))
+        self._log = os.memfd_create("engine-log")
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -98,7 +95,7 @@ class Client:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(30)
-        self._files.close()
+        os.close(self._log)
 
     def call(self, op: str, **arguments: Any) -> dict[str, Any]:
         """One request; stops the program with the engine's own words where it fails."""
@@ -125,6 +122,6 @@ class Client:
 
     def _give_up(self, op: str) -> NoReturn:
         self._process.wait(30)
-        self._log.seek(0)
-        said = "".join(self._log.readlines()[-20:])
+        log = os.pread(self._log, os.fstat(self._log).st_size, 0).decode(errors="replace")
+        said = "\n".join(log.splitlines()[-20:])
         raise SystemExit(f"{shlex.join(self._command)} died in {op}:\n{said}")
