@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -235,3 +236,19 @@ def test_no_colour_outside_a_terminal() -> None:
     process = start("explain", "INF1234")
     _, stderr = process.communicate(timeout=60)
     assert "\x1b" not in stderr
+
+
+def test_a_terminal_gets_colour_unless_it_asked_for_none() -> None:
+    for environment, coloured in (({"TERM": "xterm"}, True), ({"NO_COLOR": "1"}, False)):
+        terminal, child_side = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-c", FAKE_INFC, "explain", "INF1234"],
+            env=os.environ | {"PYTHONPATH": str(TESTS)} | environment,
+            stderr=child_side,
+        )
+        assert process.wait(timeout=60) == 1
+        text = os.read(terminal, 10_000).decode()
+        os.close(terminal)
+        os.close(child_side)
+        assert ("\x1b[31m" in text) == coloured
+        assert "INF5001" in text
