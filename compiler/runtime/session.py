@@ -197,7 +197,8 @@ class Session:
         chunk = self.limits.max_tokens[Phase.PREFILL]
         *pieces, last = [tokens[i : i + chunk] for i in range(0, len(tokens), chunk)]
         for piece in pieces:
-            self._run(Phase.PREFILL, piece, 0, output)
+            # A call makes at least one row; an index is the least of it.
+            self._run(Phase.PREFILL, piece, 1, OutputKind.ARGMAX)
         row: NDArray[Any] = self._run(Phase.PREFILL, last, 1, output)[0]
         return row
 

@@ -50,15 +50,16 @@ def test_all_logits_come_in_pieces_that_the_program_allows(rows: int) -> None:
 def test_only_the_last_chunk_makes_logits() -> None:
     runnable = FakeRunnable()
     make_session(runnable).prefill(PROMPT)
-    assert [
-        (phase, len(call.tokens), call.logit_rows.tolist()) for phase, call, _ in runnable.calls
-    ] == [
-        (Phase.PREFILL, 6, []),
-        (Phase.PREFILL, 6, []),
-        (Phase.PREFILL, 6, []),
-        (Phase.PREFILL, 2, [1]),
+    made = [
+        (len(call.tokens), call.logit_rows.tolist(), call.output) for _, call, _ in runnable.calls
     ]
-    assert {threads for *_, threads in runnable.calls} == {2}
+    assert made == [
+        (6, [5], OutputKind.ARGMAX),
+        (6, [5], OutputKind.ARGMAX),
+        (6, [5], OutputKind.ARGMAX),
+        (2, [1], OutputKind.LOGITS),
+    ]
+    assert {(phase, threads) for phase, _, threads in runnable.calls} == {(Phase.PREFILL, 2)}
 
 
 def test_prefill_appends() -> None:
