@@ -30,9 +30,9 @@ PROMPT_TOKENS = 16
 
 
 def measure_compile(model: Path, target: str, output: Path) -> dict[str, Any]:
-    """Compile and save; seconds, and peak resident bytes of this process."""
+    """Compile into a file; seconds, and peak resident bytes of this process."""
     start = time.perf_counter()
-    infc.compile(model, target=target).save(output)
+    infc.compile(model, target=target, output=output)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     size = sum(f.stat().st_size for f in [output, *output.rglob("*")] if f.is_file())

@@ -10,6 +10,7 @@ import numpy as np
 from protocol import Stopwatch, serve
 
 import infc
+from infc.runtime.sampling import Sampler, SamplingOptions
 
 
 class Infc:
@@ -22,6 +23,7 @@ class Infc:
             artifact = infc.compile(Path(model), target=target, max_context=max_context)
         self._session = infc.load(artifact, threads=threads)
         self._target = target
+        self._greedy = Sampler(SamplingOptions(temperature=0.0))
 
     def hello(self) -> dict[str, Any]:
         return {
@@ -37,15 +39,15 @@ class Infc:
     def prefill(self, ids: list[int]) -> dict[str, Any]:
         self._session.reset()
         with Stopwatch() as watch:
-            token = int(self._session.prefill(ids).argmax())
+            token = self._session.prefill_next(ids, self._greedy)
         return {"seconds": watch.seconds, "token": token}
 
     def decode(self, ids: list[int], tokens: int) -> dict[str, Any]:
         self._session.reset()
-        token = int(self._session.prefill(ids).argmax())
+        token = self._session.prefill_next(ids, self._greedy)
         with Stopwatch() as watch:
             for _ in range(tokens):
-                token = self._session.next_token(token)
+                token = self._session.next_token(self._greedy)
         return {"seconds": watch.seconds, "token": token}
 
     def logits(self, ids: list[int], path: str) -> dict[str, Any]:

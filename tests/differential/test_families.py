@@ -82,7 +82,8 @@ class Models:
 
 
 def compile_small(path: Path, target: str) -> Any:
-    return infc.compile(path, target=target, max_context=MAX_CONTEXT, chunk=CHUNK)
+    output = path.with_name(f"{path.name}-{target}.infc")
+    return infc.compile(path, target=target, output=output, max_context=MAX_CONTEXT, chunk=CHUNK)
 
 
 @pytest.fixture(scope="module")
