@@ -73,11 +73,13 @@ class AttentionMapping:
 def candidates(spec: AttentionSpec, isa: Isa) -> list[AttentionMapping]:
     """Mappings worth considering, the default first."""
     lanes = spec.max_rows * spec.group
-    tiles = {min(lanes, max(spec.group, panels * widest_panel(isa))) for panels in (8, 4, 2)}
+    # Wider tiles share a staged block among more lanes; narrower ones balance short prompts better.
+    panels = (4, 8, 2)
+    tiles = [min(lanes, max(spec.group, count * widest_panel(isa))) for count in panels]
     return [
         AttentionMapping(tile, key_block)
         for key_block in (64, 128)
-        for tile in sorted(tiles, reverse=True)
+        for tile in dict.fromkeys(tiles)
     ]
 
 

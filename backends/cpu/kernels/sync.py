@@ -11,7 +11,7 @@ BARRIER_BYTES = 128
 and zeroed once before first use."""
 
 _GENERATION_OFFSET = 64
-_SPINS_BEFORE_YIELD = 4096
+_SPINS_BEFORE_YIELD = 1024
 
 
 def emit_barrier(b: Builder) -> None:
