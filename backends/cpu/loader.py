@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import tempfile
+
+_loads = itertools.count()
 
 
 def load_library(code: memoryview) -> ctypes.CDLL:
@@ -17,7 +20,10 @@ def load_library(code: memoryview) -> ctypes.CDLL:
         descriptor = os.memfd_create("infc-program", os.MFD_CLOEXEC)
         try:
             _write_all(descriptor, code)
-            return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+            # The dynamic linker takes a path it has seen for the library it has: descriptors are
+            # numbered again and again, so each load spells its path in its own way.
+            spelling = f"{next(_loads):b}".replace("0", "/").replace("1", "./")
+            return ctypes.CDLL(f"/proc/self/{spelling}fd/{descriptor}")
         finally:
             os.close(descriptor)
     with tempfile.NamedTemporaryFile(suffix=".so") as file:
