@@ -413,9 +413,9 @@ class Builder:
         """Room on the stack until the function returns; use it in a function's first block only."""
         return llvm.AllocaOp(self.ptr, self.idx(size_bytes), self.i8, alignment=align).result
 
-    def prefetch(self, pointer: Value) -> None:
-        """Hint that the line at `pointer` will be read soon."""
-        llvm.Prefetch(pointer, 0, 3, 1)
+    def prefetch(self, pointer: Value, locality: int = 3) -> None:
+        """Hint that a line will be read soon: `locality` 3 into the nearest cache, 2 the next."""
+        llvm.Prefetch(pointer, 0, locality, 1)
 
     # ---- control ---------------------------------------------------------------------------
 

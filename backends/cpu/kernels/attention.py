@@ -18,15 +18,8 @@ from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
-from infc.backends.cpu.kernels.attention_block import (
-    LOG2_E,
-    MASKED,
-    Block,
-    BlockEmitter,
-    Scratch,
-    Shape,
-    widest_panel,
-)
+from infc.backends.cpu.kernels.attention_block import LOG2_E, MASKED, Block, BlockEmitter
+from infc.backends.cpu.kernels.attention_shape import Scratch, Shape, widest_panel
 from infc.backends.cpu.kernels.kv_layout import STRIP, KVLayer
 from infc.backends.cpu.kernels.rows import F32_BYTES, for_each_vector, load_f32, store_f32
 

@@ -12,17 +12,25 @@ from dataclasses import dataclass
 from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
-from infc.backends.cpu.codegen.isa import Isa
-from infc.backends.cpu.kernels.kv_layout import STRIP, KVLayer
+from infc.backends.cpu.kernels.attention_shape import (
+    VECTOR_BYTES,
+    Scratch,
+    Shape,
+    accumulators,
+    panel_sizes,
+    widest_panel,
+)
+from infc.backends.cpu.kernels.kv_layout import STRIP
 from infc.backends.cpu.kernels.rows import F32_BYTES, emit_softcap, load_f32, store_f32
 from infc.backends.cpu.kernels.vmath import ROUNDING_MAGIC, ROUNDING_MAGIC_BITS
 
-VECTOR_BYTES = LANES * F32_BYTES
 MASKED = -1e30
 """Score of an invisible key, and the maximum before any key: large, but finite, so that differences
 of two of them are 0 rather than NaN."""
 
-_NARROWEST_WIDE_PANEL = 6  # that of 16 registers of 32 bytes
+_LINE_BYTES = 64
+_PREFETCH_LOCALITY = 2
+"""Prefetched a block ahead, which is more than the nearest cache holds."""
 
 LOG2_E = 1.4426950408889634
 _LOWEST_EXPONENT = -126.0
@@ -49,92 +57,6 @@ def emit_exp2(b: Builder, x: Value) -> Value:
     ints = b.vec(LANES, b.i32)
     exponent = b.sub(b.bitcast(shifted, ints), ROUNDING_MAGIC_BITS)
     return b.bitcast(b.add(b.bitcast(value, ints), b.shl(exponent, 23)), x.type)
-
-
-def accumulators(isa: Isa) -> int:
-    """16-lane sums that fit the registers beside the operands: three quarters of them."""
-    return isa.vector_registers * isa.vector_bytes // VECTOR_BYTES * 3 // 4
-
-
-def widest_panel(isa: Isa) -> int:
-    """Lanes of the widest panel: beside two vectors of keys where the registers allow it."""
-    return accumulators(isa) // 2 if accumulators(isa) >= 24 else accumulators(isa)
-
-
-def panel_sizes(isa: Isa, lanes: int) -> list[int]:
-    """Lanes computed together, largest first; 1 is among them, so any number can be made up."""
-    sizes = {size for size in (widest_panel(isa), 4, 2, 1) if size <= lanes}
-    return sorted(sizes, reverse=True)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the block's code is specialised for.
-
-    Attributes:
-        kv: the layer's cache.
-        window: positions a row sees, itself included; `None` for all.
-        softcap: cap of the scores, or `None`.
-        key_block: keys of a block.
-        lanes: lanes a unit has at most.
-    """
-
-    kv: KVLayer
-    window: int | None
-    softcap: float | None
-    key_block: int
-    lanes: int
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of a head's elements, the last one perhaps in part."""
-        return -(-self.kv.head_dim // LANES)
-
-    @property
-    def dim_bytes(self) -> int:
-        """Bytes of a head's elements in the scratch."""
-        return self.vectors * VECTOR_BYTES
-
-    @property
-    def score_bytes(self) -> int:
-        """Bytes of a lane's scores of one block."""
-        return self.key_block * F32_BYTES
-
-    @property
-    def staged_stride(self) -> int:
-        """Bytes between the staged values of two vectors: a line more than they need.
-
-        Without it the same key's vectors would fall into one set of the cache.
-        """
-        return self.key_block * VECTOR_BYTES + VECTOR_BYTES
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """Byte offsets in a thread's scratch."""
-
-    queries: int  # f32 [lane, vectors, 16]: scaled
-    sums: int  # f32 [lane, vectors, 16]: weighted values so far
-    scores: int  # f32 [lane, key_block]: scores, then softmax terms
-    maxima: int  # f32 [lane, 16]: largest score so far, in every element
-    weights: int  # f32 [lane, 16]: terms so far, their sum still to be taken over the elements
-    corrections: int  # f32 [lane, 16]: 2 ** (old maximum - new maximum), in every element
-    positions: int  # i32 [lane, 16]: the row's position, in every element
-    staged_keys: int  # f32 [key_block / 16, head_dim, 16]
-    staged_values: int  # f32 [vectors, key_block + 1, 16]
-    total: int
-
-    @classmethod
-    def plan(cls, shape: Shape) -> Scratch:
-        """Lay the parts out one after the other; all are whole vectors."""
-        is_wide = shape.lanes >= _NARROWEST_WIDE_PANEL
-        keys = shape.key_block * shape.kv.head_dim * F32_BYTES if is_wide else 0
-        values = shape.vectors * shape.staged_stride if is_wide else 0
-        a_lane = (shape.dim_bytes, shape.dim_bytes, shape.score_bytes, *[VECTOR_BYTES] * 4)
-        offsets = [0]
-        for size in (*[shape.lanes * size for size in a_lane], keys, values):
-            offsets.append(offsets[-1] + size)
-        return cls(*offsets)
 
 
 @dataclass(frozen=True)
@@ -228,6 +150,13 @@ class BlockEmitter:
     def _reads_staged(self, size: int) -> bool:
         return size == self.widest
 
+    def _prefetches(self, size: int) -> bool:
+        """Whether panels ask for a block's values while they read its keys, and for the next keys.
+
+        Few lanes wait for memory. It gains a third with f16; f32 saturates the memory without.
+        """
+        return not self._reads_staged(size) and self.shape.kv.dtype == "f16"
+
     def _load_f32(self, pointer: Value) -> Value:
         return self.b.load(pointer, self.vector, F32_BYTES)
 
@@ -290,15 +219,23 @@ class BlockEmitter:
         load = self._load_f32 if self._reads_staged(size) else self._cached
         vector_bytes = VECTOR_BYTES if self._reads_staged(size) else LANES * shape.kv.element_bytes
 
-        def step(d: Value, *sums: Value) -> list[Value]:
-            at = b.mul(d, vector_bytes)
-            loaded = [load(b.at(k, at)) for k in keys]
-            return self._multiply(
-                b.at(query, b.mul(d, F32_BYTES)), shape.dim_bytes, size, loaded, sums
-            )
+        prefetches = self._prefetches(size)
+        elements = _LINE_BYTES // vector_bytes if prefetches else 1
+
+        def step(d: Value, *sums: Value) -> Sequence[Value]:
+            pointers = [b.at(k, b.mul(d, vector_bytes)) for k in keys]
+            if prefetches:
+                for pointer in pointers:
+                    b.prefetch(b.at(pointer, shape.kv.v_offset), _PREFETCH_LOCALITY)
+            left = b.at(query, b.mul(d, F32_BYTES))
+            out: Sequence[Value] = sums
+            for i in range(elements):
+                loaded = [load(b.at(pointer, i * vector_bytes)) for pointer in pointers]
+                out = self._multiply(b.at(left, i * F32_BYTES), shape.dim_bytes, size, loaded, out)
+            return out
 
         zeros = [b.const(0.0, self.vector)] * (size * len(keys))
-        sums = b.loop(0, shape.kv.head_dim, 1, zeros, body=step)
+        sums = b.loop(0, shape.kv.head_dim, elements, zeros, body=step)
         scores = self.part(self.parts.scores, lane, shape.score_bytes)
         first = b.at(scores, b.mul(strip, VECTOR_BYTES))
         for i, value in enumerate(sums):
@@ -418,9 +355,15 @@ class BlockEmitter:
             offset = b.add(b.mul(first, vector_bytes), kv.v_offset)
             values = b.at(self._cached_strip(block, index), offset)
             terms_at = b.at(terms, b.mul(index, VECTOR_BYTES))
+            next_keys = self._cached_strip(block, b.add(index, self.shape.key_block // STRIP))
+            ahead = b.at(next_keys, b.mul(first, vector_bytes))
 
             def key(j: Value, *sums: Value) -> list[Value]:
-                row = b.at(values, b.mul(j, row_bytes))
+                at = b.mul(j, row_bytes)
+                if self._prefetches(size):
+                    for line in range(0, count * vector_bytes, _LINE_BYTES):
+                        b.prefetch(b.at(ahead, b.add(at, line)), _PREFETCH_LOCALITY)
+                row = b.at(values, at)
                 loaded = [self._cached(b.at(row, c * vector_bytes)) for c in range(count)]
                 left = b.at(terms_at, b.mul(j, F32_BYTES))
                 return self._multiply(left, self.shape.score_bytes, size, loaded, sums)
