@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -25,6 +26,28 @@ LENGTHS = (1, 2, 7, 33, 45)
 # Largest error allowed, as a share of the range of the logits: float32 weights and activations.
 # The oracle's own answers for different prompt lengths differ by about 1e-6.
 TOLERANCE = 1e-3
+
+
+def cases(names: Sequence[str], fast: Collection[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Every name on every target; those not in `fast` are left to the slow run."""
+    return pytest.mark.parametrize(
+        ("name", "target"),
+        [
+            pytest.param(
+                name,
+                target,
+                id=f"{name}-{target}",
+                marks=() if (name, target) in fast else pytest.mark.slow,
+            )
+            for name in names
+            for target in TARGETS
+        ],
+    )
+
+
+ON_REFERENCE = {(name, "reference") for name in FAMILY_NAMES}
+# Compiling for the processor takes seconds a model: the one with the most features stands for all.
+ON_CPU = {("gemma3", "cpu")}
 
 
 @dataclass(frozen=True)
@@ -91,11 +114,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory.mktemp("families"))
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", FAMILY_NAMES)
 class TestAgainstTransformers:
     """From a Hugging Face folder in two shards."""
 
+    @cases(FAMILY_NAMES, fast=ON_REFERENCE | ON_CPU)
     def test_prefill_of_every_length(self, models: Models, name: str, target: str) -> None:
         want = golden(name)
         session = infc.load(models.huggingface(name, target), threads=1)
@@ -107,6 +129,7 @@ class TestAgainstTransformers:
             got = logits[want.positions[kept]]
             assert error(got, want.logits[kept], want.span) <= TOLERANCE, f"length {length}"
 
+    @cases(FAMILY_NAMES, fast=ON_CPU)
     def test_decode_from_the_first_token(self, models: Models, name: str, target: str) -> None:
         want = golden(name)
         session = infc.load(models.huggingface(name, target), threads=1)
@@ -115,6 +138,7 @@ class TestAgainstTransformers:
         got = np.stack(steps)[want.positions]
         assert error(got, want.logits, want.span) <= TOLERANCE
 
+    @cases(FAMILY_NAMES, fast=ON_CPU)
     def test_prompt_in_uneven_pieces(self, models: Models, name: str, target: str) -> None:
         want = golden(name)
         session = infc.load(models.huggingface(name, target), threads=1)
@@ -128,6 +152,7 @@ class TestAgainstTransformers:
             last = session.decode(int(want.ids[position]))
         assert error(last[None], want.logits[-1:], want.span) <= TOLERANCE
 
+    @cases(FAMILY_NAMES, fast=ON_CPU)
     def test_truncate_takes_tokens_back(self, models: Models, name: str, target: str) -> None:
         want = golden(name)
         session = infc.load(models.huggingface(name, target), threads=1)
@@ -141,8 +166,7 @@ class TestAgainstTransformers:
         assert error(logits[None], want.logits[at], want.span) <= TOLERANCE
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", GGUF_FAMILY_NAMES)
+@cases(GGUF_FAMILY_NAMES, fast=ON_REFERENCE)
 def test_gguf_says_the_same(models: Models, name: str, target: str) -> None:
     """Other names, interleaved heads, norms plus one, rotary factors as a tensor."""
     want = golden(name)
@@ -154,18 +178,19 @@ def test_gguf_says_the_same(models: Models, name: str, target: str) -> None:
     assert error(logits[want.positions[kept]], want.logits[kept], want.span) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", FAMILY_NAMES)
-def test_threads_change_no_bit(models: Models, name: str) -> None:
+@cases(FAMILY_NAMES, fast=ON_CPU)
+def test_threads_change_no_bit(models: Models, name: str, target: str) -> None:
     ids = golden(name).ids.tolist()
     results = []
     for threads in (1, 2):
-        session = infc.load(models.huggingface(name, "cpu"), threads=threads)
+        session = infc.load(models.huggingface(name, target), threads=threads)
         prefill = session.prefill(ids[:33], all_logits=True)
         decode = [session.decode(token) for token in ids[33:37]]
         results.append(np.concatenate([prefill, np.stack(decode)]))
     np.testing.assert_array_equal(results[0], results[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_half_precision_weights(models: Models, target: str, dtype: str) -> None:
@@ -179,7 +204,10 @@ def test_half_precision_weights(models: Models, target: str, dtype: str) -> None
     assert error(a, b, golden("gemma3").span) <= 2e-2
 
 
-@pytest.mark.parametrize("storage", BLOCK_STORAGE)
+@pytest.mark.parametrize(
+    "storage",
+    [pytest.param(s, marks=() if s == "Q4_K" else pytest.mark.slow) for s in BLOCK_STORAGE],
+)
 def test_quantised_weights_mean_their_values(tmp_path: Path, storage: str) -> None:
     """Blocks of random bits against the same model with the dequantised values."""
     wide = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
