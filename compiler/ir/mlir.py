@@ -7,6 +7,7 @@ same import name, so the choice is kept to this file.
 from __future__ import annotations
 
 from mlir import ir, rewrite
+from mlir._mlir_libs._mlir import globals as registry
 from mlir.dialects import arith, func, irdl, llvm, math, scf, vector
 from mlir.passmanager import PassManager
 
@@ -22,3 +23,6 @@ __all__ = [
     "scf",
     "vector",
 ]
+
+# `infc.ir.infc` stands for the dialect.
+registry.append_dialect_search_prefix("infc.ir")
