@@ -146,8 +146,16 @@ def cached_compile(model: str | Path, *, progress: Progress | None = None) -> Ar
     return compile(model, progress=progress)
 
 
-def run_opt(text: str, pipeline: str, *, location: str = "-") -> str:
+def run_opt(
+    text: str, pipeline: str, *, location: str = "-", remarks: list[Remark] | None = None
+) -> str:
     """Run passes by name over a module in text form; returns the text after them.
+
+    Args:
+        text: a module, as a dump has it.
+        pipeline: names of passes, with commas between them.
+        location: what errors call the text.
+        remarks: gets what the passes declined to do, and why.
 
     Raises:
         UserError: the text does not parse or verify, or a pass is unknown or out of order.
@@ -162,6 +170,8 @@ def run_opt(text: str, pipeline: str, *, location: str = "-") -> str:
         chosen = Pipeline(tuple(known.passes[known.index(name)] for name in names))
         ctx = PassContext(CompileOptions.from_module(module), target, backend)
         PassManager(chosen).run(module, ctx)
+        if remarks is not None:
+            remarks += ctx.remarks
         return print_module(module)
 
 

@@ -16,10 +16,16 @@ import infc
 from infc.cli import main
 from infc.diagnostics import Code
 from infc.diagnostics.pages import page
+from infc.pipeline.passes import Remark
 from infc.runtime import Session
 from infc.target.schema import TargetStatus
 
 Invoke = Callable[..., Result]
+REMARKS = [
+    Remark("fuse-kernels", 'loc("layers.0.rope")', "needs whole rows"),
+    Remark("quantize-activations", "loc(unknown)", "weights are kept as f32"),
+    Remark("fuse-kernels", 'loc("layers.0.rope")', "needs whole rows"),
+]
 PROMPT_TOKENS = len(["<bos>", "H", "i"])
 
 
@@ -40,6 +46,7 @@ class FakeDriver(SimpleNamespace):
         return ARTIFACT
 
     def compile(self, model: Path, **options: Any) -> Any:
+        options["remarks"] += REMARKS
         self.calls.append(("compile", model, options))
         return ARTIFACT
 
@@ -55,7 +62,8 @@ class FakeDriver(SimpleNamespace):
         )
         return {"prefill": estimate, "decode": None}
 
-    def run_opt(self, source: str, pipeline: str, *, location: str) -> str:
+    def run_opt(self, source: str, pipeline: str, *, location: str, remarks: list[Remark]) -> str:
+        remarks += REMARKS
         self.calls.append(("run_opt", source, pipeline, location))
         return "module {}\n"
 
@@ -191,7 +199,9 @@ def test_compile_prints_where_and_what(invoke: Invoke, driver: FakeDriver) -> No
         "verify": False,
         "resume_from": None,
         "progress": None,
+        "remarks": REMARKS,
     }
+    assert result.stderr == ""
 
 
 def test_compile_json(invoke: Invoke) -> None:
@@ -301,6 +311,25 @@ def test_opt_writes_to_stdout_or_a_file(invoke: Invoke, driver: FakeDriver, tmp_
     assert driver.calls == [("run_opt", "module { }", "a,b", str(source))]
     assert invoke("opt", source, "--pipeline", "a,b", "-o", output).stdout == ""
     assert output.read_text() == "module {}\n"
+
+
+def test_remarks_of_one_pass_or_of_all(invoke: Invoke, driver: FakeDriver, tmp_path: Path) -> None:
+    source = tmp_path / "in.mlir"
+    source.write_text("module { }")
+    fused = "remark[fuse-kernels]: layers.0.rope: needs whole rows\n"
+    other = "remark[quantize-activations]: unknown: weights are kept as f32\n"
+    for command in (("opt", source, "--pipeline", "a"), ("compile", "m.gguf", "--json")):
+        assert invoke(*command).stderr == ""
+        assert invoke(*command, "--remarks", "fuse-kernels").stderr == fused
+        assert invoke(*command, "--remarks", "all").stderr == fused + other
+        assert invoke(*command, "--remarks", "canonicalize").stderr == ""
+    assert len(driver.calls) == 8
+    wrong = invoke("compile", "m.gguf", "--remarks", "fuse")
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith(
+        "error[INF2004]: there is no pass 'fuse'\n   = hint: the passes "
+    )
+    assert len(driver.calls) == 8
 
 
 def test_explain_an_artifact(invoke: Invoke) -> None:

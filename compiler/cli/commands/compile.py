@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from infc.cli.output import print_json, write_text
 from infc.cli.progress import progress_bar
+from infc.cli.remarks import check_pass_name, print_remarks, remarks_option
 from infc.cli.units import human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from infc.pipeline.passes import Remark
 
 EPILOG = """\b
 Examples:
@@ -106,6 +111,7 @@ The same model, options and version of infc give the same bytes.
     metavar="FILE.mlir",
     help="Go on from the IR that --dump wrote; its own limits, hints and target count.",
 )
+@remarks_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compile_command(
     model: Path,
@@ -121,12 +127,15 @@ def compile_command(
     dump: Path | None,
     verify: bool,
     resume_from: Path | None,
+    remarks_of: str | None,
     as_json: bool,
 ) -> None:
     """Compile a model (a GGUF file or a Hugging Face folder) to an artifact."""
     from infc import driver
     from infc.cli.memory import peak_memory_bytes
 
+    check_pass_name(remarks_of)
+    remarks: list[Remark] = []
     path = output if output is not None else Path(model.resolve().with_suffix(".infc").name)
     start = time.perf_counter()
     with progress_bar() as progress:
@@ -145,7 +154,9 @@ def compile_command(
             verify=verify,
             resume_from=resume_from,
             progress=progress,
+            remarks=remarks,
         )
+    print_remarks(remarks, remarks_of)
     seconds = time.perf_counter() - start
     peak_bytes = peak_memory_bytes()
     targets = {phase: facts["name"] for phase, facts in artifact.manifest.targets.items()}

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from infc.cli.output import write_text
+from infc.cli.remarks import check_pass_name, print_remarks, remarks_option
 from infc.diagnostics import Code, UserError
+
+if TYPE_CHECKING:
+    from infc.pipeline.passes import Remark
 
 EPILOG = """\b
 Examples:
-  infc opt out/000-import.mlir --pipeline "canonicalize,fuse-elementwise"
+  infc opt out/000-import.mlir --pipeline "canonicalize,split-phases"
   infc opt edited.mlir --pipeline "plan-memory" -o planned.mlir
+  infc opt layers.mlir --pipeline "fuse-kernels" --remarks fuse-kernels -o fused.mlir
 
 The IR is verified before and after every pass.
 """
@@ -29,12 +35,16 @@ The IR is verified before and after every pass.
     type=click.Path(path_type=Path),
     help="Where to write the IR.  [default: stdout]",
 )
-def opt_command(file: Path, pipeline: str, output: Path | None) -> None:
+@remarks_option
+def opt_command(file: Path, pipeline: str, output: Path | None, remarks_of: str | None) -> None:
     """Run passes on IR, as `infc compile --dump` writes it."""
+    check_pass_name(remarks_of)
     source = _read(file)
     from infc import driver
 
-    result = driver.run_opt(source, pipeline, location=str(file))
+    remarks: list[Remark] = []
+    result = driver.run_opt(source, pipeline, location=str(file), remarks=remarks)
+    print_remarks(remarks, remarks_of)
     if output is None:
         write_text(result)
         return
