@@ -119,7 +119,7 @@ def _build_program(
     results = [TensorType(("r", vocab), "f32").mlir(), wanted.mlir()]
     with ir.InsertionPoint(program.regions[0].blocks[0]), model.location:
         ops.create("infc.dim", sym_name="t", min=1, max=rows)
-        ops.create("infc.dim", sym_name="r", min=1, max=logit_rows)
+        ops.create("infc.dim", sym_name="r", min=0, max=logit_rows)
         inputs = [row_ids.mlir(), row_ids.mlir(), row_ids.mlir(), wanted.mlir()]
         main = func.FuncOp("main", ir.FunctionType.get(inputs, results))
     with ir.InsertionPoint(main.add_entry_block()):
@@ -154,7 +154,10 @@ class _ProgramBuilder:
             with op.location:
                 if op.operation.name == "func.return":
                     logits = self.map[op.operation.operands[0]]
-                    func.ReturnOp([logits, ops.argmax(logits)])
+                    # The return has no place in the model; what makes the logits has.
+                    with logits.owner.location:
+                        best = ops.argmax(logits)
+                    func.ReturnOp([logits, best])
                 elif op.operation.name == "infc.attention":
                     self.attention(op)
                 else:
