@@ -25,7 +25,7 @@ typedef struct infc_call {
     uint32_t struct_size;         /* sizeof(infc_call) */
     int32_t n_tokens;             /* rows: the tokens of all sequences, one after the other */
     int32_t n_sequences;
-    int32_t n_logit_rows;         /* rows whose logits are wanted */
+    int32_t n_logit_rows;         /* rows whose logits are wanted; 0 where only the cache is filled */
     int32_t output_kind;          /* INFC_LOGITS, or INFC_ARGMAX to fill `best` too */
     const int32_t *tokens;        /* [n_tokens] */
     const int32_t *row_offsets;   /* [n_sequences + 1]: where each sequence starts; 0 ... n_tokens */
@@ -38,12 +38,16 @@ typedef struct infc_call {
     float *logits;                /* [n_logit_rows, vocab_size], written */
     int32_t *best;                /* [n_logit_rows], written for INFC_ARGMAX */
     const volatile int32_t *cancel; /* never NULL; set to non-zero from any thread to give up */
+    uint64_t *trace;              /* NULL, or [1 + kernels of a call]: the cycle counter of thread 0
+                                     at the start and behind each kernel */
 } infc_call;
 
 typedef struct infc_model_info {
     int64_t abi_version, vocab_size, max_context, max_slots, max_threads;
     int64_t prefill_max_tokens, prefill_max_logit_rows, prefill_arena_bytes, prefill_thread_bytes;
+    int64_t prefill_kernel_calls;
     int64_t decode_max_tokens, decode_max_logit_rows, decode_arena_bytes, decode_thread_bytes;
+    int64_t decode_kernel_calls;
     int64_t kv_bytes, weight_bytes;
 } infc_model_info;
 

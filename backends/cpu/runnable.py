@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -116,6 +117,7 @@ class CpuRunnable:
                 notes=[f"compiled for {programs.target.name}"],
                 hint="compile the model again on this machine, or for --target cpu:x86-64-v3",
             )
+        self._check = programs.check
         self.signature = dict(programs.signature)
         self.info: dict[str, int] = self.signature["info"]
         self.vocab_size: int = self.signature["vocab_size"]
@@ -165,8 +167,33 @@ class CpuRunnable:
         cancel: threading.Event | None = None,
     ) -> NDArray[np.float32] | NDArray[np.int32]:
         """Run one program on `threads` threads."""
+        return self._run(phase, call, kv, threads, cancel, None)
+
+    def trace(self, phase: Phase, call: Call, kv: KVCache, *, threads: int) -> list[float]:
+        """Run one program; seconds of each kernel in the order of the calls, as thread 0 saw them.
+
+        A kernel's time includes its wait at the barrier in front of it.
+        """
+        steps = np.zeros(1 + self.info[f"{phase.name.lower()}_kernel_calls"], np.uint64)
+        start = time.perf_counter()
+        self._run(phase, call, kv, threads, None, steps)
+        seconds = time.perf_counter() - start
+        # A kernel that the call did not ask for leaves its entry at zero: it took no time.
+        cycles = np.diff(np.maximum.accumulate(steps)).astype(np.float64)
+        return [float(c) for c in cycles * (seconds / cycles.sum())]
+
+    def _run(
+        self,
+        phase: Phase,
+        call: Call,
+        kv: KVCache,
+        threads: int,
+        cancel: threading.Event | None,
+        trace: NDArray[np.uint64] | None,
+    ) -> NDArray[np.float32] | NDArray[np.int32]:
         if not isinstance(kv, CpuKV):
             raise InternalError("the KV cache belongs to another backend")
+        self._check()
         rows = len(call.logit_rows)
         logits = np.empty((rows, self.vocab_size), np.float32)
         best = np.empty(rows, np.int32)
@@ -194,6 +221,7 @@ class CpuRunnable:
             logits=logits.ctypes.data,
             best=best.ctypes.data,
             cancel=ctypes.addressof(flag),
+            trace=None if trace is None else trace.ctypes.data,
         )
         status = self._run_threads(phase, native, threads, flag, cancel)
         if status == abi.CANCELLED:

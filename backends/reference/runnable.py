@@ -33,6 +33,7 @@ class ReferenceRunnable:
         self.limits = limits_of(signature)
         self.kv_shape = kv_shape_of(signature)
         self.planned_bytes = 0
+        self._check = programs.check
         self._weights = programs.weights
         self._table = signature["weights"]
         with context() as self._context:
@@ -78,6 +79,7 @@ class ReferenceRunnable:
             raise InternalError("the KV cache belongs to another backend")
         if cancel is not None and cancel.is_set():
             raise UserError(Code.CANCELLED, "the call was cancelled")
+        self._check()
         interpreter = self._programs[phase.name.lower()]
         interpreter.caches = kv.layers
         row_slots = np.repeat(call.slots, np.diff(call.row_offsets)).astype(np.int32)
@@ -88,6 +90,9 @@ class ReferenceRunnable:
         if call.output is OutputKind.ARGMAX:
             return np.asarray(best, np.int32)
         return np.asarray(logits, np.float32)
+
+    def trace(self, phase: Phase, call: Call, kv: KVCache, *, threads: int) -> None:
+        """There are no kernels whose time would mean anything."""
 
     def close(self) -> None:
         """Forget the module."""

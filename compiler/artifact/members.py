@@ -36,6 +36,10 @@ class MappedMembers:
     offsets: dict[str, int]
     maps: list[mmap.mmap]
 
+    def shrunk(self) -> bool:
+        """Whether a file has become shorter than what is mapped of it: touching it would be fatal."""
+        return any(mapped.size() < len(mapped) for mapped in self.maps)
+
     def close(self) -> None:
         """Unmap; what somebody still has a view of is unmapped when that view is gone."""
         self.views.clear()

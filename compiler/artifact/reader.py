@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from infc.artifact.checksums import chunk_count, find_damage, sha256_matches
 from infc.artifact.extract import as_file
-from infc.artifact.manifest import MANIFEST, Manifest, MemberRecord, decode
+from infc.artifact.manifest import MANIFEST, Facts, Manifest, MemberRecord, decode
 from infc.artifact.members import MappedMembers, damaged, map_members, member_location
+from infc.artifact.writer import Form, MemberSource, write_artifact
 from infc.diagnostics import Code, UserError
 
 _WEIGHTS = "weights/"
@@ -57,6 +60,31 @@ class Artifact:
         record = self._record(name)
         return as_file(self._members.views[name], record.sha256)
 
+    def check_length(self) -> None:
+        """Refuse to go on with a file that was truncated since it was opened.
+
+        Cheap enough for every call of a program. Raises UserError ARTIFACT_DAMAGED.
+        """
+        if self._members.shrunk():
+            raise UserError(
+                Code.ARTIFACT_DAMAGED,
+                "the artifact was truncated while it was in use",
+                location=str(self.path),
+                hint="copy or compile the artifact again, and replace it whole (mv), not in place",
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Copy the artifact to another place, in the same form.
+
+        Raises UserError OUTPUT where `path` cannot be written; nothing half-written is left.
+        """
+        form: Form = "zip" if self.path.is_file() else "dir"
+        members: dict[str, MemberSource] = {
+            name: partial(_write_view, self._members.views[name]) for name in self.names()
+        }
+        facts = {name: getattr(self.manifest, name) for name in Facts.model_fields}
+        write_artifact(Path(path), Facts(**facts), members, form=form)
+
     def verify(self) -> None:
         """Compare the sha256 of every member; raises UserError ARTIFACT_DAMAGED naming all bad."""
         records = self.manifest.members
@@ -94,6 +122,10 @@ class Artifact:
                 hint="compile the model again with this infc",
             )
         return record
+
+
+def _write_view(view: memoryview, out: BinaryIO) -> None:
+    out.write(view)
 
 
 def open_artifact(path: Path | str) -> Artifact:

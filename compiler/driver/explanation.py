@@ -6,9 +6,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from infc.artifact import open_artifact
+import numpy as np
+
+from infc.artifact import Artifact, open_artifact
 from infc.cost.roofline import Work, estimate_work
+from infc.diagnostics import Code, UserError
+from infc.driver.loading import available_threads, load_runnable
+from infc.target.runnable import Call, Phase
 from infc.target.schema import Target
+
+REPEATS = 3
+"""Calls a figure is the median of."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,20 @@ class Explanation:
     buffers: tuple[BufferRow, ...]
 
 
-def explain(path: str | Path) -> Explanation:
-    """Read an artifact's own report.
+def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
+    """Read an artifact's own report and, where this host can run it, measure its kernels.
 
     Raises:
         UserError: the artifact cannot be opened.
     """
-    with open_artifact(path) as artifact:
-        manifest = artifact.manifest
+    artifact = open_artifact(path)
+    manifest = artifact.manifest
+    try:
+        measured = measure_kernels(artifact, threads=threads)
+    except UserError as error:
+        if error.code is not Code.ARTIFACT_HOST:
+            raise
+        measured = {}
     kernels, buffers = [], []
     for phase in ("prefill", "decode"):
         target = Target.from_json(json.dumps(manifest.targets[phase]))
@@ -68,9 +82,10 @@ def explain(path: str | Path) -> Explanation:
                     sum(work.operations.values()) * kernel["launches"],
                     estimate.bound,
                     estimate.mid,
+                    measured.get(phase, {}).get(kernel["kernel"]),
                 )
             )
-        for function, plan in manifest.memory_plan.get(phase, {}).items():
+        for function, plan in manifest.memory_plan.get(phase, {}).get("plans", {}).items():
             for buffer in plan["buffers"]:
                 buffers.append(
                     BufferRow(
@@ -83,3 +98,44 @@ def explain(path: str | Path) -> Explanation:
                     )
                 )
     return Explanation(tuple(kernels), tuple(buffers))
+
+
+def measure_kernels(
+    artifact: Artifact, *, threads: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Seconds of each kernel by phase and name, all its launches of a call together.
+
+    A prefill call of the expected prompt, then decode calls behind it; medians of `REPEATS` calls.
+    Empty where the backend cannot tell.
+    """
+    runnable = load_runnable(artifact)
+    threads = threads or available_threads(runnable)
+    kv = runnable.new_kv()
+    prompt = min(int(artifact.manifest.options["prompt"]), runnable.limits.max_tokens[0])
+    prompt = max(1, min(prompt, runnable.limits.max_context - REPEATS))
+    measured: dict[str, dict[str, float]] = {}
+    for phase in Phase:
+        name = phase.name.lower()
+        order = artifact.manifest.memory_plan.get(name, {}).get("order", [])
+        runs = [
+            runnable.trace(phase, _call(phase, prompt, run), kv, threads=threads)
+            for run in range(REPEATS)
+        ]
+        seconds = [run for run in runs if run is not None]
+        if not seconds:
+            return {}
+        for kernel, value in zip(order, np.median(np.array(seconds), axis=0), strict=True):
+            by_kernel = measured.setdefault(name, {})
+            by_kernel[kernel] = by_kernel.get(kernel, 0.0) + float(value)
+    return measured
+
+
+def _call(phase: Phase, prompt: int, run: int) -> Call:
+    start, count = (0, prompt) if phase is Phase.PREFILL else (prompt + run, 1)
+    return Call(
+        tokens=np.zeros(count, np.int32),
+        row_offsets=np.array([0, count], np.int32),
+        slots=np.zeros(1, np.int32),
+        positions=np.arange(start, start + count, dtype=np.int32),
+        logit_rows=np.array([count - 1], np.int32),
+    )

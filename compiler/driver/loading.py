@@ -13,6 +13,7 @@ from infc.runtime.session import Session
 from infc.runtime.tokenizer import Tokenizer
 from infc.target.backend import LoadedPrograms
 from infc.target.discovery import load_backend
+from infc.target.runnable import Runnable
 from infc.target.schema import Target
 
 WEIGHTS = "weights/weights.bin"
@@ -29,25 +30,7 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Sess
         UserError: the artifact is damaged, of another version, or not for this host.
     """
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    manifest = opened.manifest
-    if manifest.dialect_version != FORMAT_VERSION:
-        raise UserError(
-            Code.ARTIFACT_VERSION,
-            f"expected dialect version {FORMAT_VERSION}, got {manifest.dialect_version}",
-            location=str(opened.path),
-            hint="compile the model again with this infc",
-        )
-    target = Target.from_json(json.dumps(manifest.targets["decode"]))
-    weights_file = opened.path if opened.path.is_file() else opened.path / WEIGHTS
-    runnable = load_backend(target.backend).load(
-        LoadedPrograms(
-            member=lambda name: opened.member(f"programs/{name}"),
-            weights=opened.member(WEIGHTS),
-            weights_file=(weights_file, opened.member_offset(WEIGHTS)),
-            signature=manifest.programs["decode"],
-            target=target,
-        )
-    )
+    runnable = load_runnable(opened)
     prefix = "tokenizer/"
     files = {
         name.removeprefix(prefix): bytes(opened.member(name))
@@ -55,10 +38,43 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Sess
         if name.startswith(prefix)
     }
     if threads is None:
-        threads = min(len(os.sched_getaffinity(0)), runnable.limits.max_threads)
+        threads = available_threads(runnable)
     return Session(
         runnable,
         Tokenizer.from_files(files) if files else None,
         threads=threads,
-        digest=manifest.digest,
+        digest=opened.manifest.digest,
     )
+
+
+def load_runnable(artifact: Artifact) -> Runnable:
+    """The programs of an artifact, ready to be called.
+
+    Raises:
+        UserError: the artifact is of another version, or not for this host.
+    """
+    manifest = artifact.manifest
+    if manifest.dialect_version != FORMAT_VERSION:
+        raise UserError(
+            Code.ARTIFACT_VERSION,
+            f"expected dialect version {FORMAT_VERSION}, got {manifest.dialect_version}",
+            location=str(artifact.path),
+            hint="compile the model again with this infc",
+        )
+    target = Target.from_json(json.dumps(manifest.targets["decode"]))
+    weights_file = artifact.path if artifact.path.is_file() else artifact.path / WEIGHTS
+    return load_backend(target.backend).load(
+        LoadedPrograms(
+            member=lambda name: artifact.member(f"programs/{name}"),
+            weights=artifact.member(WEIGHTS),
+            weights_file=(weights_file, artifact.member_offset(WEIGHTS)),
+            signature=manifest.programs["decode"],
+            target=target,
+            check=artifact.check_length,
+        )
+    )
+
+
+def available_threads(runnable: Runnable) -> int:
+    """The processors this process may use, as far as the programs allow."""
+    return min(len(os.sched_getaffinity(0)), runnable.limits.max_threads)

@@ -89,8 +89,8 @@ def _same_rows(op: ir.Operation, index: int, rows: Dim) -> Iterator[str]:
 
 
 def _dim(op: ir.Operation) -> Iterator[str]:
-    if not 1 <= get(op, "min") <= get(op, "max"):
-        yield f"expected 1 <= min <= max, got {get(op, 'min')} and {get(op, 'max')}"
+    if not 0 <= get(op, "min") <= get(op, "max"):
+        yield f"expected 0 <= min <= max, got {get(op, 'min')} and {get(op, 'max')}"
 
 
 def _weight(op: ir.Operation) -> Iterator[str]:

@@ -22,7 +22,8 @@ def embed(tokens: I32, table: F32, scale: float) -> F32:
 
 def rms_norm(x: F32, gain: F32, eps: float, offset: float, head_dim: int | None) -> F32:
     """`x / sqrt(mean(x**2) + eps) * (gain + offset)`, over rows or over each head of a row."""
-    groups = x.reshape(x.shape[0], -1, head_dim or x.shape[-1])
+    width = head_dim or x.shape[-1]
+    groups = x.reshape(x.shape[0], x.shape[-1] // width, width)
     mean = np.mean(groups * groups, axis=-1, keepdims=True, dtype=np.float32)
     normed = groups / np.sqrt(mean + np.float32(eps)) * (gain + np.float32(offset))
     return normed.reshape(x.shape)

@@ -197,8 +197,8 @@ class Session:
         chunk = self.limits.max_tokens[Phase.PREFILL]
         *pieces, last = [tokens[i : i + chunk] for i in range(0, len(tokens), chunk)]
         for piece in pieces:
-            # A call makes at least one row; an index is the least of it.
-            self._run(Phase.PREFILL, piece, 1, OutputKind.ARGMAX)
+            # Only the last piece's logits are wanted.
+            self._run(Phase.PREFILL, piece, 0, output)
         row: NDArray[Any] = self._run(Phase.PREFILL, last, 1, output)[0]
         return row
 

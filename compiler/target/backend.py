@@ -81,6 +81,7 @@ class LoadedPrograms:
         weights_file: the file they are in and their offset, for backends that map it themselves.
         signature: as emitted.
         target: the resolved target the programs were compiled for.
+        check: raises UserError where the files behind the mappings were truncated; for every call.
     """
 
     member: Callable[[str], memoryview]
@@ -88,6 +89,7 @@ class LoadedPrograms:
     weights_file: tuple[Path, int]
     signature: Mapping[str, Any]
     target: Target
+    check: Callable[[], None]
 
 
 class Backend(Protocol):

@@ -103,7 +103,8 @@ class Call:
         row_offsets: int32 `[s + 1]`, where each sequence's rows start; first 0, last t.
         slots: int32 `[s]`, the KV slot of each sequence, distinct.
         positions: int32 `[t]`, the position of each token in its sequence, consecutive.
-        logit_rows: int32 `[r]`, the rows whose logits are wanted.
+        logit_rows: int32 `[r]`, the rows whose logits are wanted; none where only the cache is
+            to be filled.
     """
 
     tokens: NDArray[np.int32]
@@ -172,6 +173,11 @@ class Runnable(Protocol):
         Raises UserError (INF5006) where `cancel` was set; the KV cache then holds undefined values
         at the positions of this call and right ones before.
         """
+
+    def trace(
+        self, phase: Phase, call: Call, kv: KVCache, *, threads: int
+    ) -> Sequence[float] | None:
+        """Run one program; seconds of each kernel in the order they ran, None where unknown."""
 
     def close(self) -> None:
         """Free what was mapped or allocated."""

@@ -26,7 +26,8 @@ def record_plan(module: ir.Module, ctx: PassContext) -> None:
 
 def _program_report(program: ir.OpView) -> dict[str, Any]:
     functions = {get(f, "sym_name"): f for f in program_functions(program)}
-    launches = _launches("main", functions)
+    order = _order("main", functions)
+    launches = Counter(order)
     kernels = [
         {
             "kernel": name,
@@ -44,21 +45,18 @@ def _program_report(program: ir.OpView) -> dict[str, Any]:
         for name, function in functions.items()
         if get(function, "infc.plan") is not None
     }
-    return {"kernels": kernels, "plans": plans}
+    return {"kernels": kernels, "order": order, "plans": plans}
 
 
-def _launches(name: str, functions: dict[str, ir.OpView]) -> Counter[str]:
-    """How often each kernel runs in a call of a function."""
-    total: Counter[str] = Counter()
+def _order(name: str, functions: dict[str, ir.OpView]) -> list[str]:
+    """The kernels of a call of a function, in the order they run."""
+    order = []
     for op in body(functions[name]):
-        if op.operation.name != "func.call":
-            continue
-        callee = get(op, "callee")
-        if get(functions[callee], "infc.kernel") is not None:
-            total[callee] += 1
-        else:
-            total += _launches(callee, functions)
-    return total
+        if op.operation.name == "func.call":
+            callee = get(op, "callee")
+            is_kernel = get(functions[callee], "infc.kernel") is not None
+            order += [callee] if is_kernel else _order(callee, functions)
+    return order
 
 
 def _buffers(function: ir.OpView) -> list[dict[str, Any]]:

@@ -75,6 +75,8 @@ class _Summary:
             return
         tensor = TensorType.of(type_)
         shape = [self.number(dim, self.typical) for dim in tensor.shape]
+        if len(tensor.shape) == 3:
+            return  # of a rope table only the rows of the call's positions are read
         if tensor.element in STORAGE_TYPES and tensor.shape == tuple(shape):
             self.weight_bytes += storage_bytes(tensor.element, shape)
         else:

@@ -54,9 +54,9 @@ def test_only_the_last_chunk_makes_logits() -> None:
         (len(call.tokens), call.logit_rows.tolist(), call.output) for _, call, _ in runnable.calls
     ]
     assert made == [
-        (6, [5], OutputKind.ARGMAX),
-        (6, [5], OutputKind.ARGMAX),
-        (6, [5], OutputKind.ARGMAX),
+        (6, [], OutputKind.LOGITS),
+        (6, [], OutputKind.LOGITS),
+        (6, [], OutputKind.LOGITS),
         (2, [1], OutputKind.LOGITS),
     ]
     assert {(phase, threads) for phase, _, threads in runnable.calls} == {(Phase.PREFILL, 2)}

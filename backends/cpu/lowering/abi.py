@@ -33,6 +33,7 @@ class InfcCall(ctypes.Structure):
         ("logits", ctypes.c_void_p),
         ("best", ctypes.c_void_p),
         ("cancel", ctypes.c_void_p),
+        ("trace", ctypes.c_void_p),
     )
 
 
@@ -49,10 +50,12 @@ INFO_FIELDS = (
     "prefill_max_logit_rows",
     "prefill_arena_bytes",
     "prefill_thread_bytes",
+    "prefill_kernel_calls",
     "decode_max_tokens",
     "decode_max_logit_rows",
     "decode_arena_bytes",
     "decode_thread_bytes",
+    "decode_kernel_calls",
     "kv_bytes",
     "weight_bytes",
 )

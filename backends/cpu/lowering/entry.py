@@ -58,6 +58,9 @@ class _Entry:
     def pointer(self, field: str) -> Value:
         return self.b.load(self.b.at(self.call, abi.offset_of(field)), self.b.ptr, 8)
 
+    def null(self) -> Value:
+        return llvm.ZeroOp(self.b.ptr).res
+
     def item(self, base: Value, index: Value) -> Value:
         b = self.b
         return b.as_i64(b.load(b.at(base, b.mul(index, 4)), b.i32, 4))
@@ -85,7 +88,7 @@ class _Entry:
         b, s, maxima = self.b, self.signature, self.program.maxima
         limits = self.all_of(
             self.between(self.number("n_tokens"), 1, maxima["t"] + 1),
-            self.between(self.number("n_logit_rows"), 1, maxima["r"] + 1),
+            self.between(self.number("n_logit_rows"), 0, maxima["r"] + 1),
             self.between(self.number("n_sequences"), 1, s["max_slots"] + 1),
             self.between(self.threads, 1, s["max_threads"] + 1),
             self.between(self.thread, 0, self.threads),
@@ -138,12 +141,19 @@ class _Entry:
         b.call(BARRIER_NAME, [arena, self.thread, self.threads])
         base = control.size_bytes + self.program.space_bytes("arena")
         own = b.add(b.mul(self.thread, thread_bytes(self.program)), base)
+        trace = self.pointer("trace")
+        wanted = llvm.ICmpOp(1, trace, self.null()).res
+        traces = b.bit_and(wanted, b.cmp("eq", self.thread, 0))
         env = Environment(
             {"t": self.number("n_tokens"), "r": self.number("n_logit_rows")},
             self.thread,
             self.threads,
             arena,
+            b.at(trace, 8),
+            b.ext_u(traces, b.i64),
         )
+        # Entry 0 of the trace is the start.
+        self.program.emit_trace(env, -1)
         stopped = self.program.emit_main(
             MainArguments(
                 operands=[

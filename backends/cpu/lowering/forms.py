@@ -32,6 +32,14 @@ class Environment:
     thread: Value
     threads: Value
     barrier: Value
+    trace: Value
+    """Where the cycle counter behind the function's first kernel goes."""
+    traces: Value
+    """i64: 1 where this thread writes the trace, else 0."""
+
+    def numbers(self) -> list[Value]:
+        """What a layer function is passed behind its buffers, in order."""
+        return [self.rows["t"], self.rows["r"], self.thread, self.threads, self.traces]
 
 
 class KernelBody:

@@ -51,6 +51,7 @@ def lower_programs(module: ir.Module, ctx: PassContext) -> None:
             f"{lowering.phase}_max_logit_rows": signature["max_logit_rows"][number],
             f"{lowering.phase}_arena_bytes": arena_bytes(lowering),
             f"{lowering.phase}_thread_bytes": thread_bytes(lowering),
+            f"{lowering.phase}_kernel_calls": lowering.kernel_calls("main"),
         }
         program.operation.erase()
     emit_info(b, info)

@@ -99,21 +99,24 @@ class ProgramLowering:
         raise InternalError(f"unknown kernel kind '{kernel.kind}'")
 
     def emit_layer(self, name: str, function: ir.OpView) -> None:
-        """One function a layer class: its operands, then t, r, thread, threads and the barrier."""
+        """One function a layer class: its operands, numbers, the barrier and its place in the trace."""
         b = self.b
         arguments = function.regions[0].blocks[0].arguments
-        kinds = [b.ptr] * len(arguments) + [b.i64] * 4 + [b.ptr]
+        kinds = [b.ptr] * len(arguments) + [b.i64] * 5 + [b.ptr] * 2
         with b.function(f"{self.phase}_{name}", kinds, inline=False) as values:
-            *operands, t, r, thread, threads, barrier = values
-            env = Environment({"t": t, "r": r}, thread, threads, barrier)
+            *operands, t, r, thread, threads, traces, barrier, trace = values
+            env = Environment({"t": t, "r": r}, thread, threads, barrier, trace, traces)
+            step = 0
             places = dict(zip(arguments, operands, strict=True))
             for op in body(function):
                 with op.location:
-                    self.emit_step(op, places, env)
+                    step += self.emit_step(op, places, env, step)
             b.ret()
 
-    def emit_step(self, op: ir.OpView, places: dict[Value, Value], env: Environment) -> None:
-        """An operation that main and layers have in common."""
+    def emit_step(
+        self, op: ir.OpView, places: dict[Value, Value], env: Environment, step: int
+    ) -> int:
+        """An operation that main and layers have in common; returns how many kernels it runs."""
         b, name = self.b, op.operation.name
         if name == "infc.alloc":
             frame = places[op.operation.operands[0]]
@@ -125,12 +128,33 @@ class ProgramLowering:
             callee = get(op, "callee")
             if callee in self.forms:
                 self.forms[callee].call(b, operands, env)
-            else:
-                rows = [env.rows["t"], env.rows["r"]]
-                extra = [*rows, env.thread, env.threads, env.barrier]
-                b.call(f"{self.phase}_{callee}", [*operands, *extra])
+                self.emit_trace(env, step)
+                return 1
+            extra = [*env.numbers(), env.barrier, b.at(env.trace, 8 * step)]
+            b.call(f"{self.phase}_{callee}", [*operands, *extra])
+            return self.kernel_calls(callee)
         elif name != "func.return":
             raise InternalError(f"{name} has no machine form", location=str(op.location))
+        return 0
+
+    def kernel_calls(self, name: str) -> int:
+        """Kernels that a call of a function runs."""
+        callees = [
+            get(op, "callee")
+            for op in body(self.functions[name])
+            if op.operation.name == "func.call"
+        ]
+        return sum(1 if callee in self.forms else self.kernel_calls(callee) for callee in callees)
+
+    def emit_trace(self, env: Environment, step: int) -> None:
+        """Store the cycle counter in the trace, where this thread writes one."""
+        b = self.b
+
+        def store() -> None:
+            now = b.intrinsic("llvm.readcyclecounter", b.i64)
+            b.store(now, b.at(env.trace, 8 * step), 8)
+
+        b.when(b.cmp("ne", env.traces, 0), store)
 
     def emit_main(self, main: MainArguments) -> Value:
         """Append the body of `@main`; returns whether the call was cancelled (i1).
@@ -143,6 +167,7 @@ class ProgramLowering:
             zip(self.main.regions[0].blocks[0].arguments, main.operands, strict=True)
         )
         stopped: Value = b.const(0, b.i1)
+        step = 0
         for op in body(self.main):
             name = op.operation.name
             with op.location:
@@ -156,25 +181,38 @@ class ProgramLowering:
                     offset = self.kv.layer_offsets[get(op, "index")]
                     places[op.operation.results[0]] = b.at(main.kv, offset)
                 elif name == "infc.alloc":
-                    self.emit_step(op, places, main.env)
+                    self.emit_step(op, places, main.env, step)
                 else:
                     if "infc.layer" in op.operation.attributes:
                         stopped = self.emit_cancel_point(get(op, "infc.layer"), stopped, main)
-                    self.emit_guarded(op, places, stopped, main)
+                    step += self.emit_guarded(op, places, stopped, main, step)
         return stopped
 
     def emit_guarded(
-        self, op: ir.OpView, places: dict[Value, Value], stopped: Value, main: MainArguments
-    ) -> None:
-        b = self.b
+        self,
+        op: ir.OpView,
+        places: dict[Value, Value],
+        stopped: Value,
+        main: MainArguments,
+        step: int,
+    ) -> int:
+        """A step that only runs while the call is not cancelled; returns its kernels."""
+        b, kernels = self.b, 0
         runs = b.bit_xor(stopped, b.const(1, b.i1))
-        if op.operation.name == "func.call" and get(op, "callee") in self.argmax:
-            runs = b.bit_and(runs, main.wants_best)
+        if op.operation.name == "func.call":
+            callee = get(op, "callee")
+            if callee in self.argmax:
+                runs = b.bit_and(runs, main.wants_best)
+            if callee in self.forms and self.forms[callee].symbol == "r":
+                # A call that only fills the cache asks for no logits: the head is not read.
+                runs = b.bit_and(runs, b.cmp("sgt", main.env.rows["r"], 0))
 
-        def step() -> None:
-            self.emit_step(op, places, main.env)
+        def emit() -> None:
+            nonlocal kernels
+            kernels = self.emit_step(op, places, main.env, step)
 
-        b.when(runs, step)
+        b.when(runs, emit)
+        return kernels
 
     def emit_cancel_point(self, layer: int, stopped: Value, main: MainArguments) -> Value:
         b = self.b
