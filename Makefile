@@ -16,7 +16,10 @@ help: ## List the targets.
 demo: $(VENV)/demo.stamp $(MODEL) ## Compile a real model, generate text, and time it against the machine's limit.
 	$(BIN)/infc compile $(MODEL) --target cpu -o $(ARTIFACT)
 	$(BIN)/infc run $(ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64
-	$(BIN)/infc bench $(ARTIFACT) --prompt-tokens 512 --new-tokens 128
+	gcc -O2 -march=native -pthread benchmarks/probes/probe.c -o $(DEMO)/probe
+	$(BIN)/infc bench $(ARTIFACT) --prompt-tokens 512 --new-tokens 128 --json > $(DEMO)/bench.json
+	$(DEMO)/probe $$(nproc) 1024 > $(DEMO)/probe.json
+	$(BIN)/python samples/limits.py $(DEMO)/bench.json $(DEMO)/probe.json
 
 test: $(VENV)/dev.stamp ## Run all tests.
 	$(BIN)/python -m pytest
