@@ -40,16 +40,16 @@ static void *help(void *thread) { /* every thread but the first, until the proce
     return NULL;
 }
 
-/* Appends n tokens at a position; returns the likeliest token behind them. */
-static int32_t append(program *run, void *arena, const int32_t *ids, int32_t n, int32_t position) {
-    int32_t *positions = memory(4 * n), offsets[2] = {0, n}, slot = 0, last = n - 1, best, status;
-    for (int32_t i = 0; i < n; i++) positions[i] = position + i;
+/* Appends n tokens at position `at`; returns the likeliest one behind them, where it is wanted. */
+static int32_t append(program *run, void *arena, const int32_t *ids, int n, int at, int wanted) {
+    int32_t offsets[2] = {0, n}, slot = 0, last = n - 1, best = 0, *positions = memory(4 * n);
+    for (int i = 0; i < n; i++) positions[i] = at + i;
     call.tokens = ids, call.positions = positions, call.n_tokens = n;
     call.row_offsets = offsets, call.slots = &slot, call.n_sequences = 1;
-    call.logit_rows = &last, call.n_logit_rows = 1; /* no call makes less than one row */
+    call.logit_rows = &last, call.n_logit_rows = wanted;
     call.arena = arena, call.best = &best, running = run;
     pthread_barrier_wait(&gate);
-    status = run(&call, 0, threads);
+    int32_t status = run(&call, 0, threads);
     pthread_barrier_wait(&gate); /* now nobody reads `call` any more */
     if (status != INFC_OK) fail("the program refused the call: is a token id out of range?");
     free(positions);
@@ -75,7 +75,7 @@ int main(int argc, char **argv) {
     if (new_tokens < 1) fail("expected at least one new token");
     if (threads < 1 || threads > info->max_threads) fail("too few or too many threads");
     if (prompt + new_tokens > info->max_context) fail("the context is too small");
-    for (int32_t i = 0; i < prompt; i++) ids[i] = atoi(argv[4 + i]);
+    for (int i = 0; i < prompt; i++) ids[i] = atoi(argv[4 + i]);
     call = (infc_call){.abi_version = INFC_ABI_VERSION, .struct_size = sizeof call,
                        .output_kind = INFC_ARGMAX, .weights = weights, .cancel = &cancel,
                        .kv = memory(info->kv_bytes), .logits = memory(4 * info->vocab_size)};
@@ -86,13 +86,13 @@ int main(int argc, char **argv) {
     for (intptr_t thread = 1; thread < threads; thread++)
         if (pthread_create(&helper, NULL, help, (void *)thread)) fail("no more threads");
     int32_t next = 0, chunk = (int32_t)info->prefill_max_tokens;
-    for (int32_t at = 0, n; at < prompt; at += n) {
+    for (int at = 0, n; at < prompt; at += n) {
         n = prompt - at < chunk ? prompt - at : chunk;
-        next = append(prefill, prefill_arena, ids + at, n, at);
+        next = append(prefill, prefill_arena, ids + at, n, at, at + n == prompt);
     }
-    for (int32_t at = prompt; at < prompt + new_tokens; at++) {
+    for (int at = prompt; at < prompt + new_tokens; at++) {
         printf("%d\n", next);
-        if (at + 1 < prompt + new_tokens) next = append(decode, decode_arena, &next, 1, at);
+        if (at + 1 < prompt + new_tokens) next = append(decode, decode_arena, &next, 1, at, 1);
     }
     return 0; /* ends the waiting threads, and gives everything back */
 }
