@@ -8,11 +8,13 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from infc.backends.cpu.lowering import abi
-from infc.backends.cpu.lowering.passes import kv_layout
+from infc.backends.cpu.kernels.kv_layout import kv_layout_of
 from infc.backends.cpu.loader import load_library
 from infc.backends.cpu.probe import probe_host
 from infc.backends.cpu.target import missing_features
@@ -34,9 +36,9 @@ _PAGE = mmap.PAGESIZE
 class CpuKV:
     """The KV cache of all slots, in the layout of the kernels; implements `KVCache`."""
 
-    def __init__(self, signature: dict[str, object]) -> None:
+    def __init__(self, signature: dict[str, Any]) -> None:
         self._signature = signature
-        self.layout = kv_layout(signature)
+        self.layout = kv_layout_of(signature)
         self.memory = GuardedMemory(self.layout.total_bytes)
 
     def kv_export(self, slot: int, start: int, stop: int) -> KVBlock:

@@ -4,10 +4,15 @@
 and `explanation` read what an artifact says about itself.
 """
 
-from infc.driver.compilation import cached_compile, compile, run_opt
-from infc.driver.explanation import BufferRow, Explanation, KernelRow, explain
-from infc.driver.loading import load
-from infc.driver.prediction import PhasePrediction, predict
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infc.driver.compilation import cached_compile, compile, run_opt
+    from infc.driver.explanation import BufferRow, Explanation, KernelRow, explain
+    from infc.driver.loading import load
+    from infc.driver.prediction import PhasePrediction, predict
 
 __all__ = [
     "BufferRow",
@@ -21,3 +26,25 @@ __all__ = [
     "predict",
     "run_opt",
 ]
+
+_HOMES = {
+    "BufferRow": "explanation",
+    "Explanation": "explanation",
+    "KernelRow": "explanation",
+    "PhasePrediction": "prediction",
+    "cached_compile": "compilation",
+    "compile": "compilation",
+    "explain": "explanation",
+    "load": "loading",
+    "predict": "prediction",
+    "run_opt": "compilation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: loading an artifact does not wait for the compiler."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'infc.driver' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(f"infc.driver.{_HOMES[name]}"), name)

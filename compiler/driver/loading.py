@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infc.artifact import Artifact, open_artifact
 from infc.diagnostics import Code, UserError
-from infc.frontends.graph import FORMAT_VERSION
+from infc.ir.version import DIALECT_VERSION
 from infc.runtime.session import Session
 from infc.runtime.tokenizer import Tokenizer
 from infc.target.backend import LoadedPrograms
@@ -54,10 +54,10 @@ def load_runnable(artifact: Artifact) -> Runnable:
         UserError: the artifact is of another version, or not for this host.
     """
     manifest = artifact.manifest
-    if manifest.dialect_version != FORMAT_VERSION:
+    if manifest.dialect_version != DIALECT_VERSION:
         raise UserError(
             Code.ARTIFACT_VERSION,
-            f"expected dialect version {FORMAT_VERSION}, got {manifest.dialect_version}",
+            f"expected dialect version {DIALECT_VERSION}, got {manifest.dialect_version}",
             location=str(artifact.path),
             hint="compile the model again with this infc",
         )

@@ -14,11 +14,10 @@ from infc.ir import ops
 from infc.ir.attributes import to_attribute
 from infc.ir.mlir import func, ir
 from infc.ir.types import TensorType
+from infc.ir.version import DIALECT_VERSION
 
 DEVICE = "device0"
 """Symbol of the one device that both programs run on."""
-FORMAT_VERSION = 1
-"""Version of the dialect; a dump of another version is refused."""
 
 
 def build_graph(source: ModelSource, *, max_context: int, target: str) -> ir.Module:
@@ -37,7 +36,7 @@ def build_graph(source: ModelSource, *, max_context: int, target: str) -> ir.Mod
     attributes = module.operation.attributes
     attributes["sym_name"] = ir.StringAttr.get(source.config.family)
     attributes["infc.level"] = ir.StringAttr.get("graph")
-    attributes["infc.version"] = to_attribute(FORMAT_VERSION)
+    attributes["infc.version"] = to_attribute(DIALECT_VERSION)
     attributes["infc.model"] = ir.StringAttr.get(source.digest())
     with ir.InsertionPoint(module.body):
         ops.create("infc.device", sym_name=DEVICE, target=target)

@@ -7,7 +7,7 @@ a strip are the lanes of a vector, so that scores need no sum over lanes. Values
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -176,3 +176,14 @@ class KVLayout:
         dtype = _DTYPES[self.dtype]
         keys[:, place // STRIP, :, place % STRIP] = k.astype(dtype)
         values[:, place, :] = v.astype(dtype).transpose(1, 0, 2)
+
+
+def kv_layout_of(signature: Mapping[str, Any]) -> KVLayout:
+    """The cache of programs with this signature (see `infc.target.runnable`)."""
+    return KVLayout(
+        kv_heads=signature["kv_heads"],
+        head_dim=signature["head_dim"],
+        capacity=tuple(signature["capacity"]),
+        slots=signature["max_slots"],
+        dtype=signature["kv_dtype"],
+    )

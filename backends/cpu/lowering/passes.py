@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from infc.backends.cpu.codegen.builder import Builder
 from infc.backends.cpu.codegen.toolchain import lower_to_llvm
-from infc.backends.cpu.kernels.kv_layout import KVLayout
+from infc.backends.cpu.kernels.kv_layout import kv_layout_of
 from infc.backends.cpu.kernels.sync import emit_barrier
 from infc.backends.cpu.lowering.abi import ABI_VERSION
 from infc.backends.cpu.lowering.entry import arena_bytes, emit_entry, emit_info, thread_bytes
@@ -32,7 +32,7 @@ def lower_programs(module: ir.Module, ctx: PassContext) -> None:
     b = Builder(module, isa_of(ctx.target))
     signature = from_attribute(module.operation.attributes["infc.signature"])
     offsets = {get(op, "sym_name"): get(op, "offset") for op in packed_weights(module)}
-    kv = kv_layout(signature)
+    kv = kv_layout_of(signature)
     emit_barrier(b)
     info = {
         "abi_version": ABI_VERSION,
@@ -56,19 +56,6 @@ def lower_programs(module: ir.Module, ctx: PassContext) -> None:
         program.operation.erase()
     emit_info(b, info)
     module.operation.attributes["infc.info"] = to_attribute(info)
-
-
-def kv_layout(signature: dict[str, object]) -> KVLayout:
-    """The physical KV cache of a signature."""
-    capacity = signature["capacity"]
-    assert isinstance(capacity, list)
-    return KVLayout(
-        kv_heads=int(str(signature["kv_heads"])),
-        head_dim=int(str(signature["head_dim"])),
-        capacity=tuple(int(c) for c in capacity),
-        slots=int(str(signature["max_slots"])),
-        dtype=str(signature["kv_dtype"]),
-    )
 
 
 def _to_llvm(module: ir.Module, ctx: PassContext) -> None:
