@@ -15,7 +15,7 @@ from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artif
 from infc.diagnostics import Code, Problem, UserError
 from infc.driver.oracle import Oracle
 from infc.frontends import check_finite, open_model
-from infc.frontends.graph import DEVICE, FORMAT_VERSION, build_graph
+from infc.frontends.graph import DEVICE, build_graph
 from infc.frontends.requantize import RequantizedSource
 from infc.frontends.source import ModelSource
 from infc.ir.attributes import from_attribute, get
@@ -23,6 +23,7 @@ from infc.ir.context import context, parse, print_module
 from infc.ir.levels import check_legality, level_of
 from infc.ir.mlir import ir
 from infc.ir.verifier import verify as verify_module
+from infc.ir.version import DIALECT_VERSION
 from infc.passes.pipelines import SHARED
 from infc.pipeline.manager import Observer, PassManager
 from infc.pipeline.options import CompileOptions
@@ -223,10 +224,10 @@ def _resumed(path: Path, source: ModelSource) -> ir.Module:
     verify_module(module)
     check_legality(module, level_of(module))
     made_with = get(module.operation, "infc.version")
-    if made_with != FORMAT_VERSION:
+    if made_with != DIALECT_VERSION:
         raise UserError(
             Code.IR_SYNTAX,
-            f"expected a dump of dialect version {FORMAT_VERSION}, got {made_with}",
+            f"expected a dump of dialect version {DIALECT_VERSION}, got {made_with}",
             location=str(path),
         )
     digest = get(module.operation, "infc.model")
@@ -278,7 +279,7 @@ def _facts(
     report = from_attribute(attributes["infc.report"]) if "infc.report" in attributes else {}
     phases = ("prefill", "decode")
     return Facts(
-        dialect_version=FORMAT_VERSION,
+        dialect_version=DIALECT_VERSION,
         model=ModelRecord(
             name=source.path.name, format=source.format, sha256=source.digest()
         ),
@@ -290,7 +291,9 @@ def _facts(
             key: programs.signature[key]
             for key in ("kv_dtype", "kv_heads", "head_dim", "capacity", "windows", "max_slots")
         },
-        memory_plan={phase: report[phase]["plans"] for phase in report},
+        memory_plan={
+            phase: {key: report[phase][key] for key in ("plans", "order")} for phase in report
+        },
         cost_estimate={phase: report[phase]["kernels"] for phase in report},
     )
 
@@ -308,7 +311,7 @@ def _members(programs: Programs, source: ModelSource) -> dict[str, MemberSource]
 
 def _cache_path(source: ModelSource, options: CompileOptions, target: Target) -> Path:
     """Where the artifact of these inputs is kept."""
-    inputs = [source.digest(), asdict(options), target.to_json(), FORMAT_VERSION]
+    inputs = [source.digest(), asdict(options), target.to_json(), DIALECT_VERSION]
     inputs += [version(name) for name in _TOOLCHAIN]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
