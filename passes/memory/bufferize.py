@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infc.diagnostics import InternalError
+from infc.diagnostics import Code, InternalError, UserError
 from infc.ir import ops
 from infc.ir.attributes import attributes_of, get
 from infc.ir.levels import Level
@@ -188,7 +188,9 @@ class _Program:
                 else:
                     self.caller(callee, arguments, results)
         elif self.done[callee] != signature:
-            raise InternalError(
+            # Mappings may be edited in a dump.
+            raise UserError(
+                Code.PLAN,
                 f"@{callee} is called with buffers in different spaces",
                 location=str(op.location),
                 hint="give the kernels that feed it the same partition",
