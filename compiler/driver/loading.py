@@ -10,14 +10,12 @@ from infc.artifact import Artifact, open_artifact
 from infc.diagnostics import Code, UserError
 from infc.ir.version import DIALECT_VERSION
 from infc.runtime.session import Session
+from infc.runtime.split import SplitRunnable
 from infc.runtime.tokenizer import Tokenizer
 from infc.target.backend import LoadedPrograms
 from infc.target.discovery import load_backend
 from infc.target.runnable import Runnable
 from infc.target.schema import Target
-
-WEIGHTS = "weights/weights.bin"
-
 
 def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Session:
     """A session on an artifact.
@@ -61,14 +59,32 @@ def load_runnable(artifact: Artifact) -> Runnable:
             location=str(artifact.path),
             hint="compile the model again with this infc",
         )
-    target = Target.from_json(json.dumps(manifest.targets["decode"]))
-    weights_file = artifact.path if artifact.path.is_file() else artifact.path / WEIGHTS
+    decode = _load_phase(artifact, "decode")
+    if manifest.targets["prefill"] == manifest.targets["decode"]:
+        return decode
+    return SplitRunnable(_load_phase(artifact, "prefill"), decode)
+
+
+def members_of(phase: str, *, split: bool) -> tuple[str, str]:
+    """The folder of a phase's programs and the member that holds its weights.
+
+    Both phases share one set where they run on one target; else prefill has its own.
+    """
+    own = f"{phase}/" if split and phase == "prefill" else ""
+    return f"programs/{own}", f"weights/{own}weights.bin"
+
+
+def _load_phase(artifact: Artifact, phase: str) -> Runnable:
+    targets = artifact.manifest.targets
+    folder, weights = members_of(phase, split=targets["prefill"] != targets["decode"])
+    target = Target.from_json(json.dumps(targets[phase]))
+    weights_file = artifact.path if artifact.path.is_file() else artifact.path / weights
     return load_backend(target.backend).load(
         LoadedPrograms(
-            member=lambda name: artifact.member(f"programs/{name}"),
-            weights=artifact.member(WEIGHTS),
-            weights_file=(weights_file, artifact.member_offset(WEIGHTS)),
-            signature=manifest.programs["decode"],
+            member=lambda name: artifact.member(folder + name),
+            weights=artifact.member(weights),
+            weights_file=(weights_file, artifact.member_offset(weights)),
+            signature=artifact.manifest.programs[phase],
             target=target,
             check=artifact.check_length,
         )

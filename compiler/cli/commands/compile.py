@@ -32,6 +32,8 @@ The same model, options and version of infc give the same bytes.
 @click.option(
     "--target", default="cpu", show_default=True, help="What to compile for; see `infc targets`."
 )
+@click.option("--prefill-target", metavar="TARGET", help="Where prefill runs, if elsewhere.")
+@click.option("--decode-target", metavar="TARGET", help="Where decode runs, if elsewhere.")
 @click.option(
     "-o",
     "--output",
@@ -116,6 +118,8 @@ The same model, options and version of infc give the same bytes.
 def compile_command(
     model: Path,
     target: str,
+    prefill_target: str | None,
+    decode_target: str | None,
     output: Path | None,
     max_context: int,
     max_batch: int,
@@ -142,6 +146,8 @@ def compile_command(
         artifact = driver.compile(
             model,
             target=target,
+            prefill_target=prefill_target,
+            decode_target=decode_target,
             output=path,
             max_context=max_context,
             max_batch=max_batch,
