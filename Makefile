@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := build/demo
 MODEL := $(DEMO)/gemma-3-270m-q4_k_m.gguf
 ARTIFACT := $(DEMO)/gemma-3-270m.infc
-PROMPT ?= The capital of France is
+PROMPT ?= Once upon a time
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench clean
@@ -15,7 +15,7 @@ help: ## List the targets.
 
 demo: $(VENV)/demo.stamp $(MODEL) ## Compile a real model, generate text, and time it against the machine's limit.
 	$(BIN)/infc compile $(MODEL) --target cpu -o $(ARTIFACT)
-	$(BIN)/infc run $(ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64
+	$(BIN)/infc run $(ARTIFACT) --prompt "$(PROMPT)" --max-new-tokens 64 --temperature 0.7 --seed 2
 	gcc -O2 -march=native -pthread benchmarks/probes/probe.c -o $(DEMO)/probe
 	$(BIN)/infc bench $(ARTIFACT) --prompt-tokens 512 --new-tokens 128 --json > $(DEMO)/bench.json
 	$(DEMO)/probe $$(nproc) 1024 > $(DEMO)/probe.json

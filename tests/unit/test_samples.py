@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from oracle.families import make_family
 from oracle.files import write_gguf
 
 import infc
+from infc.backends.cpu.lowering import abi
 from infc.runtime.sampling import Sampler, SamplingOptions
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
@@ -89,6 +91,25 @@ def test_c_refuses(generate: list[str | Path], arguments: list[str], message: st
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith(message)
+
+
+def test_the_header_has_the_fields_that_programs_use(artifact: Path, tmp_path: Path) -> None:
+    """The C structures against the offsets that code is generated with."""
+    calls = [(name, getattr(abi.InfcCall, name).offset) for name, _ in abi.InfcCall._fields_]
+    checks = [f"offsetof(infc_call, {name}) == {offset}" for name, offset in calls]
+    checks += [f"sizeof(infc_call) == {ctypes.sizeof(abi.InfcCall)}"]
+    checks += [
+        f"offsetof(infc_model_info, {name}) == {8 * index}"
+        for index, name in enumerate(abi.INFO_FIELDS)
+    ]
+    checks += [f"sizeof(infc_model_info) == {8 * len(abi.INFO_FIELDS)}"]
+    with zipfile.ZipFile(artifact) as file:
+        (tmp_path / "infc.h").write_bytes(file.read("programs/infc.h"))
+    source = tmp_path / "checks.c"
+    lines = [f'_Static_assert({check}, "");' for check in checks]
+    source.write_text('#include <stddef.h>\n#include "infc.h"\n' + "\n".join(lines) + "\n")
+    done = run("gcc", "-std=c11", "-c", source, "-o", tmp_path / "checks.o")
+    assert done.returncode == 0, done.stderr
 
 
 def test_c_is_short() -> None:
