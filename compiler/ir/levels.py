@@ -31,27 +31,35 @@ _STRUCTURE = frozenset({"builtin.module", "func.func", "func.return", "infc.dim"
 _COMPUTE = frozenset(
     f"infc.{name}"
     for name in (
-        "weight embed rms_norm linear rope rope_table add mul activation softcap".split()
+        [
+            "weight",
+            "embed",
+            "rms_norm",
+            "linear",
+            "rope",
+            "rope_table",
+            "add",
+            "mul",
+            "activation",
+            "softcap",
+        ]
     )
 )
 _CACHED = frozenset(
-    f"infc.{name}" for name in ("kv_cache kv_append kv_attention select_rows argmax".split())
+    f"infc.{name}" for name in ["kv_cache", "kv_append", "kv_attention", "select_rows", "argmax"]
 )
 
 LEGAL: dict[Level, frozenset[str]] = {
     Level.GRAPH: _STRUCTURE | _COMPUTE | {"infc.attention"},
     Level.PHASE: _STRUCTURE | _COMPUTE | _CACHED | {"func.call"},
-    Level.SCHEDULE: _STRUCTURE
-    | _COMPUTE
-    | _CACHED
-    | {"func.call", "infc.quantize"},
+    Level.SCHEDULE: _STRUCTURE | _COMPUTE | _CACHED | {"func.call", "infc.quantize"},
     Level.MEMORY: _STRUCTURE
     | (_COMPUTE - {"infc.weight", "infc.rope_table"})
     | _CACHED
     | {"func.call", "infc.quantize"}
     | {
         f"infc.{name}"
-        for name in "space alloc packed packed_ref read write barrier".split()
+        for name in ["space", "alloc", "packed", "packed_ref", "read", "write", "barrier"]
     },
 }
 """Operations a module may hold at each level; *machine* is open, a backend's own affair."""
@@ -64,8 +72,10 @@ def level_of(module: ir.Module) -> Level:
         UserError: INF2001 where it says none or an unknown one.
     """
     attributes = module.operation.attributes
-    text = ir.StringAttr(attributes["infc.level"]).value if "infc.level" in attributes else ""
+    text = ""
     try:
+        if "infc.level" in attributes:
+            text = str(attributes["infc.level"]).strip('"')
         return Level(text)
     except ValueError:
         raise UserError(

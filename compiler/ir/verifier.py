@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from infc.diagnostics import Code, InternalError, Problem, UserError
 from infc.ir.attributes import get
+from infc.ir.levels import Level
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import A8, BufferType, Dim, KVType, TensorType, is_buffer, is_kv, is_tensor
@@ -30,27 +31,38 @@ def verify(module: ir.Module) -> None:
             for diagnostic in error.error_diagnostics
         ]
     else:
-        symbols = _dim_symbols(module)
-        module.operation.walk(lambda op: _check(op, symbols, problems))
+        operations = _to_check(module)
+        symbols = {get(op, "sym_name") for op in operations if op.name == "infc.dim"}
+        for op in operations:
+            _check(op, symbols, problems)
     if problems:
         raise UserError(
             Code.IR_VERIFY, f"the IR breaks {len(problems)} rules", problems=problems[:50]
         )
 
 
-def _dim_symbols(module: ir.Module) -> set[str]:
-    symbols: set[str] = set()
+def _to_check(module: ir.Module) -> list[ir.Operation]:
+    """The operations that rules may speak of, in order.
 
-    def visit(op: ir.Operation) -> ir.WalkResult:
-        if op.name == "infc.dim":
-            symbols.add(get(op, "sym_name"))
-        return ir.WalkResult.ADVANCE
+    At the machine level these are the declarations around the code: in the code, tens of thousands
+    of operations of MLIR's own, there is nothing of infc.
+    """
+    attributes = module.operation.attributes
+    machine = ir.StringAttr.get(Level.MACHINE.value)
+    if "infc.level" in attributes and attributes["infc.level"] == machine:
+        return [op.operation for op in module.body.operations]
+    return list(_nested(module.operation))
 
-    module.operation.walk(visit)
-    return symbols
+
+def _nested(op: ir.Operation) -> Iterator[ir.Operation]:
+    for region in op.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield inner.operation
+                yield from _nested(inner.operation)
 
 
-def _check(op: ir.Operation, symbols: set[str], problems: list[Problem]) -> ir.WalkResult:
+def _check(op: ir.Operation, symbols: set[str], problems: list[Problem]) -> None:
     try:
         found = list(_undeclared(op, symbols))
         rule = _RULES.get(op.name)
@@ -59,7 +71,6 @@ def _check(op: ir.Operation, symbols: set[str], problems: list[Problem]) -> ir.W
     except (InternalError, KeyError, ValueError) as error:
         found = [str(error)]
     problems += [Problem(f"{op.name}: {message}", str(op.location)) for message in found]
-    return ir.WalkResult.ADVANCE
 
 
 def _undeclared(op: ir.Operation, symbols: set[str]) -> Iterator[str]:
@@ -177,9 +188,8 @@ def _write(op: ir.Operation) -> Iterator[str]:
 def _alloc(op: ir.Operation) -> Iterator[str]:
     frame, out = BufferType.of(op.operands[0].type), BufferType.of(op.results[0].type)
     yield from _expect("space", frame.space, out.space)
-    if get(op, "offset") % 64:
-        if get(op, "offset") != -1:
-            yield f"expected an offset that is a multiple of 64, got {get(op, 'offset')}"
+    if get(op, "offset") % 64 and get(op, "offset") != -1:
+        yield f"expected an offset that is a multiple of 64, got {get(op, 'offset')}"
     if get(op, "size_bytes") < 0:
         yield f"expected a size, got {get(op, 'size_bytes')}"
     if not is_buffer(op.results[0].type):

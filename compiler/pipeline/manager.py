@@ -1,8 +1,7 @@
-"""Runs passes: checks each, times each, dumps after each, and can ask an oracle after each."""
+"""Runs passes: checks each, dumps after each, and can ask an oracle after each."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,6 @@ from infc.pipeline.passes import Pass, PassContext, Pipeline
 
 Observer = Callable[[str, ir.Module], None]
 """Called after each pass with its name: the `--verify` oracle, a progress bar."""
-
-
-@dataclass(frozen=True)
-class PassTiming:
-    """How long one pass took and what it did to the size of the module."""
-
-    name: str
-    seconds: float
-    operations: int
 
 
 @dataclass
@@ -43,9 +33,8 @@ class PassManager:
     observers: tuple[Observer, ...] = ()
     first_number: int = 0
 
-    def run(self, module: ir.Module, ctx: PassContext) -> list[PassTiming]:
+    def run(self, module: ir.Module, ctx: PassContext) -> None:
         """Run every pass; on failure the last good module is in the dump folder."""
-        timings: list[PassTiming] = []
         before = self._dump(self.first_number, "input", "import", module, None)
         for number, step in enumerate(self.pipeline.passes, self.first_number + 1):
             level = level_of(module)
@@ -55,15 +44,10 @@ class PassManager:
                     f"pass {step.name} expects a module at level {step.stage}, got {level}",
                     hint=f"the order is {', '.join(self.pipeline.names())}",
                 )
-            start = time.perf_counter()
             self._run_one(step, module, ctx)
-            seconds = time.perf_counter() - start
-            after = self._dump(number, step.result.value, step.name, module, before)
-            timings.append(PassTiming(step.name, seconds, _count(module)))
-            before = after
+            before = self._dump(number, step.result.value, step.name, module, before)
             for observer in self.observers:
                 observer(step.name, module)
-        return timings
 
     def _run_one(self, step: Pass, module: ir.Module, ctx: PassContext) -> None:
         ctx.pass_name = step.name
@@ -94,15 +78,3 @@ class PassManager:
         else:
             (self.dump / f"{stem}.mlir").write_text(text)
         return text
-
-
-def _count(module: ir.Module) -> int:
-    total = 0
-
-    def visit(_: ir.Operation) -> ir.WalkResult:
-        nonlocal total
-        total += 1
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(visit)
-    return total
