@@ -172,7 +172,7 @@ def test_the_oracle_sees_a_wrong_number() -> None:
         changed = parse(
             print_module(module).replace("scale = 2.500000e-01", "scale = 2.600000e-01")
         )
-        with pytest.raises(Exception, match="INF2005.*pass by-hand changed the logits"):
+        with pytest.raises(Exception, match=r"INF2005.*pass by-hand changed the logits"):
             oracle.check("by-hand", changed)
         oracle.check("by-hand", module)
         assert np.isfinite(oracle.expected).all()
