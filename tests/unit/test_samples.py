@@ -58,7 +58,7 @@ def generate(artifact: Path) -> list[str | Path]:
     with zipfile.ZipFile(artifact) as file:
         file.extractall(folder)
     program = artifact.with_name("generate")
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-I", folder / "programs"]
+    flags: list[str | Path] = ["-O2", "-Wall", "-Wextra", "-Werror", "-I", folder / "programs"]
     built = run("gcc", *flags, SAMPLES / "c" / "generate.c", "-o", program, "-ldl", "-lpthread")
     assert built.returncode == 0, built.stderr
     return [program, folder]
@@ -118,14 +118,14 @@ def test_c_is_short() -> None:
 
 @pytest.mark.slow
 def test_build_step(model: Path, tmp_path: Path) -> None:
-    script = [sys.executable, SAMPLES / "build.py", model]
+    script: list[str | Path] = [sys.executable, SAMPLES / "build.py", model]
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     built = run(*script, tmp_path / "a.infc", "--max-context", "64", **cache)
     assert built.returncode == 0, built.stderr
     record = json.loads(built.stdout)
     assert record["targets"] == {"prefill": "cpu", "decode": "cpu"}
     assert 0 <= record["first_token"] < 320
-    again = [tmp_path / "b.infc", "--max-context", "64", "--expect-digest"]
+    again: list[str | Path] = [tmp_path / "b.infc", "--max-context", "64", "--expect-digest"]
     assert run(*script, *again, record["digest"], **cache).returncode == 0
     assert (tmp_path / "b.infc").read_bytes() == (tmp_path / "a.infc").read_bytes()
 
