@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artifact, write_artifact
-from infc.diagnostics import Code, Problem, UserError
+from infc.diagnostics import Code, InfcError, Problem, UserError
 from infc.driver.loading import members_of
 from infc.driver.oracle import Oracle
 from infc.frontends import check_finite, open_model
@@ -23,6 +23,7 @@ from infc.ir.attributes import from_attribute, get
 from infc.ir.context import context, parse, print_module
 from infc.ir.levels import check_legality, level_of
 from infc.ir.mlir import ir
+from infc.ir.types import TensorType
 from infc.ir.verifier import verify as verify_module
 from infc.ir.version import DIALECT_VERSION
 from infc.passes.pipelines import SHARED
@@ -172,10 +173,23 @@ class _Job:
         """From a dump: its options and its target count."""
         with context():
             module = _resumed(path, self.source)
-            options = CompileOptions.from_module(module)
-            backend, target = _device_of(module)
-            pipeline = _rest_of(backend.pipeline(SHARED), module)
-            return self._run(module, options, backend, target, pipeline, dump)
+            try:
+                options = CompileOptions.from_module(module)
+                _check_weights(module, _quantized(self.source, options), path)
+                backend, target = _device_of(module)
+                pipeline = _rest_of(backend.pipeline(SHARED), module)
+                return self._run(module, options, backend, target, pipeline, dump)
+            except UserError:
+                raise
+            except Exception as error:
+                # An edit may keep every rule of the verifier and still say what no pass ever does.
+                reason = error.diagnostic.message if isinstance(error, InfcError) else repr(error)
+                raise UserError(
+                    Code.IR_VERIFY,
+                    f"the compilation cannot go on from the dump: {reason}",
+                    location=str(path),
+                    hint="undo the edits of the dump; where there were none, please report this",
+                ) from error
 
     def _run(
         self,
@@ -318,6 +332,31 @@ def _resumed(path: Path, source: ModelSource) -> ir.Module:
     return module
 
 
+def _check_weights(module: ir.Module, source: ModelSource, path: Path) -> None:
+    """The weights a dump names, against the model's; all that differ in one report."""
+    problems: dict[str, None] = {}
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        name = get(op, "source") if op.name in ("infc.weight", "infc.packed") else None
+        if name is not None:
+            kind = TensorType.of(op.results[0].type if op.results else get(op, "type"))
+            said = f"{kind.element} {tuple(int(d) for d in kind.shape)}"
+            info = source.tensors.get(name)
+            held = "nothing" if info is None else f"{info.storage} {tuple(info.shape)}"
+            if said != held:
+                problems[f"weight {name}: expected {held}, got {said}"] = None
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    if problems:
+        raise UserError(
+            Code.IR_VERIFY,
+            f"{len(problems)} weights of the dump are not the model's",
+            location=str(path),
+            problems=[Problem(text) for text in problems],
+        )
+
+
 def _device_of(module: ir.Module) -> tuple[Backend, Target]:
     """The backend and target that a module was made for."""
     for op in module.body.operations:
@@ -333,9 +372,7 @@ def _rest_of(pipeline: Pipeline, module: ir.Module) -> Pipeline:
     return pipeline if last is None else pipeline.after(last)
 
 
-def _observers(
-    report: Progress, pipeline: Pipeline, oracle: Oracle | None
-) -> Sequence[Observer]:
+def _observers(report: Progress, pipeline: Pipeline, oracle: Oracle | None) -> Sequence[Observer]:
     names = pipeline.names()
 
     def show(name: str, module: ir.Module) -> None:
@@ -379,9 +416,7 @@ def _members(source: ModelSource, phases: Mapping[str, Compiled]) -> dict[str, M
     return members
 
 
-def _cache_path(
-    source: ModelSource, options: CompileOptions, targets: Sequence[Target]
-) -> Path:
+def _cache_path(source: ModelSource, options: CompileOptions, targets: Sequence[Target]) -> Path:
     """Where the artifact of these inputs is kept."""
     inputs = [source.digest(), asdict(options), DIALECT_VERSION]
     inputs += [target.to_json() for target in targets]
@@ -389,5 +424,3 @@ def _cache_path(
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "infc" / "artifacts" / f"{key[:32]}.infc"
-
-
