@@ -31,6 +31,7 @@ from infc.runtime.tokenizer.definition import (
     refuse,
 )
 from infc.runtime.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
+from infc.runtime.tokenizer.splits import every_split
 
 if TYPE_CHECKING:
     from infc.frontends.source import TokenizerSource
@@ -73,7 +74,7 @@ class _Fields:
     def texts(self, key: str) -> list[str]:
         """A required list of strings."""
         values = self.values.get(f"tokenizer.ggml.{key}")
-        if isinstance(values, list) and values and all(isinstance(v, str) for v in values):
+        if isinstance(values, list) and values and set(map(type, values)) == {str}:
             return values
         self.problems.append(f"{key}: expected a list of strings, got {_kind(values)}")
         return []
@@ -83,7 +84,7 @@ class _Fields:
         values = self.values.get(f"tokenizer.ggml.{key}")
         if values is None:
             return None
-        if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+        if not isinstance(values, list) or not set(map(type, values)) <= {bool, int, float}:
             self.problems.append(f"{key}: expected a list of numbers, got {_kind(values)}")
             return None
         if len(values) != count:
@@ -325,22 +326,13 @@ def _merges_from_scores(
     SentencePiece has no list of merges: two neighbours join whenever their text is a token, the
     highest score first. Single characters that are no tokens get symbols after the vocabulary.
     """
-    symbols = {text: id for id, text in enumerate(tokens) if types[id] in MERGEABLE}
-    for text in list(symbols):
-        for character in (text[0], text[-1]):
-            symbols.setdefault(character, len(tokens) + len(symbols))
-    # setdefault counts every symbol, so the new numbers have gaps: close them
+    mergeable = {text: id for id, text in enumerate(tokens) if types[id] in MERGEABLE}
+    ends = {character for text in mergeable for character in (text[0], text[-1])}
+    extra = sorted(ends - mergeable.keys())
+    symbols = mergeable | {character: len(tokens) + i for i, character in enumerate(extra)}
     alphabet = {text: id for text, id in symbols.items() if len(text) == 1}
-    extra = sorted(character for character, id in alphabet.items() if id >= len(tokens))
-    for number, character in enumerate(extra):
-        symbols[character] = alphabet[character] = len(tokens) + number
-    find = symbols.get
-    flat: list[int] = []  # left, right, merged, left, ...: a list of rows takes twice as long
-    for text, id in symbols.items():
-        for cut in range(1, len(text)):
-            if (left := find(text[:cut])) is not None and (right := find(text[cut:])) is not None:
-                flat += (left, right, id)
-    merges = np.array(flat, np.int64).reshape(-1, 3)
+    ids = np.array(list(symbols.values()), np.int64)
+    merges = np.stack([ids[part] for part in every_split(list(symbols))], axis=1)
     _, ranks = np.unique(-scores, return_inverse=True)
     table = np.insert(merges, 2, ranks[merges[:, 2]], axis=1)
     return MergeTable.build(table, len(tokens) + len(extra), alphabet)
