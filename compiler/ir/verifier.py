@@ -7,6 +7,7 @@ each op, and reports every violation at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from infc.diagnostics import Code, InternalError, Problem, UserError
 from infc.ir.attributes import get
@@ -64,11 +65,13 @@ def _nested(op: ir.Operation) -> Iterator[ir.Operation]:
 
 def _check(op: ir.Operation, symbols: set[str], problems: list[Problem]) -> None:
     try:
-        found = list(_undeclared(op, symbols))
+        found = [*_undeclared(op, symbols), *_malformed(op)]
         rule = _RULES.get(op.name)
-        if rule is not None:
+        if rule is not None and not found:
             found += rule(op)
-    except (InternalError, KeyError, ValueError) as error:
+    except InternalError as error:
+        found = [error.diagnostic.message]
+    except (KeyError, ValueError) as error:
         found = [str(error)]
     problems += [Problem(f"{op.name}: {message}", str(op.location)) for message in found]
 
@@ -80,6 +83,24 @@ def _undeclared(op: ir.Operation, symbols: set[str]) -> Iterator[str]:
             for dim in kind.shape:
                 if isinstance(dim, str) and dim not in symbols:
                     yield f"dimension '{dim}' is not declared by an infc.dim"
+
+
+def _malformed(op: ir.Operation) -> Iterator[str]:
+    """Attributes of another kind and operands of another rank than the rules below rely on."""
+    for name, kind in _ATTRIBUTES.get(op.name, {}).items():
+        value: Any = get(op, name)
+        wrong_kind = type(value) is not kind
+        if value is None:
+            continue
+        if wrong_kind:
+            yield f"expected {name} to be {_KIND_NAMES[kind]}, got '{value}'"
+        elif name in _POSITIVE and value < 1:
+            yield f"expected {name} to be at least 1, got {value}"
+    ranks = _RANKS.get(op.name, ())
+    for index, (rank, operand) in enumerate(zip(ranks, op.operands, strict=False)):
+        shape = TensorType.of(operand.type).shape
+        if len(shape) != rank:
+            yield f"expected operand {index} to have rank {rank}, got {len(shape)}"
 
 
 def _tensor(op: ir.Operation, index: int) -> TensorType:
@@ -110,6 +131,9 @@ def _weight(op: ir.Operation) -> Iterator[str]:
         yield "a weight has no symbolic dimensions"
     if kind.element not in STORAGE_TYPES:
         yield f"unknown storage type '{kind.element}'"
+    elif kind.shape and int(kind.shape[-1]) % STORAGE_TYPES[kind.element].block_elems:
+        block = STORAGE_TYPES[kind.element].block_elems
+        yield f"expected rows of a multiple of {block} elements, got {kind.shape[-1]}"
 
 
 def _embed(op: ir.Operation) -> Iterator[str]:
@@ -151,6 +175,12 @@ def _attention(op: ir.Operation) -> Iterator[str]:
         yield f"{heads} heads of {head_dim} do not group over {k.shape[-1]} key columns"
 
 
+def _kv_cache(op: ir.Operation) -> Iterator[str]:
+    kind = KVType.of(op.results[0].type)
+    if kind.dtype not in ("f32", "f16"):
+        yield f"expected a cache of f32 or f16, got {kind.dtype}"
+
+
 def _kv_append(op: ir.Operation) -> Iterator[str]:
     kind = KVType.of(op.results[0].type) if is_kv(op.results[0].type) else None
     if kind is not None:
@@ -166,7 +196,7 @@ def _select_rows(op: ir.Operation) -> Iterator[str]:
 
 def _quantize(op: ir.Operation) -> Iterator[str]:
     x, out = _tensor(op, 0), _result(op)
-    yield from _expect("result", x.with_element(A8), out)
+    yield from _expect("result", x.with_element(A8).mlir(), out.mlir())
     width = x.shape[-1]
     if isinstance(width, int) and width % 32:
         yield f"expected a multiple of 32 columns, got {width}"
@@ -178,11 +208,13 @@ def _activation(op: ir.Operation) -> Iterator[str]:
 
 
 def _read(op: ir.Operation) -> Iterator[str]:
-    yield from _expect("result", BufferType.of(op.operands[0].type).tensor, _result(op))
+    buffer = BufferType.of(op.operands[0].type)
+    yield from _expect("result", buffer.tensor.mlir(), op.results[0].type)
 
 
 def _write(op: ir.Operation) -> Iterator[str]:
-    yield from _expect("value", BufferType.of(op.operands[1].type).tensor, _tensor(op, 0))
+    buffer = BufferType.of(op.operands[1].type)
+    yield from _expect("value", buffer.tensor.mlir(), op.operands[0].type)
 
 
 def _alloc(op: ir.Operation) -> Iterator[str]:
@@ -196,6 +228,33 @@ def _alloc(op: ir.Operation) -> Iterator[str]:
         yield "expected a buffer"
 
 
+_KIND_NAMES = {int: "a whole number", float: "a float", bool: "true or false"}
+_POSITIVE = frozenset({"heads", "head_dim"})
+_ATTRIBUTES: dict[str, dict[str, type]] = {
+    "infc.dim": {"min": int, "max": int},
+    "infc.embed": {"scale": float},
+    "infc.rms_norm": {"eps": float, "offset": float, "head_dim": int},
+    "infc.rope": {"head_dim": int, "interleaved": bool},
+    "infc.attention": {"heads": int, "head_dim": int, "scale": float, "window": int},
+    "infc.softcap": {"cap": float},
+    "infc.kv_cache": {"index": int},
+    "infc.kv_attention": {"heads": int, "scale": float, "softcap": float},
+    "infc.space": {"size_bytes": int},
+    "infc.alloc": {"offset": int, "size_bytes": int},
+    "infc.packed": {"offset": int, "size_bytes": int},
+}
+_RANKS = {
+    "infc.embed": (1, 2),
+    "infc.rms_norm": (2, 1),
+    "infc.linear": (2, 2, 1),
+    "infc.rope": (2, 1, 3),
+    "infc.attention": (2, 2, 2, 1),
+    "infc.select_rows": (2, 1),
+    "infc.argmax": (2,),
+    "infc.quantize": (2,),
+}
+"""Of the operands, where there are fixed ones."""
+
 _RULES: dict[str, Callable[[ir.Operation], Iterator[str]]] = {
     "infc.dim": _dim,
     "infc.weight": _weight,
@@ -205,6 +264,7 @@ _RULES: dict[str, Callable[[ir.Operation], Iterator[str]]] = {
     "infc.rope": _rope,
     "infc.attention": _attention,
     "infc.activation": _activation,
+    "infc.kv_cache": _kv_cache,
     "infc.kv_append": _kv_append,
     "infc.select_rows": _select_rows,
     "infc.quantize": _quantize,
