@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from infc.backends.cpu.lowering import abi
 from infc.backends.cpu.kernels.kv_layout import kv_layout_of
-from infc.backends.cpu.loader import load_library
 from infc.backends.cpu.probe import probe_host
 from infc.backends.cpu.target import missing_features
 from infc.diagnostics import Code, InternalError, UserError
@@ -125,7 +124,7 @@ class CpuRunnable:
         self.vocab_size: int = self.signature["vocab_size"]
         self.limits = limits_of(self.signature)
         self.kv_shape = kv_shape_of(self.signature)
-        self._library = load_library(programs.member("model.so"))
+        self._library = ctypes.CDLL(str(programs.extract("model.so")))
         self._functions = {
             phase: getattr(self._library, f"infc_{phase.name.lower()}") for phase in Phase
         }

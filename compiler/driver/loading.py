@@ -82,6 +82,7 @@ def _load_phase(artifact: Artifact, phase: str) -> Runnable:
     return load_backend(target.backend).load(
         LoadedPrograms(
             member=lambda name: artifact.member(folder + name),
+            extract=lambda name: artifact.extract(folder + name),
             weights=artifact.member(weights),
             weights_file=(weights_file, artifact.member_offset(weights)),
             signature=artifact.manifest.programs[phase],

@@ -77,6 +77,7 @@ class LoadedPrograms:
 
     Attributes:
         member: bytes of a file by name, mapped.
+        extract: a path to a file by name, for the dynamic linker; it outlives the artifact.
         weights: the packed weights, mapped.
         weights_file: the file they are in and their offset, for backends that map it themselves.
         signature: as emitted.
@@ -85,6 +86,7 @@ class LoadedPrograms:
     """
 
     member: Callable[[str], memoryview]
+    extract: Callable[[str], Path]
     weights: memoryview
     weights_file: tuple[Path, int]
     signature: Mapping[str, Any]

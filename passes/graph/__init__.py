@@ -1,1 +1,1 @@
-"""graph."""
+"""Passes on the model as it was imported: the same level in, the same level out."""

@@ -1,1 +1,1 @@
-"""memory."""
+"""Every buffer gets a place, every weight an offset, every hazard a barrier."""
