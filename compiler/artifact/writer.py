@@ -32,7 +32,12 @@ _COPY_BYTES = 1 << 20
 
 
 def write_artifact(
-    path: Path, facts: Facts, members: Mapping[str, MemberSource], *, form: Form = "zip"
+    path: Path,
+    facts: Facts,
+    members: Mapping[str, MemberSource],
+    *,
+    form: Form = "zip",
+    check: Callable[[Path], None] | None = None,
 ) -> str:
     """Write the artifact `path` and return its digest (see `Manifest.digest`).
 
@@ -41,6 +46,7 @@ def write_artifact(
         facts: what the manifest states.
         members: name -> content. Names are relative paths: `programs/...`, `weights/...`,
             `tokenizer/...`, `report/...`. Nothing is held in memory that a source does not hold.
+        check: called with the whole artifact before it takes its place; an error keeps it out.
 
     The same facts and members give the same bytes. Raises UserError OUTPUT where `path` cannot be
     written; whatever is raised, also by a source, nothing is left behind.
@@ -48,11 +54,17 @@ def write_artifact(
     for name in members:
         if not is_member_name(name):
             raise InternalError(f"an artifact cannot have a member called {name!r}")
-    manifest = (_write_zip if form == "zip" else _write_folder)(path, facts, members)
+    write = _write_zip if form == "zip" else _write_folder
+    manifest = write(path, facts, members, check or (lambda whole: None))
     return manifest.digest
 
 
-def _write_zip(path: Path, facts: Facts, members: Mapping[str, MemberSource]) -> Manifest:
+def _write_zip(
+    path: Path,
+    facts: Facts,
+    members: Mapping[str, MemberSource],
+    check: Callable[[Path], None],
+) -> Manifest:
     records: dict[str, MemberRecord] = {}
     entries: list[zip_format.Entry] = []
     with whole_file(path) as file:
@@ -74,10 +86,16 @@ def _write_zip(path: Path, facts: Facts, members: Mapping[str, MemberSource]) ->
         manifest = complete(facts, records)
         add(MANIFEST, encode(manifest))
         file.write(zip_format.directory(entries, file.tell()))
+        check(Path(file.name))
     return manifest
 
 
-def _write_folder(path: Path, facts: Facts, members: Mapping[str, MemberSource]) -> Manifest:
+def _write_folder(
+    path: Path,
+    facts: Facts,
+    members: Mapping[str, MemberSource],
+    check: Callable[[Path], None],
+) -> Manifest:
     with whole_folder(path) as folder:
 
         def add(name: str, source: MemberSource) -> MemberRecord:
@@ -90,6 +108,7 @@ def _write_folder(path: Path, facts: Facts, members: Mapping[str, MemberSource])
 
         manifest = complete(facts, {name: add(name, members[name]) for name in sorted(members)})
         add(MANIFEST, encode(manifest))
+        check(folder)
     return manifest
 
 
