@@ -70,6 +70,8 @@ class Interpreter:
         weights: WeightData,
         caches: Sequence[LayerCache] = (),
     ) -> None:
+        # The functions are views into it: it must outlive them.
+        self.module = module
         self.functions: dict[str, ir.OpView] = {}
         self.packed: dict[str, ir.OpView] = {}
         self.weights = weights
