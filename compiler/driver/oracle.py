@@ -50,10 +50,11 @@ class Oracle:
                 hint="resume from 000-import.mlir, or leave --verify out",
             )
         self.weights = weights
-        context = CompileOptions.from_module(module).max_context
-        self.tokens = _tokens(_vocabulary(module))[:context]
+        options = CompileOptions.from_module(module)
+        self.tokens = _tokens(_vocabulary(module))[: options.max_context]
         # A context of one position has room for a prompt only.
         self.prompt = max(1, len(self.tokens) - 1)
+        self.chunk = options.prefill_rows
         self.expected = self._run_graph(module)
         self.spread = float(np.ptp(self.expected))
 
@@ -118,7 +119,10 @@ class Oracle:
             for held, window in zip(signature["capacity"], signature["windows"], strict=True)
         ]
         prefill, decode = programs(module)
-        rows = [self._run_main(prefill, caches, self.tokens[: self.prompt], 0)]
+        for start in range(0, self.prompt, self.chunk):
+            chunk = self.tokens[start : min(start + self.chunk, self.prompt)]
+            last = self._run_main(prefill, caches, chunk, start)
+        rows = [last]
         if len(self.tokens) > self.prompt:
             rows.append(self._run_main(decode, caches, self.tokens[self.prompt :], self.prompt))
         return np.concatenate(rows)
