@@ -3,34 +3,88 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from infc.artifact import Artifact, open_artifact
+from infc.cost.estimate import total
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.loading import available_threads, load_runnable
+from infc.driver.prediction import scaled_work
 from infc.target.runnable import Call, Phase
-from infc.target.schema import Target
+from infc.target.schema import ComputeUnit, Memory, Target
 
 REPEATS = 3
-"""Calls a figure is the median of."""
+"""Calls of which the one that takes the middle time is shown."""
+
+
+@dataclass(frozen=True)
+class ProgramRow:
+    """One call of one program.
+
+    Attributes:
+        tokens: of the call.
+        max_tokens, max_context, max_slots: what the program was compiled for.
+        bandwidth_bytes_per_s: peak of each memory that its kernels use, for these threads.
+        operations_per_s: peak for each dtype that its kernels compute in, for these threads.
+        predicted_seconds, and its bounds: None where the artifact holds no estimate.
+        measured_seconds: None where this host cannot run it or the backend cannot tell.
+    """
+
+    program: str
+    target: str
+    tokens: int
+    max_tokens: int
+    max_context: int
+    max_slots: int
+    bandwidth_bytes_per_s: Mapping[str, float]
+    operations_per_s: Mapping[str, float]
+    predicted_seconds: float | None
+    predicted_seconds_low: float | None
+    predicted_seconds_high: float | None
+    measured_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One kernel of one program, all its launches of a call together."""
+    """One kernel of one program, all its launches of a call together.
+
+    Attributes:
+        location: the operation of the model that the kernel was made for first.
+        bound: the resource that binds, as the cost model has it; empty where there is no work.
+        bound_kind: what kind of resource that is.
+        memory_peak_seconds: what its bytes take at the machine's peak bandwidth.
+        compute_peak_seconds: what its operations take at the machine's peak rate.
+    """
 
     program: str
     kernel: str
+    location: str
     launches: int
     bytes: float
     operations: float
     bound: str
+    bound_kind: Literal["memory", "compute", "overhead"]
+    memory_peak_seconds: float
+    compute_peak_seconds: float
     predicted_seconds: float
     measured_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class FrameRow:
+    """One arena of one function: the bytes its plan takes, and those that no plan can go below."""
+
+    program: str
+    function: str
+    space: str
+    height_bytes: int
+    lower_bound_bytes: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +92,10 @@ class BufferRow:
     """One planned buffer: bytes `[offset, offset + size)` of its frame, live for some steps."""
 
     program: str
+    function: str
+    space: str
     buffer: str
+    type: str
     offset_bytes: int
     size_bytes: int
     first_launch: int
@@ -47,10 +104,34 @@ class BufferRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All rows, in the order of the programs."""
+    """All rows, in the order of the programs.
 
+    Attributes:
+        model: name of the model's file.
+        digest: of the artifact.
+        compiler: version of infc that made it.
+        member_bytes: size of each file of the artifact.
+        threads: that the figures are for; None means all compute units of the target.
+    """
+
+    model: str
+    digest: str
+    compiler: str
+    member_bytes: Mapping[str, int]
+    threads: int | None
+    programs: tuple[ProgramRow, ...]
     kernels: tuple[KernelRow, ...]
+    frames: tuple[FrameRow, ...]
     buffers: tuple[BufferRow, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times of one call of each phase; empty mappings where they are not known."""
+
+    threads: int | None = None
+    programs: Mapping[str, float] = field(default_factory=dict)
+    kernels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
@@ -66,68 +147,171 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
     except UserError as error:
         if error.code is not Code.ARTIFACT_HOST:
             raise
-        measured = {}
-    kernels, buffers = [], []
+        measured = Measured(threads)
+    programs: list[ProgramRow] = []
+    kernels: list[KernelRow] = []
+    frames: list[FrameRow] = []
+    buffers: list[BufferRow] = []
     for phase in ("prefill", "decode"):
-        target = Target.from_json(json.dumps(manifest.targets[phase]))
-        for kernel in manifest.cost_estimate.get(phase, []):
-            work = Work(kernel["bytes"], kernel["operations"], barriers=kernel["barriers"])
-            estimate = estimate_work(work, target).scale(kernel["launches"])
-            kernels.append(
-                KernelRow(
-                    phase,
-                    f"{kernel['kernel']} ({kernel['location']})",
-                    kernel["launches"],
-                    sum(work.bytes.values()) * kernel["launches"],
-                    sum(work.operations.values()) * kernel["launches"],
-                    estimate.bound,
-                    estimate.mid,
-                    measured.get(phase, {}).get(kernel["kernel"]),
-                )
+        program, rows = _explain_program(artifact, phase, measured)
+        programs.append(program)
+        kernels += rows
+        for function, plan in _memory_plan(artifact, phase).get("plans", {}).items():
+            frames += _frames(phase, function, plan)
+            buffers += _buffers(phase, function, plan)
+    return Explanation(
+        manifest.model.name,
+        manifest.digest,
+        manifest.toolchain.get("infc", "unknown"),
+        {name: record.size_bytes for name, record in manifest.members.items()},
+        measured.threads,
+        tuple(programs),
+        tuple(kernels),
+        tuple(frames),
+        tuple(buffers),
+    )
+
+
+def _explain_program(
+    artifact: Artifact, phase: str, measured: Measured
+) -> tuple[ProgramRow, list[KernelRow]]:
+    manifest = artifact.manifest
+    target = Target.from_json(json.dumps(manifest.targets[phase]))
+    tokens = _expected_prompt(artifact) if phase == "prefill" else 1
+    kernels, estimates = [], []
+    bandwidth: dict[str, float] = {}
+    rates: dict[str, float] = {}
+    described: Mapping[str, Any] = manifest.cost_estimate
+    for kernel in described.get(phase, []):
+        launches = int(kernel["launches"])
+        work = scaled_work(kernel, phase, 1, tokens)
+        estimate = estimate_work(work, target, measured.threads).scale(launches)
+        estimates.append(estimate)
+        for name in work.bytes:
+            bandwidth[name] = _peak(target, Work(bytes={name: 1.0}), measured.threads)
+        for name in work.operations:
+            rates[name] = _peak(target, Work(operations={name: 1.0}), measured.threads)
+        kernels.append(
+            KernelRow(
+                program=phase,
+                kernel=kernel["kernel"],
+                location=kernel["location"],
+                launches=launches,
+                bytes=sum(work.bytes.values()) * launches,
+                operations=sum(work.operations.values()) * launches,
+                bound=estimate.bound,
+                bound_kind=_bound_kind(target, estimate.bound),
+                memory_peak_seconds=launches * _peak_seconds(bandwidth, work.bytes),
+                compute_peak_seconds=launches * _peak_seconds(rates, work.operations),
+                predicted_seconds=estimate.mid,
+                measured_seconds=measured.kernels.get(phase, {}).get(kernel["kernel"]),
             )
-        for function, plan in manifest.memory_plan.get(phase, {}).get("plans", {}).items():
-            for buffer in plan["buffers"]:
-                buffers.append(
-                    BufferRow(
-                        phase,
-                        f"{function}: {buffer['buffer']} ({buffer['space']})",
-                        buffer["offset_bytes"],
-                        buffer["size_bytes"],
-                        buffer["first"],
-                        buffer["last"],
-                    )
-                )
-    return Explanation(tuple(kernels), tuple(buffers))
+        )
+    launch = estimate_work(Work(launches=1), target, measured.threads)
+    whole = total([launch, *estimates])
+    limits: Mapping[str, Any] = manifest.programs[phase]
+    row = ProgramRow(
+        program=phase,
+        target=target.name,
+        tokens=tokens,
+        max_tokens=limits["max_tokens"][0 if phase == "prefill" else 1],
+        max_context=limits["max_context"],
+        max_slots=limits["max_slots"],
+        bandwidth_bytes_per_s=bandwidth,
+        operations_per_s=rates,
+        predicted_seconds=whole.mid if kernels else None,
+        predicted_seconds_low=whole.low if kernels else None,
+        predicted_seconds_high=whole.high if kernels else None,
+        measured_seconds=measured.programs.get(phase),
+    )
+    return row, kernels
 
 
-def measure_kernels(
-    artifact: Artifact, *, threads: int | None = None
-) -> dict[str, dict[str, float]]:
+def _peak(target: Target, work: Work, threads: int | None) -> float:
+    """How often a second the machine can do some work on one resource, with nothing lost."""
+    parts: list[Memory | ComputeUnit] = [*target.memories, *target.compute]
+    estimate = estimate_work(work, target, threads)
+    part = next(part for part in parts if part.name == estimate.bound)
+    return float(round(1.0 / (estimate.by_resource[part.name] * part.efficiency.mid)))
+
+
+def _peak_seconds(peaks: Mapping[str, float], work: Mapping[str, float]) -> float:
+    return sum(amount / peaks[name] for name, amount in work.items())
+
+
+def _bound_kind(target: Target, bound: str) -> Literal["memory", "compute", "overhead"]:
+    if bound in {memory.name for memory in target.memories}:
+        return "memory"
+    return "compute" if bound in {unit.name for unit in target.compute} else "overhead"
+
+
+def _frames(phase: str, function: str, plan: Mapping[str, Any]) -> list[FrameRow]:
+    return [
+        FrameRow(phase, function, space, frame["height_bytes"], frame["lower_bound_bytes"])
+        for space, frame in plan.items()
+        if space != "buffers"
+    ]
+
+
+def _buffers(phase: str, function: str, plan: Mapping[str, Any]) -> list[BufferRow]:
+    return [
+        BufferRow(
+            phase,
+            function,
+            buffer["space"],
+            buffer["buffer"],
+            buffer["type"],
+            buffer["offset_bytes"],
+            buffer["size_bytes"],
+            buffer["first"],
+            buffer["last"],
+        )
+        for buffer in plan["buffers"]
+    ]
+
+
+def _expected_prompt(artifact: Artifact) -> int:
+    """Tokens of the prefill call that the figures are for: those the artifact was compiled for."""
+    options: Mapping[str, Any] = artifact.manifest.options
+    limits: Mapping[str, Any] = artifact.manifest.programs["prefill"]
+    prompt = min(int(options["prompt"]), int(limits["max_tokens"][0]))
+    return max(1, min(prompt, int(limits["max_context"]) - REPEATS))
+
+
+def _memory_plan(artifact: Artifact, phase: str) -> Mapping[str, Any]:
+    plans: Mapping[str, Any] = artifact.manifest.memory_plan
+    section: Mapping[str, Any] = plans.get(phase, {})
+    return section
+
+
+def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measured:
     """Seconds of each kernel by phase and name, all its launches of a call together.
 
-    A prefill call of the expected prompt, then decode calls behind it; medians of `REPEATS` calls.
-    Empty where the backend cannot tell.
+    A prefill call of the expected prompt, then decode calls behind it; of `REPEATS` calls the one
+    in the middle, so that its kernels add up to it. Without figures where the backend cannot tell.
     """
     runnable = load_runnable(artifact)
     threads = threads or available_threads(runnable)
     kv = runnable.new_kv()
-    prompt = min(int(artifact.manifest.options["prompt"]), runnable.limits.max_tokens[0])
-    prompt = max(1, min(prompt, runnable.limits.max_context - REPEATS))
-    measured: dict[str, dict[str, float]] = {}
+    prompt = _expected_prompt(artifact)
+    programs: dict[str, float] = {}
+    kernels: dict[str, dict[str, float]] = {}
     for phase in Phase:
         name = phase.name.lower()
-        order = artifact.manifest.memory_plan.get(name, {}).get("order", [])
+        order = _memory_plan(artifact, name).get("order", [])
         runs = [
             runnable.trace(phase, _call(phase, prompt, run), kv, threads=threads)
             for run in range(REPEATS)
         ]
-        seconds = [run for run in runs if run is not None]
-        if not seconds:
-            return {}
-        for kernel, value in zip(order, np.median(np.array(seconds), axis=0), strict=True):
-            by_kernel = measured.setdefault(name, {})
-            by_kernel[kernel] = by_kernel.get(kernel, 0.0) + float(value)
-    return measured
+        known = sorted((run for run in runs if run is not None), key=sum)
+        if not known:
+            return Measured(threads)
+        middle = known[len(known) // 2]
+        programs[name] = sum(middle)
+        by_kernel = kernels.setdefault(name, {})
+        for kernel, seconds in zip(order, middle, strict=True):
+            by_kernel[kernel] = by_kernel.get(kernel, 0.0) + seconds
+    return Measured(threads, programs, kernels)
 
 
 def _call(phase: Phase, prompt: int, run: int) -> Call:

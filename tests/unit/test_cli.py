@@ -71,6 +71,7 @@ class FakeDriver(SimpleNamespace):
         kernel = SimpleNamespace(
             program="decode",
             kernel="mlp",
+            location="layers.0",
             launches=18,
             bytes=2048,
             operations=1_500_000,
@@ -80,6 +81,8 @@ class FakeDriver(SimpleNamespace):
         )
         buffer = SimpleNamespace(
             program="decode",
+            function="main",
+            space="arena",
             buffer="%hidden",
             offset_bytes=64,
             size_bytes=2560,
@@ -334,11 +337,11 @@ def test_remarks_of_one_pass_or_of_all(invoke: Invoke, driver: FakeDriver, tmp_p
 
 def test_explain_an_artifact(invoke: Invoke) -> None:
     assert invoke("explain", "m.infc").stdout == (
-        "program  kernel  launches  bytes    ops  bound   predicted  measured\n"
-        "decode   mlp           18  2 KiB  1.5 M  memory     1.5 ms\n"
+        "program  kernel          launches  bytes    ops  bound   predicted  measured\n"
+        "decode   mlp (layers.0)        18  2 KiB  1.5 M  memory     1.5 ms\n"
         "\n"
-        "program  buffer   offset  size  from launch  to launch\n"
-        "decode   %hidden      64  2560            0          3\n"
+        "program  buffer                 offset  size  from launch  to launch\n"
+        "decode   main: %hidden (arena)      64  2560            0          3\n"
     )
 
 

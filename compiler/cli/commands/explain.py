@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from infc.cli.output import write_text
+from infc.cli.output import print_json, write_text
 from infc.cli.tables import print_markdown, print_table
 from infc.cli.units import human_bytes, human_count, human_seconds
 from infc.diagnostics import Code, UserError
@@ -20,19 +21,54 @@ EPILOG = """\b
 Examples:
   infc explain INF5004
   infc explain model.infc
+  infc explain model.infc --html report.html
+  infc explain model.infc --json | jq '.kernels[] | select(.bound_kind == "memory") | .kernel'
+
+Times are those of one call: a prefill of the prompt that the artifact was compiled for, or one
+decoded token. Measured ones are the middle one of three calls, predicted ones for as many threads.
 """
 
 
 @click.command("explain", epilog=EPILOG, short_help="Explain an error code or an artifact.")
 @click.argument("topic", metavar="CODE-OR-ARTIFACT")
-def explain_command(topic: str) -> None:
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page with charts of the kernels and the memory instead.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def explain_command(topic: str, html: Path | None, as_json: bool) -> None:
     """Explain an error code, or an artifact's kernels and memory."""
     if re.fullmatch(r"INF\d+", topic, re.IGNORECASE):
+        if html is not None or as_json:
+            raise click.UsageError("--html and --json are for artifacts, not for error codes")
         print_markdown(_page(topic.upper()))
         return
     from infc import driver
+    from infc.artifact.output import check_output
 
-    _print_explanation(driver.explain(Path(topic)))
+    if html is not None:
+        check_output(html, folder=False)
+    explanation = driver.explain(Path(topic))
+    if html is not None:
+        _write_page(html, explanation)
+    if as_json:
+        print_json(asdict(explanation))
+    elif html is not None:
+        write_text(f"{html}: {len(explanation.kernels)} kernels explained\n")
+    else:
+        _print_explanation(explanation)
+
+
+def _write_page(path: Path, explanation: Explanation) -> None:
+    from infc.artifact.output import whole_file
+    from infc.cli.artifact_page import render_page
+
+    # A name out of a manifest may hold half of a surrogate pair, which UTF-8 cannot.
+    data = render_page(explanation).encode("utf-8", errors="replace")
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def _page(name: str) -> str:
@@ -53,7 +89,7 @@ def _print_explanation(explanation: Explanation) -> None:
         [
             [
                 row.program,
-                row.kernel,
+                f"{row.kernel} ({row.location})",
                 str(row.launches),
                 human_bytes(row.bytes),
                 human_count(row.operations),
@@ -71,7 +107,7 @@ def _print_explanation(explanation: Explanation) -> None:
         [
             [
                 row.program,
-                row.buffer,
+                f"{row.function}: {row.buffer} ({row.space})",
                 str(row.offset_bytes),
                 str(row.size_bytes),
                 str(row.first_launch),
