@@ -17,6 +17,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from click.testing import CliRunner
 from filecheck.finput import FInput
 from filecheck.matcher import Matcher
@@ -36,7 +37,7 @@ SHARED_PASSES = {
 """The passes by the level of their input, which is the folder their file is in."""
 
 
-def cases() -> list[object]:
+def cases() -> list[ParameterSet]:
     found = []
     for path in sorted(FOLDER.glob("*/*.mlir")):
         for number, text in enumerate(re.split(r"(?m)^// -----\n", path.read_text())):

@@ -53,10 +53,11 @@ def test_builders_make_what_the_verifier_accepts() -> None:
             kv = ops.linear(h, matrix, bias)
             rope = ops.rope_table([1.0, 0.5], magnitude=1.0, positions=32)
             q = ops.rope(h, ids, rope, head_dim=16, interleaved=False)
-            settings = {"heads": 4, "scale": 0.25, "softcap": 0.0}
-            a = ops.attention(q, kv, kv, ids, head_dim=16, window=0, **settings)
+            a = ops.attention(
+                q, kv, kv, ids, heads=4, head_dim=16, scale=0.25, window=0, softcap=0.0
+            )
             cache = ops.kv_append(ops.kv_cache(0, cache_type), kv, kv, ids, ids)
-            b = ops.kv_attention(q, cache, ids, ids, **settings)
+            b = ops.kv_attention(q, cache, ids, ids, heads=4, scale=0.25, softcap=0.0)
             y = ops.mul(ops.activation(a, kind="silu"), ops.softcap(b, cap=2.0))
             y = ops.select_rows(y, rows)
             logits = ops.linear(ops.quantize(y), table)

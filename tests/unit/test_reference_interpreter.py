@@ -280,10 +280,11 @@ def test_what_has_no_meaning_is_named() -> None:
 def test_a_ring_keeps_the_latest_positions() -> None:
     kind = KVType("f16", 1, 4, 4, 3)
     cache = LayerCache(kind, slots=1)
-    rows = np.arange(24, dtype=np.float32).reshape(6, 1, 4) / 3
+    rows = (np.arange(24).reshape(6, 1, 4) / 3).astype(np.float32)
     for start in (0, 3):
         positions = np.arange(start, start + 3, dtype=np.int32)
-        cache.append(0, positions, rows[start : start + 3], -rows[start : start + 3])
+        written = rows[start : start + 3]
+        cache.append(0, positions, written, -written)
     keys, values = cache.read(0, 2, 6)
     np.testing.assert_array_equal(keys, rows[2:].astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(values, -keys)
