@@ -190,6 +190,8 @@ def test_compile_prints_where_and_what(invoke: Invoke, driver: FakeDriver) -> No
     assert call[:2] == ("compile", Path("some/model.gguf"))
     assert call[2] == {
         "target": "toy",
+        "prefill_target": None,
+        "decode_target": None,
         "output": Path("model.infc"),
         "max_context": 99,
         "max_batch": 1,
