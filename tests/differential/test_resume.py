@@ -184,7 +184,7 @@ class TestEditing:
         ("number", "op"),
         [
             pytest.param(0, "infc.softcap", marks=pytest.mark.slow),
-            pytest.param(0, "infc.add", marks=pytest.mark.slow),
+            pytest.param(0, "infc.rms_norm", marks=pytest.mark.slow),
             pytest.param(3, "infc.rms_norm", marks=pytest.mark.slow),
             pytest.param(5, "infc.softcap"),
             pytest.param(6, "infc.softcap", marks=pytest.mark.slow),
