@@ -7,7 +7,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.backends.cpu.kernels.layouts import layout_for, layout_named, pack, packed_bytes, row_chunks
+from infc.backends.cpu.kernels.layouts import (
+    layout_for,
+    layout_named,
+    pack,
+    packed_bytes,
+    row_chunks,
+)
 from infc.ir.attributes import attributes_of, get
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
@@ -45,7 +51,7 @@ def pack_one(op: ir.OpView, weights: WeightData) -> NDArray[np.uint8]:
     """The packed bytes of one declaration."""
     attributes = attributes_of(op)
     tensor = TensorType.of(attributes["type"])
-    shape = tuple(int(d) for d in tensor.shape)
+    shape = [int(d) for d in tensor.shape]
     if "inverse_frequencies" in attributes:
         table = rope_table(attributes["inverse_frequencies"], attributes["magnitude"], shape[0])
         return np.ascontiguousarray(table, np.float32).reshape(-1).view(np.uint8)
@@ -55,5 +61,6 @@ def pack_one(op: ir.OpView, weights: WeightData) -> NDArray[np.uint8]:
         return np.ascontiguousarray(storage.dequantize(raw, shape)).reshape(-1).view(np.uint8)
     out = np.zeros(attributes["size_bytes"], np.uint8)
     layout = layout_named(attributes["layout"])
-    pack(layout, row_chunks(storage, raw, *shape), *shape, out)
+    n, k = shape
+    pack(layout, row_chunks(storage, raw, n, k), n, k, out)
     return out

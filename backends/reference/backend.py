@@ -79,7 +79,7 @@ class ReferenceBackend:
 
         def write(out: BinaryIO) -> None:
             for source in table:
-                out.write(weights(source))
+                out.write(weights(source).data)
 
         signature = from_attribute(module.operation.attributes["infc.signature"])
         return Programs(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -27,7 +27,11 @@ _SHOWN_PROBLEMS = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)+")
 _MAX_NAME_BYTES = 255
 
-JsonObject = dict[str, JsonValue]
+if TYPE_CHECKING:
+    # Readers know what they look for: a union of all that JSON has would only be in their way.
+    JsonObject = dict[str, Any]
+else:
+    JsonObject = dict[str, JsonValue]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 

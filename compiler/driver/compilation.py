@@ -131,7 +131,9 @@ def compile(
             path,
             _facts(source, phases),
             _members(phases) | tokenizer.result(),
-            check=oracle and (lambda whole: oracle.check_artifact(open_artifact(whole))),
+            check=None
+            if oracle is None
+            else lambda whole: oracle.check_artifact(open_artifact(whole)),
         )
         report("done", 1.0)
     finally:
@@ -384,7 +386,7 @@ def _rest_of(pipeline: Pipeline, module: ir.Module) -> Pipeline:
     return pipeline if last is None else pipeline.after(last)
 
 
-def _observers(report: Progress, pipeline: Pipeline, oracle: Oracle | None) -> Sequence[Observer]:
+def _observers(report: Progress, pipeline: Pipeline, oracle: Oracle | None) -> tuple[Observer, ...]:
     names = pipeline.names()
 
     def show(name: str, module: ir.Module) -> None:

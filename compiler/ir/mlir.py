@@ -7,8 +7,8 @@ same import name, so the choice is kept to this file.
 from __future__ import annotations
 
 from mlir import ir, rewrite
-from mlir._mlir_libs._mlir import globals as registry
 from mlir.dialects import arith, func, irdl, llvm, math, scf, vector
+from mlir.dialects._ods_common import _cext as bindings
 from mlir.passmanager import PassManager
 
 __all__ = [
@@ -25,4 +25,4 @@ __all__ = [
 ]
 
 # `infc.ir.infc` stands for the dialect.
-registry.append_dialect_search_prefix("infc.ir")
+bindings.globals.append_dialect_search_prefix("infc.ir")

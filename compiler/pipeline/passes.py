@@ -46,11 +46,19 @@ class PassContext:
 
 
 class Pass(Protocol):
-    """One step. `stage` is the level the module has before; `result` the level after."""
+    """One step."""
 
-    name: str
-    stage: Level
-    result: Level
+    @property
+    def name(self) -> str:
+        """What pipelines and dumps call it."""
+
+    @property
+    def stage(self) -> Level:
+        """The level of the module before it."""
+
+    @property
+    def result(self) -> Level:
+        """The level of the module after it."""
 
     def run(self, module: ir.Module, ctx: PassContext) -> None:
         """Rewrite the module in place."""

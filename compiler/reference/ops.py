@@ -92,23 +92,27 @@ def attend(
     scores = np.where(visible, scores, np.float32(-np.inf))
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights = scores / scores.sum(axis=-1, keepdims=True, dtype=np.float32)
-    return np.einsum("htp,phe->the", weights, values, optimize=True).astype(np.float32)
+    mixed: F32 = np.einsum("htp,phe->the", weights, values, optimize=True).astype(np.float32)
+    return mixed
 
 
 def activation(x: F32, kind: str) -> F32:
     """`silu(x) = x / (1 + exp(-x))`; `gelu_tanh` is GELU's tanh form."""
     if kind == "silu":
         with np.errstate(over="ignore"):
-            return x / (np.float32(1) + np.exp(-x))
+            return np.divide(x, np.float32(1) + np.exp(-x), dtype=np.float32)
     inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    out: F32 = np.multiply(np.float32(0.5) * x, np.float32(1) + np.tanh(inner), dtype=np.float32)
+    return out
 
 
 def softcap(x: F32, cap: float) -> F32:
     """`cap * tanh(x / cap)`."""
-    return np.float32(cap) * np.tanh(x / np.float32(cap))
+    out: F32 = np.float32(cap) * np.tanh(x / np.float32(cap))
+    return out
 
 
 def argmax(x: F32) -> I32:
     """The index of each row's largest element, the lowest of equals."""
-    return np.argmax(x, axis=-1).astype(np.int32)
+    found: I32 = np.argmax(x, axis=-1).astype(np.int32)
+    return found

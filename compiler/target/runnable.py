@@ -153,8 +153,10 @@ class Runnable(Protocol):
     vocab_size: int
     limits: Limits
     kv_shape: KVShape
-    planned_bytes: int
-    """Bytes of arena the plan takes, for `threads=1`, the larger of both programs."""
+
+    @property
+    def planned_bytes(self) -> int:
+        """Bytes of arena the plan takes, for `threads=1`, the larger of both programs."""
 
     def new_kv(self) -> KVCache:
         """An empty KV cache for all slots."""

@@ -72,9 +72,7 @@ class _PackedWeights:
                 )
         with op.location:
             kind = BufferType(tensor, layout, "weights").mlir()
-            return ops.create(
-                "infc.packed_ref", results=[kind], packed=self.names[key]
-            ).results[0]
+            return ops.create("infc.packed_ref", results=[kind], packed=self.names[key]).results[0]
 
 
 class _Program:
@@ -120,7 +118,9 @@ class _Program:
         with ir.InsertionPoint(block):
             if name == "main":
                 frame = {
-                    space: ops.create("infc.space", results=[_frame(space)], size_bytes=0).results[0]
+                    space: ops.create("infc.space", results=[_frame(space)], size_bytes=0).results[
+                        0
+                    ]
                     for space in SPACES
                 }
             else:
@@ -219,7 +219,7 @@ class _Program:
         value = body(function)[-1].operation.operands[result]
         while not isinstance(value.owner, ir.Block):
             value = value.owner.operands[0]
-        return ir.BlockArgument(value).arg_number
+        return int(ir.BlockArgument(value).arg_number)
 
     def allocate(self, frame: ir.Value, kind: BufferType) -> ir.Value:
         size_bytes = kind.tensor.size_bytes(self.maxima)

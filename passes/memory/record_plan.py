@@ -50,7 +50,7 @@ def _program_report(program: ir.OpView) -> dict[str, Any]:
 
 def _order(name: str, functions: dict[str, ir.OpView]) -> list[str]:
     """The kernels of a call of a function, in the order they run."""
-    order = []
+    order: list[str] = []
     for op in body(functions[name]):
         if op.operation.name == "func.call":
             callee = get(op, "callee")
