@@ -1,10 +1,10 @@
 """infc: a hardware-agnostic inference compiler for language models.
 
-    artifact = infc.compile("model.gguf", target="cpu", max_context=4096)
-    artifact.save("model.infc")
-    session = infc.load("model.infc", threads=2)
-    for piece in session.generate("...", max_new_tokens=64):
-        print(piece, end="")
+artifact = infc.compile("model.gguf", target="cpu", max_context=4096)
+artifact.save("model.infc")
+session = infc.load("model.infc", threads=2)
+for piece in session.generate("...", max_new_tokens=64):
+    print(piece, end="")
 """
 
 from __future__ import annotations

@@ -33,9 +33,7 @@ def kernel_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping
 def _matmul_spec(kernel: KernelSummary) -> matmul.MatmulSpec:
     return matmul.MatmulSpec(
         k=kernel.matrices[0][1],
-        segments=tuple(
-            matmul.Segment(n, layout_for(storage)) for n, _, storage in kernel.matrices
-        ),
+        segments=tuple(matmul.Segment(n, layout_for(storage)) for n, _, storage in kernel.matrices),
         activation="a8" if "int8" in kernel.operations else "f32",
         max_rows=kernel.rows,
     )

@@ -7,14 +7,13 @@ import mmap
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.backends.cpu.lowering import abi
 from infc.backends.cpu.kernels.kv_layout import kv_layout_of
+from infc.backends.cpu.lowering import abi
 from infc.backends.cpu.probe import probe_host
 from infc.backends.cpu.target import missing_features
 from infc.diagnostics import Code, InternalError, UserError
@@ -45,9 +44,7 @@ class CpuKV:
         starts, keys, values = [], [], []
         for layer, capacity in enumerate(self.layout.capacity):
             first = max(start, stop - capacity)
-            k, v = self.layout.export_positions(
-                self.memory.bytes, layer, slot, range(first, stop)
-            )
+            k, v = self.layout.export_positions(self.memory.bytes, layer, slot, range(first, stop))
             starts.append(first)
             keys.append(k)
             values.append(v)
@@ -228,7 +225,9 @@ class CpuRunnable:
         if status == abi.CANCELLED:
             raise UserError(Code.CANCELLED, "the call was cancelled")
         if status != abi.OK:
-            raise InternalError(f"the {phase.name.lower()} program refused the call: status {status}")
+            raise InternalError(
+                f"the {phase.name.lower()} program refused the call: status {status}"
+            )
         return best if call.output is OutputKind.ARGMAX else logits
 
     def _run_threads(

@@ -37,7 +37,7 @@ class MappedMembers:
     maps: list[mmap.mmap]
 
     def shrunk(self) -> bool:
-        """Whether a file has become shorter than what is mapped of it: touching it would be fatal."""
+        """Whether a file is shorter now than what is mapped of it: touching that would be fatal."""
         return any(mapped.size() < len(mapped) for mapped in self.maps)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from infc.target.discovery import load_backend
 from infc.target.runnable import Runnable
 from infc.target.schema import Target
 
+
 def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Session:
     """A session on an artifact.
 

@@ -70,8 +70,9 @@ def _predict_phase(
 def scaled_work(kernel: Mapping[str, Any], phase: str, calls: int, tokens: int) -> Work:
     """A kernel's work for all calls of a phase, one launch a call.
 
-    Weights are read once a call; operations grow with the tokens, those of attention in prefill with
-    their square. Kernels that work on logit rows keep their rows: only the last position's are made.
+    Weights are read once a call; operations grow with the tokens, those of attention in prefill
+    with their square. Kernels that work on logit rows keep their rows: only the last position's
+    are made.
     """
     rows = int(kernel["rows"])
     factor = tokens / rows if phase == "decode" or rows > 1 else 1.0

@@ -61,9 +61,7 @@ def linear(x: Value, matrix: Value, bias: Value | None = None) -> Value:
     return _one("infc.linear", operands, TensorType((rows, n), "f32").mlir())
 
 
-def rope_table(
-    inverse_frequencies: Sequence[float], *, magnitude: float, positions: int
-) -> Value:
+def rope_table(inverse_frequencies: Sequence[float], *, magnitude: float, positions: int) -> Value:
     """cos and sin of position times frequency: f32 `[positions, pairs, 2]`."""
     shape = TensorType((positions, len(inverse_frequencies), 2), "f32")
     frequencies = ir.DenseF32ArrayAttr.get(list(inverse_frequencies))

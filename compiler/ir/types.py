@@ -38,9 +38,7 @@ class TensorType:
 
     def mlir(self) -> ir.Type:
         """The MLIR type; symbols become `?` with an encoding that names them."""
-        dims = [
-            ir.ShapedType.get_dynamic_size() if isinstance(d, str) else d for d in self.shape
-        ]
+        dims = [ir.ShapedType.get_dynamic_size() if isinstance(d, str) else d for d in self.shape]
         encoding = None
         if any(isinstance(d, str) for d in self.shape):
             encoding = ir.ArrayAttr.get(

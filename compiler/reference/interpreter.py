@@ -126,7 +126,9 @@ class Interpreter:
             return self.run(get(op, "callee"), operands)
         handler = _HANDLERS.get(name)
         if handler is None:
-            raise InternalError(f"the reference has no meaning for {name}", location=str(op.location))
+            raise InternalError(
+                f"the reference has no meaning for {name}", location=str(op.location)
+            )
         result = handler(self, op, operands)
         return [] if result is None else [result]
 
@@ -164,9 +166,7 @@ def _embed(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
 
 
 def _rms_norm(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
-    return ops.rms_norm(
-        v[0], numbers(v[1]), get(op, "eps"), get(op, "offset"), get(op, "head_dim")
-    )
+    return ops.rms_norm(v[0], numbers(v[1]), get(op, "eps"), get(op, "offset"), get(op, "head_dim"))
 
 
 def _linear(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:

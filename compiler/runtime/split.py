@@ -1,7 +1,7 @@
 """Prefill on one machine, decode on another: two runnables behind one face.
 
-The KV contract makes it work. Each side keeps a cache of its own; before a call, what the side lacks
-is exported from the other in the logical form and imported.
+The KV contract makes it work. Each side keeps a cache of its own; before a call, what the side
+lacks is exported from the other in the logical form and imported.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
                                          %x = read %bx ... write %y, %by }
 
 Requires: kernels with mappings.
-Guarantees: functions return nothing and write into their last arguments; inside a kernel values stay
+Guarantees: functions return nothing and write into their last arguments; inside a kernel values are
 tensors between `read` and `write`; results of kernels mapped with `partition = "replicate"` live in
 the `thread` space, all others in the `arena`; a layer function places its own buffers in frames it
 is given; weights are declared once, as `infc.packed`, for both programs.
@@ -263,7 +263,7 @@ class _Program:
             func.ReturnOp([])
 
     def new_function(self, old: ir.OpView, name: str, kinds: Sequence[ir.Type]) -> func.FuncOp:
-        # A name may be taken by the old function until all are rewritten: MLIR only checks at verify.
+        # The old function may hold the name until all are rewritten: MLIR only checks at verify.
         with ir.InsertionPoint(self.program.operation.regions[0].blocks[0]), old.location:
             function = func.FuncOp(name, ir.FunctionType.get(list(kinds), []))
         if name != "main":

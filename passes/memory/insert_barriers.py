@@ -5,7 +5,7 @@
                                          call @k2_attention(%b, ...)
 
 Requires: planned buffers (offsets decide what overlaps). Guarantees: between a write of memory that
-all threads share and any other access to it (and between a read and a later write) stands a barrier.
+all threads share and any other access to it (and between a read and a later write) is a barrier.
 Does not handle: kernels whose threads touch disjoint parts (all accesses count as whole buffers).
 
 A function starts as if everything shared were still being read and written, and so does whatever

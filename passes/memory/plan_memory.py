@@ -97,9 +97,7 @@ def _plan_space(function: ir.OpView, space: str) -> tuple[int, int]:
         uses = [steps[use.owner.operation] for use in op.operation.results[0].uses]
         if not uses:
             raise InternalError("a buffer is never used", location=str(op.location))
-        buffers.append(
-            Buffer(str(number), get(op, "size_bytes"), ALIGN, min(uses), max(uses))
-        )
+        buffers.append(Buffer(str(number), get(op, "size_bytes"), ALIGN, min(uses), max(uses)))
     plan = plan_arena(buffers)
     height = -(-plan.height_bytes // ALIGN) * ALIGN
     check_plan(buffers, plan.offsets, height)

@@ -1,6 +1,6 @@
 """What the plan promises, written down where lowering cannot lose it: the module's `infc.report`.
 
-Requires: planned memory and mapped kernels. Guarantees: `infc.report` holds, for both programs, each
+Requires: planned memory and mapped kernels. Guarantees: `infc.report` has, for both programs, each
 kernel's launches, work and estimate, and each buffer's place and lifetime; `infc explain`, `infc
 bench` and the artifact's manifest read it from there.
 """

@@ -30,9 +30,7 @@ RING_MULTIPLE = 16
 
 def split_phases(module: ir.Module, ctx: PassContext) -> None:
     """Replace `@model` by the modules `@prefill` and `@decode`."""
-    model = next(
-        (op for op in module.body.operations if op.operation.name == "func.func"), None
-    )
+    model = next((op for op in module.body.operations if op.operation.name == "func.func"), None)
     if model is None or get(model, "sym_name") != "model":
         raise InternalError("expected a function @model in a graph-level module")
     dtype = kv_dtype(model, ctx.options)
@@ -59,9 +57,7 @@ def _signature(
     options: CompileOptions,
 ) -> dict[str, object]:
     """What a caller of the programs must know; see `infc.target.runnable`."""
-    attentions = [
-        op for op in body(model) if op.operation.name == "infc.attention"
-    ]
+    attentions = [op for op in body(model) if op.operation.name == "infc.attention"]
     first = attentions[0]
     windows = [get(op, "window") for op in attentions]
     head_dim = get(first, "head_dim")

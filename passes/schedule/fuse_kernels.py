@@ -6,7 +6,7 @@
 | kind | operations | why together |
 |---|---|---|
 | rows | embed, select_rows, rms_norm, add, mul, activation, softcap, quantize | a row stays in L1 |
-| matmul | linear of one input; act(gate) * up; softcap | the input is read once; no trip for the gate |
+| matmul | linear of one input; act(gate) * up; softcap | read inputs once; no trip for the gate |
 | rotary | norms of heads, rope, kv_append | keys go straight to the cache |
 | attention | kv_attention | |
 | argmax | argmax | |

@@ -15,8 +15,8 @@ from infc.ir.levels import Level
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import TensorType
-from infc.pipeline.passes import FunctionPass, PassContext
 from infc.passes.walk import functions
+from infc.pipeline.passes import FunctionPass, PassContext
 
 GROUP = 32
 """Columns that share a scale."""

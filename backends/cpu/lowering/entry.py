@@ -195,7 +195,7 @@ class _Entry:
 
 
 def thread_bytes(program: ProgramLowering) -> int:
-    """Bytes of arena for each thread of a call: its own buffers, and a line so that none is shared."""
+    """Bytes of arena for each thread of a call: its buffers and a line, so that none is shared."""
     return -(-program.space_bytes("thread") // 64) * 64 + 64
 
 
@@ -220,4 +220,3 @@ def emit_info(b: Builder, values: dict[str, int]) -> None:
             constant=True,
             value=dense,
         )
-

@@ -5,8 +5,8 @@
            func @infc_decode(!llvm.ptr, i32, i32) -> i32
 
 Requires: planned memory with barriers. Guarantees: one flat module whose only exported symbols are
-the programs and `infc_info`; the declarations of packed weights stay, they say what the weights file
-holds.
+the programs and `infc_info`; the declarations of packed weights stay: they say what the weights
+file holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Walks a program's calling functions (main and layers) and emits them as machine-level functions."""
+"""Walks a program's calling functions (main and layers) and emits them at the machine level."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ class ProgramLowering:
         return ControlBlock.of(barrier_bytes, self.layer_count(), self.maxima["t"])
 
     def emit_kernel(self, name: str, kernel: KernelBody) -> Form:
+        """The function of a kernel, in the form that its kind has."""
         native, rows = f"{self.phase}_{name}", self.maxima["t"]
         if kernel.kind == "rows":
             return row_form(self.b, native, kernel)
@@ -99,7 +100,7 @@ class ProgramLowering:
         raise InternalError(f"unknown kernel kind '{kernel.kind}'")
 
     def emit_layer(self, name: str, function: ir.OpView) -> None:
-        """One function a layer class: its operands, numbers, the barrier and its place in the trace."""
+        """One function a layer class: operands, numbers, the barrier and its place in the trace."""
         b = self.b
         arguments = function.regions[0].blocks[0].arguments
         kinds = [b.ptr] * len(arguments) + [b.i64] * 5 + [b.ptr] * 2
@@ -159,7 +160,7 @@ class ProgramLowering:
     def emit_main(self, main: MainArguments) -> Value:
         """Append the body of `@main`; returns whether the call was cancelled (i1).
 
-        Before each layer thread 0 publishes whether the caller cancels, and all threads read what it
+        Before each layer thread 0 publishes whether the caller cancels; all threads read what it
         published a layer ago: at least one barrier lies between, so all of them agree.
         """
         b = self.b
@@ -215,6 +216,7 @@ class ProgramLowering:
         return kernels
 
     def emit_cancel_point(self, layer: int, stopped: Value, main: MainArguments) -> Value:
+        """Whether to stop: what thread 0 has read of the caller's flag, alike for all threads."""
         b = self.b
         if layer > 0:
             seen = b.load(b.at(main.flags, 4 * (layer - 1)), b.i32, 4)

@@ -106,7 +106,9 @@ class _RowEmitter:
 
     def load_index(self, value: Value, row: Value) -> Value:
         b = self.b
-        return b.as_i64(b.load(b.at(self.buffers[self.body.source[value]], b.mul(row, 4)), b.i32, 4))
+        return b.as_i64(
+            b.load(b.at(self.buffers[self.body.source[value]], b.mul(row, 4)), b.i32, 4)
+        )
 
 
 def row_bytes(type_: ir.Type) -> int:
