@@ -38,6 +38,11 @@ class CompileOptions:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if type(value) is not type(field.default):
+                raise UserError(
+                    Code.OPTION,
+                    f"expected {field.name} to be of type {field.type}, got {type(value).__name__}",
+                )
             if isinstance(value, int) and not 1 <= value <= 2**24:
                 raise UserError(
                     Code.OPTION,
@@ -68,4 +73,11 @@ class CompileOptions:
         attributes = module.operation.attributes
         if "infc.options" not in attributes:
             raise UserError(Code.IR_SYNTAX, "the module carries no infc.options")
-        return CompileOptions(**from_attribute(attributes["infc.options"]))
+        stated = from_attribute(attributes["infc.options"])
+        known = {field.name for field in fields(CompileOptions)}
+        if not isinstance(stated, dict) or not set(stated) <= known:
+            raise UserError(
+                Code.IR_SYNTAX,
+                f"expected infc.options to state some of {', '.join(sorted(known))}",
+            )
+        return CompileOptions(**stated)

@@ -59,13 +59,20 @@ def insert_barriers(module: ir.Module, ctx: PassContext) -> None:
     for program in programs(module):
         functions = {get(f, "sym_name"): f for f in program_functions(program)}
         for function in functions.values():
-            if get(function, "infc.kernel") is None:
-                _insert(function, functions)
+            if get(function, "infc.kernel") is not None:
+                continue
+            for op in missing_barriers(function, functions):
+                with ir.InsertionPoint(op), op.location:
+                    ops.create("infc.barrier")
 
 
-def _insert(function: ir.OpView, functions: dict[str, ir.OpView]) -> None:
+def missing_barriers(function: ir.OpView, functions: dict[str, ir.OpView]) -> list[ir.OpView]:
+    """The calls in front of which a barrier must stand and does not, in order."""
+    missing = []
     pending = Pending(unknown=get(function, "sym_name") != "main")
     for op in body(function):
+        if op.operation.name == "infc.barrier":
+            pending = Pending()
         if op.operation.name != "func.call":
             continue
         callee = functions[get(op, "callee")]
@@ -75,11 +82,11 @@ def _insert(function: ir.OpView, functions: dict[str, ir.OpView]) -> None:
             continue
         reads, writes = _accesses(op, callee)
         if pending.conflicts(reads, writes):
-            with ir.InsertionPoint(op), op.location:
-                ops.create("infc.barrier")
+            missing.append(op)
             pending = Pending()
         pending.reads += reads
         pending.writes += writes
+    return missing
 
 
 def _accesses(op: ir.OpView, kernel: ir.OpView) -> tuple[list[Region], list[Region]]:

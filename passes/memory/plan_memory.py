@@ -83,21 +83,31 @@ def _size_frames(
                 maker.attributes["size_bytes"] = to_attribute(height)
 
 
-def _plan_space(function: ir.OpView, space: str) -> tuple[int, int]:
-    operations = body(function)
-    steps = {op.operation: step for step, op in enumerate(operations)}
-    allocs = [
+def allocations(function: ir.OpView, space: str) -> list[ir.OpView]:
+    """The buffers a function places in a space, in order."""
+    return [
         op
-        for op in operations
+        for op in body(function)
         if op.operation.name == "infc.alloc"
         and BufferType.of(op.operation.results[0].type).space == space
     ]
+
+
+def live_buffers(function: ir.OpView, allocs: list[ir.OpView]) -> list[Buffer]:
+    """The buffers as the planner takes them, named by their place in `allocs`."""
+    steps = {op.operation: step for step, op in enumerate(body(function))}
     buffers = []
     for number, op in enumerate(allocs):
         uses = [steps[use.owner.operation] for use in op.operation.results[0].uses]
         if not uses:
             raise InternalError("a buffer is never used", location=str(op.location))
         buffers.append(Buffer(str(number), get(op, "size_bytes"), ALIGN, min(uses), max(uses)))
+    return buffers
+
+
+def _plan_space(function: ir.OpView, space: str) -> tuple[int, int]:
+    allocs = allocations(function, space)
+    buffers = live_buffers(function, allocs)
     plan = plan_arena(buffers)
     height = -(-plan.height_bytes // ALIGN) * ALIGN
     check_plan(buffers, plan.offsets, height)

@@ -11,13 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import Builder, Value
-from infc.backends.cpu.kernels.attention import AttentionMapping, AttentionSpec, emit_attention
+from infc.backends.cpu.kernels.attention import (
+    AttentionMapping,
+    AttentionSpec,
+    attention_scratch_bytes,
+    emit_attention,
+)
 from infc.backends.cpu.kernels.kv_layout import KVLayer
 from infc.backends.cpu.kernels.layouts import layout_named
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec, Segment, emit_matmul
 from infc.backends.cpu.kernels.rotary import RotarySpec, emit_rotary_append
 from infc.backends.cpu.kernels.rows import emit_argmax
-from infc.diagnostics import InternalError
+from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.ir.types import A8, BufferType, KVType, TensorType
@@ -199,6 +204,14 @@ def attention_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
         KVType.of(cache.type), get(op, "heads"), get(op, "scale"), get(op, "softcap"), rows
     )
     mapping = AttentionMapping(int(body.mapping["row_tile"]), int(body.mapping["key_block"]))
+    needed = attention_scratch_bytes(spec, mapping)
+    if int(body.mapping["scratch_bytes"]) < needed:
+        raise UserError(
+            Code.PLAN,
+            f"expected scratch_bytes of at least {needed}, got {body.mapping['scratch_bytes']}",
+            location=str(op.location),
+            hint="larger tiles need more scratch: raise it with them, before plan-memory",
+        )
     emit_attention(b, name, spec, mapping)
     pointers = (
         body.source[q],

@@ -22,6 +22,7 @@ from infc.backends.cpu.target import isa_of
 from infc.ir.attributes import from_attribute, get, to_attribute
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
+from infc.passes.memory.check_memory import check_memory
 from infc.passes.memory.pack_weights import packed_weights
 from infc.passes.walk import programs
 from infc.pipeline.passes import FunctionPass, PassContext
@@ -29,6 +30,7 @@ from infc.pipeline.passes import FunctionPass, PassContext
 
 def lower_programs(module: ir.Module, ctx: PassContext) -> None:
     """Replace both programs by machine-level functions."""
+    check_memory(module)
     b = Builder(module, isa_of(ctx.target))
     signature = from_attribute(module.operation.attributes["infc.signature"])
     offsets = {get(op, "sym_name"): get(op, "offset") for op in packed_weights(module)}
