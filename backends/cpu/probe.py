@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import llvmlite.binding as llvm
-
 CPUINFO_FLAGS: Mapping[str, str] = {
     "avx": "avx",
     "avx2": "avx2",
@@ -79,14 +77,22 @@ class Host:
     memory_bytes: int
 
 
+def host_features() -> frozenset[str]:
+    """Features of `CPUINFO_FLAGS` that the operating system offers, by LLVM's names.
+
+    What loading an artifact asks; LLVM itself is not needed for it.
+    """
+    flags = _cpuinfo_flags(Path("/proc/cpuinfo"))
+    return frozenset(name for name, flag in CPUINFO_FLAGS.items() if flag in flags)
+
+
 def probe_host() -> Host:
     """Read all facts anew; takes about a millisecond and gives the same answer each time."""
+    import llvmlite.binding as llvm  # here: a program that only runs models never probes
+
     reported = {name for name, present in llvm.get_host_cpu_features().items() if present}
     known = set(llvm.get_host_cpu_features())
-    flags = _cpuinfo_flags(Path("/proc/cpuinfo"))
-    features = frozenset(
-        name for name, flag in CPUINFO_FLAGS.items() if name in reported and flag in flags
-    )
+    features = host_features() & reported
     cores = sorted(os.sched_getaffinity(0))
     return Host(
         machine=platform.machine(),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from infc.backends.cpu.kernels.kv_layout import kv_layout_of
 from infc.backends.cpu.lowering import abi
-from infc.backends.cpu.probe import probe_host
+from infc.backends.cpu.probe import host_features
 from infc.backends.cpu.target import missing_features
 from infc.diagnostics import Code, InternalError, UserError
 from infc.target.backend import LoadedPrograms
@@ -107,7 +107,7 @@ class CpuRunnable:
     """Implements `infc.target.runnable.Runnable`."""
 
     def __init__(self, programs: LoadedPrograms) -> None:
-        missing = missing_features(programs.target, probe_host().features)
+        missing = missing_features(programs.target, host_features())
         if missing:
             raise UserError(
                 Code.ARTIFACT_HOST,

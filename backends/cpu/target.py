@@ -135,7 +135,7 @@ def isa_of(target: Target) -> Isa:
 def missing_features(target: Target, host_features: Collection[str]) -> list[str]:
     """Features the target's programs use and the host lacks (LLVM's names), sorted.
 
-    `host_features` are `probe_host().features`, read when the programs are loaded.
+    `host_features` are those of `probe.host_features()`, read when the programs are loaded.
     """
     return sorted(set(target.features) - set(host_features))
 
