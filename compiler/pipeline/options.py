@@ -74,10 +74,12 @@ class CompileOptions:
         if "infc.options" not in attributes:
             raise UserError(Code.IR_SYNTAX, "the module carries no infc.options")
         stated = from_attribute(attributes["infc.options"])
-        known = {field.name for field in fields(CompileOptions)}
-        if not isinstance(stated, dict) or not set(stated) <= known:
+        known = [field.name for field in fields(CompileOptions)]
+        unknown = sorted(set(stated) - set(known)) if isinstance(stated, dict) else [str(stated)]
+        if unknown:
             raise UserError(
                 Code.IR_SYNTAX,
-                f"expected infc.options to state some of {', '.join(sorted(known))}",
+                f"infc.options states '{unknown[0]}', which is no option",
+                hint=f"the options are {', '.join(known)}",
             )
         return CompileOptions(**stated)

@@ -351,10 +351,9 @@ class TestRefusals:
         [
             (0, '"graph"', '"machine", infc.pass = "lower-to-llvm"', r"KeyError\(.*\)"),
             (7, 'infc.pass = "bufferize"', 'infc.pass = "record-plan"', r"TypeError\(.*\)"),
-            (6, r"infc.options = \{", "infc.options = {soup = 1 : i64, ", r"TypeError\(.*soup.*\)"),
             (6, r'target = "\{', 'target = "{{', r"(?s:.*)"),
         ],
-        ids=["level-and-pass", "pass-too-late", "option", "target"],
+        ids=["level-and-pass", "pass-too-late", "target"],
     )
     def test_what_only_a_pass_notices(
         self,
@@ -370,6 +369,29 @@ class TestRefusals:
             "   = hint: undo the edits of the dump; where there were none, please report this",
             edited(number, pattern, replacement),
         )
+
+    @pytest.mark.parametrize(
+        ("pattern", "replacement", "message"),
+        [
+            (
+                r"infc.options = \{",
+                "infc.options = {soup = 1 : i64, ",
+                "error[INF2001]: infc.options states 'soup', which is no option\n"
+                "   = hint: the options are max_context, max_batch, chunk, logit_rows, prompt, "
+                "new_tokens, batch, quantize, kv_dtype, max_threads",
+            ),
+            (
+                r"chunk = \d+ : i64",
+                'chunk = "16"',
+                "error[INF5001]: expected chunk to be of type int, got str",
+            ),
+        ],
+        ids=["unknown", "type"],
+    )
+    def test_options_that_are_none(
+        self, edited: Callable[[int, str, str], str], pattern: str, replacement: str, message: str
+    ) -> None:
+        assert edited(6, pattern, replacement) == message
 
     def test_weights_the_model_does_not_hold(self, edited: Callable[[int, str, str], str]) -> None:
         assert edited(6, r"layers.0.input_layernorm.weight", "layers.0.soup") == (
