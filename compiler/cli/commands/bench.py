@@ -56,7 +56,7 @@ def bench_command(
     """Measure an artifact and print the prediction beside it."""
     from infc import driver
     from infc.artifact import open_artifact
-    from infc.cli.memory import peak_memory_bytes
+    from infc.cli.memory import peak_memory_bytes, resident_memory
     from infc.runtime.measure import measure
 
     start = time.perf_counter()
@@ -67,13 +67,15 @@ def bench_command(
     predicted = driver.predict(
         opened, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=session.threads
     )
-    peak_bytes = peak_memory_bytes()
+    peak_bytes, resident = peak_memory_bytes(), resident_memory()
     targets = opened.manifest.targets
     names = sorted({str(facts["name"]) for facts in targets.values()})
     report: dict[str, Any] = {
         "prefill": _phase(prompt_tokens, measured.prefill_seconds, predicted["prefill"]),
         "decode": _phase(new_tokens, measured.decode_seconds, predicted["decode"]),
         "peak_memory_bytes": peak_bytes,
+        "resident_mapped_bytes": resident.mapped_bytes,
+        "resident_private_bytes": resident.private_bytes,
         "planned_memory_bytes": session.planned_memory_bytes,
         "load_seconds": load_seconds,
         "threads": session.threads,
@@ -109,8 +111,11 @@ def _assumptions(report: dict[str, Any]) -> list[str]:
         for phase in ("prefill", "decode")
         if report[phase]["bound"] is None
     ]
-    if report["peak_memory_bytes"] is None:
-        notes.append("peak_memory_bytes: this system does not tell it")
+    notes += [
+        f"{key}: this system does not tell it"
+        for key in ("peak_memory_bytes", "resident_mapped_bytes", "resident_private_bytes")
+        if report[key] is None
+    ]
     return notes
 
 
@@ -120,13 +125,18 @@ def _print_for_people(report: dict[str, Any]) -> None:
         [_row(phase, report[phase]) for phase in ("prefill", "decode")],
         right=["tokens", "tokens/s", "measured", "predicted", "range", "bytes", "ops"],
     )
-    peak = report["peak_memory_bytes"]
     write_text(
         f"target {report['target']}, threads {report['threads']}, "
-        f"loaded in {human_seconds(report['load_seconds'])}, "
-        f"planned memory {human_bytes(report['planned_memory_bytes'])}, "
-        f"peak resident {'unknown' if peak is None else human_bytes(peak)}\n"
+        f"loaded in {human_seconds(report['load_seconds'])}\n"
+        f"memory: planned {human_bytes(report['planned_memory_bytes'])}, "
+        f"resident {_bytes(report['resident_mapped_bytes'])} mapped "
+        f"and {_bytes(report['resident_private_bytes'])} private, "
+        f"peak {_bytes(report['peak_memory_bytes'])}\n"
     )
+
+
+def _bytes(count: int | None) -> str:
+    return "unknown" if count is None else human_bytes(count)
 
 
 def _row(name: str, phase: dict[str, Any]) -> list[str]:
