@@ -4,6 +4,14 @@ Two families only: `UserError` (the model, the options or the target is at fault
 traceback) and `InternalError` (infc is at fault). Only the command line prints.
 """
 
-from infc.diagnostics.errors import Code, Diagnostic, InfcError, InternalError, Problem, UserError
+from infc.diagnostics.errors import (
+    Code,
+    Diagnostic,
+    InfcError,
+    InternalError,
+    Problem,
+    UserError,
+    count,
+)
 
-__all__ = ["Code", "Diagnostic", "InfcError", "InternalError", "Problem", "UserError"]
+__all__ = ["Code", "Diagnostic", "InfcError", "InternalError", "Problem", "UserError", "count"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artifact, write_artifact
-from infc.diagnostics import Code, InfcError, Problem, UserError
+from infc.diagnostics import Code, InfcError, Problem, UserError, count
 from infc.driver.loading import members_of
 from infc.driver.oracle import Oracle
 from infc.frontends import check_finite, open_model
@@ -310,7 +310,7 @@ def _refuse_unsupported(
     if problems:
         raise UserError(
             Code.TARGET_UNSUPPORTED,
-            f"target {target.name} cannot compile {len(problems)} operations of the model",
+            f"target {target.name} cannot compile {count(len(problems), 'operation')} of the model",
             location=str(source.path),
             problems=problems,
             hint="--target reference runs every operation, slowly",
@@ -365,7 +365,7 @@ def _check_weights(module: ir.Module, source: ModelSource, path: Path) -> None:
     if problems:
         raise UserError(
             Code.IR_VERIFY,
-            f"{len(problems)} weights of the dump are not the model's",
+            f"not the model's: {count(len(problems), 'weight')} of the dump",
             location=str(path),
             problems=[Problem(text) for text in problems],
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from infc.diagnostics import Code, Problem, UserError
+from infc.diagnostics import Code, Problem, UserError, count
 from infc.ir.mlir import ir
 
 
@@ -106,6 +106,6 @@ def check_legality(module: ir.Module, level: Level) -> None:
     if problems:
         raise UserError(
             Code.IR_LEGALITY,
-            f"{len(problems)} operations are not legal at level {level}",
+            f"not legal at level {level}: {count(len(problems), 'operation')}",
             problems=problems[:50],
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from infc.diagnostics import Code, InternalError, Problem, UserError
+from infc.diagnostics import Code, InternalError, Problem, UserError, count
 from infc.ir.attributes import get
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
@@ -38,7 +38,7 @@ def verify(module: ir.Module) -> None:
             _check(op, symbols, problems)
     if problems:
         raise UserError(
-            Code.IR_VERIFY, f"the IR breaks {len(problems)} rules", problems=problems[:50]
+            Code.IR_VERIFY, f"the IR breaks {count(len(problems), 'rule')}", problems=problems[:50]
         )
 
 

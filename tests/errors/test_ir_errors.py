@@ -134,7 +134,8 @@ def test_each_rule(line: str) -> None:
     expected = RULES[line]
     problems = [expected] if isinstance(expected, str) else list(expected)
     listed = "".join(f'\n   - {problem} (loc("here"))' for problem in problems)
-    assert refused(module(line)) == f"error[INF2002]: the IR breaks {len(problems)} rules{listed}"
+    rules = "1 rule" if len(problems) == 1 else f"{len(problems)} rules"
+    assert refused(module(line)) == f"error[INF2002]: the IR breaks {rules}{listed}"
 
 
 def test_all_problems_in_one_report() -> None:
@@ -197,7 +198,7 @@ def test_operations_at_the_wrong_level() -> None:
         with pytest.raises(UserError) as caught:
             check_legality(parsed, Level.PHASE)
         assert str(caught.value) == (
-            "error[INF2003]: 2 operations are not legal at level phase\n"
+            "error[INF2003]: not legal at level phase: 2 operations\n"
             '   - infc.quantize is not legal at level phase (loc("here"))\n'
             '   - infc.barrier is not legal at level phase (loc("layers.1"))'
         )

@@ -142,7 +142,7 @@ class TestBrokenPasses:
             PassManager(Pipeline((step,))).run(graph(), pass_context())
         assert str(caught.value) == (
             "error[INF9001]: pass spoil left a module that does not verify\n"
-            "   |  error[INF2002]: the IR breaks 1 rules\n"
+            "   |  error[INF2002]: the IR breaks 1 rule\n"
             "   |     - infc.weight: expected rows of a multiple of 32 elements, got 20 "
             '(loc("planted"))'
         )
@@ -153,7 +153,7 @@ class TestBrokenPasses:
             PassManager(Pipeline((step,))).run(graph(), pass_context())
         assert str(caught.value) == (
             "error[INF9001]: pass early left a module that does not verify\n"
-            "   |  error[INF2003]: 1 operations are not legal at level graph\n"
+            "   |  error[INF2003]: not legal at level graph: 1 operation\n"
             '   |     - infc.barrier is not legal at level graph (loc("planted"))'
         )
 

@@ -49,7 +49,7 @@ module attributes {infc.level = "graph", infc.options = {}} {
 // -----
 // RUN: not infc opt %s --pipeline canonicalize | filecheck %s
 
-// CHECK: error[INF2003]: 1 operations are not legal at level graph
+// CHECK: error[INF2003]: not legal at level graph: 1 operation
 // CHECK-NEXT: - infc.quantize is not legal at level graph (loc("layers.0.q"))
 !x = tensor<?x64xf32, ["t", 64]>
 !a = tensor<?x64x!infc.storage<"a8">, ["t", 64]>
