@@ -9,7 +9,8 @@ Requires: kernels with mappings.
 Guarantees: functions return nothing and write into their last arguments; inside a kernel values are
 tensors between `read` and `write`; results of kernels mapped with `partition = "replicate"` live in
 the `thread` space, all others in the `arena`; a layer function places its own buffers in frames it
-is given; weights are declared once, as `infc.packed`, for both programs.
+is given; a function called with buffers in different spaces (equal kernels may be) is one function
+for each choice; weights are declared once, as `infc.packed`, for both programs.
 Does not handle: in-place results (declined by construction: an output never is an input).
 
 MLIR's one-shot bufferisation refuses operations defined through IRDL, hence a pass of our own.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from infc.diagnostics import Code, InternalError, UserError
+from infc.diagnostics import InternalError
 from infc.ir import ops
 from infc.ir.attributes import attributes_of, get
 from infc.ir.levels import Level
@@ -84,7 +85,8 @@ class _Program:
         self.packed = packed
         self.maxima = dim_maxima(program)
         self.old = {get(f, "sym_name"): f for f in program_functions(program)}
-        self.done: dict[str, tuple[ir.Type, ...]] = {}
+        self.done: dict[tuple[str, tuple[ir.Type, ...]], str] = {}
+        self.taken = set(self.old)
 
     def run(self) -> None:
         main = self.old["main"]
@@ -94,7 +96,7 @@ class _Program:
         ]
         returned = body(main)[-1].operation.operands
         results = [BufferType(TensorType.of(v.type), "rows", "call").mlir() for v in returned]
-        self.caller("main", arguments, results)
+        self.caller("main", "main", arguments, results)
         for function in self.old.values():
             function.operation.erase()
 
@@ -103,9 +105,11 @@ class _Program:
 
     # ---- functions that call: main and layers ----
 
-    def caller(self, name: str, arguments: list[ir.Type], results: list[ir.Type]) -> None:
+    def caller(
+        self, callee: str, name: str, arguments: list[ir.Type], results: list[ir.Type]
+    ) -> None:
         """Rewrite a calling function: arguments, then results, then (layers) the two frames."""
-        old = self.old[name]
+        old = self.old[callee]
         frames = [] if name == "main" else [_frame(space) for space in SPACES]
         function = self.new_function(old, name, [*arguments, *results, *frames])
         block = function.add_entry_block()
@@ -179,25 +183,26 @@ class _Program:
             else [self.frame_for(frame[space], space) for space in SPACES]
         )
         arguments, results = [v.type for v in operands], [v.type for v in outputs]
-        signature = (*arguments, *results)
-        if callee not in self.done:
-            self.done[callee] = signature
+        signature = (callee, (*arguments, *results))
+        if signature not in self.done:
+            name = self.done[signature] = self.name_for(callee)
             with ir.InsertionPoint(self.program.operation.regions[0].blocks[0]):
                 if kernel:
-                    self.kernel(callee, arguments, results, [v.type for v in extra])
+                    self.kernel(callee, name, arguments, results, [v.type for v in extra])
                 else:
-                    self.caller(callee, arguments, results)
-        elif self.done[callee] != signature:
-            # Mappings may be edited in a dump.
-            raise UserError(
-                Code.PLAN,
-                f"@{callee} is called with buffers in different spaces",
-                location=str(op.location),
-                hint="give the kernels that feed it the same partition",
-            )
-        call = func.CallOp([], callee, [*operands, *outputs, *extra])
+                    self.caller(callee, name, arguments, results)
+        call = func.CallOp([], self.done[signature], [*operands, *outputs, *extra])
         if "infc.layer" in op.operation.attributes:
             call.operation.attributes["infc.layer"] = op.operation.attributes["infc.layer"]
+
+    def name_for(self, callee: str) -> str:
+        """A function's own name at first, then another for each further choice of spaces."""
+        name, number = callee, 2
+        if any(known == callee for known, _ in self.done):
+            while name in self.taken:
+                name, number = f"{callee}_{number}", number + 1
+            self.taken.add(name)
+        return name
 
     def result_spaces(self, callee: str) -> list[str]:
         """The space of each result: of a kernel by its mapping, of a layer by who makes it."""
@@ -240,12 +245,13 @@ class _Program:
 
     def kernel(
         self,
+        callee: str,
         name: str,
         arguments: list[ir.Type],
         results: list[ir.Type],
         extra: list[ir.Type],
     ) -> None:
-        old = self.old[name]
+        old = self.old[callee]
         with old.location:
             function = self.new_function(old, name, [*arguments, *results, *extra])
         block = function.add_entry_block()

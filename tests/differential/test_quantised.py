@@ -7,15 +7,18 @@ rounding of activations to 8 bits.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from oracle.files import BLOCK_STORAGE
+from oracle.families import make_family
+from oracle.files import BLOCK_STORAGE, write_gguf
 from small_models import SmallModels, feed, random_tokens, relative_error
 
 import infc
 from infc.artifact import open_artifact
+from infc.driver.loading import load_runnable
 from infc.target.runnable import Phase, Runnable
 
 # Blocks of K-quants are 256 wide, and so is every row; one layer keeps compiling short.
@@ -65,6 +68,30 @@ def test_block_storage(small_models: SmallModels, storage: str) -> None:
         rms = float(np.sqrt(np.mean((got - expected) ** 2))) / float(np.ptp(expected))
         assert 0 < rms <= A8_ERROR
         assert_same_choices(got, expected)
+
+
+@pytest.mark.parametrize(
+    "word", ["q_proj", *(pytest.param(w, marks=pytest.mark.slow) for w in ("k_proj", "gate", "up"))]
+)
+def test_one_float_matrix_among_quantised_ones(tmp_path: Path, word: str) -> None:
+    """Products of one input that want it in two forms."""
+    config, tensors = make_family("qwen2", **WIDE)
+    write_gguf(tmp_path / "mixed.gguf", config, tensors, "Q4_K", others={word: "F16"})
+    artifacts = [
+        infc.compile(
+            tmp_path / "mixed.gguf",
+            target=target,
+            output=tmp_path / f"{target}.infc",
+            max_context=64,
+            chunk=8,
+        )
+        for target in ("reference", "cpu")
+    ]
+    exact, got = [logits(load_runnable(artifact)) for artifact in artifacts]
+    for ours, expected in zip(got, exact, strict=True):
+        rms = float(np.sqrt(np.mean((ours - expected) ** 2))) / float(np.ptp(expected))
+        assert 0 < rms <= A8_ERROR
+        assert_same_choices(ours, expected)
 
 
 @pytest.mark.slow

@@ -135,6 +135,7 @@ def write_gguf(
     tensors: Tensors,
     storage: str = "F32",
     *,
+    others: Mapping[str, str] | None = None,
     with_tokenizer: bool = False,
 ) -> Tensors:
     """Write a GGUF file as llama.cpp's converter would.
@@ -147,6 +148,7 @@ def write_gguf(
         config: from `make_family`.
         tensors: from `make_family`.
         storage: of all matrices: `F32`, `F16`, `BF16` or one of `BLOCK_STORAGE`; vectors are F32.
+        others: another storage for matrices with a word in their name, as `{"q_proj": "F16"}`.
         with_tokenizer: also write a SentencePiece-style vocabulary.
 
     Returns:
@@ -161,7 +163,9 @@ def write_gguf(
     stored: Tensors = {}
     rng = np.random.default_rng(7)
     for name, tensor in tensors.items():
-        stored[name] = _add_tensor(writer, config, name, tensor, storage, rng)
+        named = [kind for word, kind in (others or {}).items() if word in name]
+        kind = named[0] if named else storage
+        stored[name] = _add_tensor(writer, config, name, tensor, kind, rng)
     if config.get("rope_scaling", {}).get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
     writer.write_header_to_file()

@@ -94,12 +94,19 @@ module attributes {infc.level = "schedule", infc.options = {}} {
   }
 }
 // -----
-// An edited mapping that would put one value into two spaces is found at the call.
-// RUN: not infc opt %s --pipeline bufferize | filecheck %s
+// One kernel on buffers in different spaces becomes one function for each choice of them.
+// RUN: infc opt %s --pipeline bufferize | filecheck %s
 
-// CHECK: error[INF2101]: @k1_rows is called with buffers in different spaces
-// CHECK-NEXT: --> loc("second")
-// CHECK-NEXT: = hint: give the kernels that feed it the same partition
+// CHECK-LABEL: func.func @main(
+// CHECK: [[A:%[0-9]+]] = "infc.alloc"({{.*}} "thread">
+// CHECK-NEXT: call @k0_rows(%arg0, [[A]])
+// CHECK-NEXT: [[B:%[0-9]+]] = "infc.alloc"({{.*}} "arena">
+// CHECK-NEXT: call @k1_rows([[A]], [[B]])
+// CHECK-NEXT: [[C:%[0-9]+]] = "infc.alloc"({{.*}} "arena">
+// CHECK-NEXT: call @k1_rows_2([[B]], [[C]])
+// CHECK-NEXT: call @k2_rows([[C]], %arg1)
+// CHECK: func.func private @k1_rows(%arg0: !infc.buffer<tensor<?x64xf32, ["t", 64]>, "rows", "thread">
+// CHECK: func.func private @k1_rows_2(%arg0: !infc.buffer<tensor<?x64xf32, ["t", 64]>, "rows", "arena">
 !x = tensor<?x64xf32, ["t", 64]>
 module attributes {infc.level = "schedule", infc.options = {}} {
   "infc.device"() {sym_name = "device0", target = "cpu:x86-64-v3"} : () -> ()
@@ -119,8 +126,8 @@ module attributes {infc.level = "schedule", infc.options = {}} {
     }
     func.func @main(%x: !x) -> !x {
       %a = call @k0_rows(%x) : (!x) -> !x
-      %b = call @k1_rows(%a) : (!x) -> !x loc("first")
-      %c = call @k1_rows(%b) : (!x) -> !x loc("second")
+      %b = call @k1_rows(%a) : (!x) -> !x
+      %c = call @k1_rows(%b) : (!x) -> !x
       %d = call @k2_rows(%c) : (!x) -> !x
       return %d : !x
     }
