@@ -47,10 +47,11 @@ class SplitKV:
         return self.sides[side].kv_export(slot, start, stop)
 
     def kv_import(self, slot: int, block: KVBlock) -> None:
-        """Write a block into both sides."""
+        """Write a block into the sides that have what is before it; the other is brought it."""
         for side, cache in enumerate(self.sides):
-            cache.kv_import(slot, block)
-            self.held[side][slot] = block.stop
+            if self.held[side][slot] >= block.start:
+                cache.kv_import(slot, block)
+                self.held[side][slot] = block.stop
 
     def copy(self) -> SplitKV:
         """An independent copy."""
