@@ -16,7 +16,7 @@ import io
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -74,8 +74,23 @@ class OutputFile(io.FileIO):
             raise output_error(self._output, error) from error
 
 
-def check_output(path: Path, *, folder: bool) -> None:
-    """Raise UserError where nothing can be put at `path`, before any work is done for it."""
+def check_output(path: Path, *, folder: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise UserError where nothing can be put at `path`, before any work is done for it.
+
+    Args:
+        path: the output.
+        folder: whether it becomes a folder.
+        inputs: files and folders that are read for it, and are not to be replaced by it.
+    """
+    try:
+        _check_place(path, folder=folder)
+        if any(_replaces(path, source) for source in inputs):
+            raise _refusal(path, "it is part of the input", "choose another name")
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _check_place(path: Path, *, folder: bool) -> None:
     parent = path.parent
     if not parent.is_dir():
         problem = "its folder does not exist"
@@ -86,6 +101,16 @@ def check_output(path: Path, *, folder: bool) -> None:
         raise _refusal(path, "it is a folder", "name a file in it")
     if path.exists() and not path.is_dir() and (folder or not path.is_file()):
         raise _refusal(path, "something else has that name", "remove it or choose another name")
+
+
+def _replaces(path: Path, source: Path) -> bool:
+    """Whether writing `path` replaces `source`, or a file of the folder `source`."""
+    if not path.exists() or not source.exists():
+        return False
+    if source.is_dir():
+        # An artifact beside a model's files is none of them.
+        return path.suffix != ".infc" and path.parent.samefile(source)
+    return path.samefile(source)
 
 
 def _refusal(path: Path, problem: str, hint: str) -> UserError:

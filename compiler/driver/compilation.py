@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artifact, write_artifact
+from infc.artifact.output import check_output, output_error
 from infc.diagnostics import Code, InfcError, Problem, UserError, count
 from infc.driver.loading import members_of
 from infc.driver.oracle import Oracle
@@ -104,6 +105,9 @@ def compile(
         )
     source = open_model(model)
     try:
+        if output is not None:
+            inputs = [Path(model)] if resume_from is None else [Path(model), Path(resume_from)]
+            check_output(Path(output), folder=False, inputs=inputs)
         with ThreadPoolExecutor(1, "infc-tokenizer") as pool:
             # While LLVM generates code, Python has nothing else to do.
             tokenizer = pool.submit(_tokenizer_members, source)
@@ -123,7 +127,10 @@ def compile(
             report("packing weights", 0.8)
             if output is None:
                 path = _cache_path(source, options, [part.target for part in phases.values()])
-                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise output_error(path.parent, error) from error
             else:
                 path = Path(output)
             oracle = job.oracle

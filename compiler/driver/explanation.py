@@ -294,13 +294,16 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
     threads = threads or available_threads(runnable)
     kv = runnable.new_kv()
     prompt = _expected_prompt(artifact)
+    last = int(artifact.manifest.programs["decode"]["max_context"]) - 1
     programs: dict[str, float] = {}
     kernels: dict[str, dict[str, float]] = {}
     for phase in Phase:
         name = phase.name.lower()
         order = _memory_plan(artifact, name).get("order", [])
         runs = [
-            runnable.trace(phase, _call(phase, prompt, run), kv, threads=threads)
+            runnable.trace(
+                phase, _call(phase, prompt, min(prompt + run, last)), kv, threads=threads
+            )
             for run in range(REPEATS)
         ]
         known = sorted((run for run in runs if run is not None), key=sum)
@@ -314,8 +317,8 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
     return Measured(threads, programs, kernels)
 
 
-def _call(phase: Phase, prompt: int, run: int) -> Call:
-    start, count = (0, prompt) if phase is Phase.PREFILL else (prompt + run, 1)
+def _call(phase: Phase, prompt: int, position: int) -> Call:
+    start, count = (0, prompt) if phase is Phase.PREFILL else (position, 1)
     return Call(
         tokens=np.zeros(count, np.int32),
         row_offsets=np.array([0, count], np.int32),

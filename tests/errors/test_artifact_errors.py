@@ -398,6 +398,13 @@ def test_output_is_a_folder(tmp_path: Path, form: Form) -> None:
     assert (tmp_path / "m" / "precious").exists()
 
 
+def test_output_has_too_long_a_name(tmp_path: Path) -> None:
+    assert output_message(tmp_path / ("a" * 300)) == lines(
+        "error[INF4006]: cannot write the output: file name too long",
+        "  --> DIR/" + "a" * 300,
+    )
+
+
 def test_folder_output_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(b"precious")
     assert output_message(tmp_path / "m", "dir") == lines(

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 import infc
 from infc.cli import main
+from infc.cli.commands.run import _prompt_text
 from infc.diagnostics import Code, InternalError, Problem, UserError
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -183,6 +184,15 @@ def test_a_prompt_that_is_not_text() -> None:
         "   = hint: convert it with iconv\n",
     )
     assert "  --> --prompt\n" in invoke("run", "m.infc", "--prompt", "a\udcff").stderr
+
+
+def test_a_prompt_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError) as caught:
+        _prompt_text("-")
+    assert str(caught.value) == (
+        "error[INF5001]: the prompt could not be read: it is closed\n  --> stdin"
+    )
 
 
 def test_an_error_of_the_session_ends_the_run() -> None:

@@ -68,6 +68,24 @@ def test_an_interrupted_compilation_leaves_nothing_half_written(
     assert infc.load(output).prefill([1, 2]).shape == (320,)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_the_output_is_not_put_over_the_model(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_huggingface(folder, *make_family("qwen3", **TINY))
+    before = (folder / name).read_bytes()
+    with pytest.raises(UserError) as caught:
+        infc.compile(folder, target="reference", output=folder / name, max_context=64)
+    assert str(caught.value) == (
+        "error[INF4006]: cannot write the output: it is part of the input\n"
+        f"  --> {folder / name}\n"
+        "   = hint: choose another name"
+    )
+    assert (folder / name).read_bytes() == before
+    for _ in range(2):
+        infc.compile(folder, target="reference", output=folder / "a.infc", max_context=64)
+
+
 def test_two_compilations_to_one_output(small_models: SmallModels, tmp_path: Path) -> None:
     """Both succeed, and what lies there is one of them: here both are the same bytes."""
     model = small_models.model("qwen3", **TINY)

@@ -232,3 +232,25 @@ def test_an_error_code_has_no_page(option: list[str]) -> None:
     result = CliRunner().invoke(main, ["explain", "INF5004", *option])
     assert result.exit_code == 2
     assert "Error: --html and --json are for artifacts, not for error codes\n" in result.stderr
+
+
+def test_the_page_is_not_put_over_the_artifact(artifact: Path) -> None:
+    before = artifact.read_bytes()
+    result = CliRunner().invoke(main, ["explain", str(artifact), "--html", str(artifact)])
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error[INF4006]: cannot write the output: it is part of the input\n"
+        f"  --> {artifact}\n"
+        "   = hint: choose another name\n",
+    )
+    assert artifact.read_bytes() == before
+
+
+@pytest.mark.parametrize("max_context", [1, 3])
+def test_a_context_that_holds_fewer_positions_than_are_measured(
+    small_models: SmallModels, max_context: int
+) -> None:
+    model = small_models.model("gemma2", num_hidden_layers=2)
+    artifact = small_models.artifact(model, "cpu", max_context=max_context)
+    explanation = driver.explain(artifact, threads=1)
+    assert all(row.measured_seconds is not None for row in explanation.kernels)

@@ -49,7 +49,7 @@ def explain_command(topic: str, html: Path | None, as_json: bool) -> None:
     from infc.artifact.output import check_output
 
     if html is not None:
-        check_output(html, folder=False)
+        check_output(html, folder=False, inputs=[Path(topic)])
     explanation = driver.explain(Path(topic))
     if html is not None:
         _write_page(html, explanation)

@@ -165,8 +165,18 @@ def _is_artifact(path: Path) -> bool:
 def _prompt_text(prompt: str) -> str:
     """The prompt, read from stdin for `-`; INF5001 where it is not text."""
     if prompt == "-":
+        # Python has no stdin where it was closed (`<&-`).
+        if sys.stdin is None:
+            raise UserError(
+                Code.OPTION, "the prompt could not be read: it is closed", location="stdin"
+            )
         try:
             return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(
+                Code.OPTION, f"the prompt could not be read: {reason}", location="stdin"
+            ) from error
         except UnicodeDecodeError as error:
             raise _not_text("stdin", error.start) from error
     try:
