@@ -18,14 +18,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from infc.artifact import Artifact
+    from infc.diagnostics import UserError
     from infc.driver import compile, load
     from infc.runtime.session import Session
 
-__all__ = ["Artifact", "Session", "__version__", "compile", "load"]
+__all__ = ["Artifact", "Session", "UserError", "__version__", "compile", "load"]
 
 _HOMES = {
     "Artifact": "infc.artifact",
     "Session": "infc.runtime.session",
+    "UserError": "infc.diagnostics",
     "compile": "infc.driver",
     "load": "infc.driver",
 }

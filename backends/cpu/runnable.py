@@ -133,6 +133,7 @@ class CpuRunnable:
             raise InternalError("the packed weights are not mapped at a 64-byte boundary")
         self._arenas: dict[tuple[Phase, int], GuardedMemory] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
     @property
     def planned_bytes(self) -> int:
@@ -192,6 +193,19 @@ class CpuRunnable:
         if not isinstance(kv, CpuKV):
             raise InternalError("the KV cache belongs to another backend")
         self._check()
+        with self._lock:
+            return self._run_alone(phase, call, kv, threads, cancel, trace)
+
+    def _run_alone(
+        self,
+        phase: Phase,
+        call: Call,
+        kv: CpuKV,
+        threads: int,
+        cancel: threading.Event | None,
+        trace: NDArray[np.uint64] | None,
+    ) -> NDArray[np.float32] | NDArray[np.int32]:
+        """One call at a time: all share an arena, a barrier and the helper threads."""
         rows = len(call.logit_rows)
         logits = np.empty((rows, self.vocab_size), np.float32)
         best = np.empty(rows, np.int32)
@@ -238,10 +252,11 @@ class CpuRunnable:
         flag: ctypes.c_int32,
         cancel: threading.Event | None,
     ) -> int:
-        """Call the program from this thread and its helpers, or, where the call may be cancelled,
-        from helpers alone while this thread waits for either."""
+        """Call the program from this thread and its helpers, or, where the call may be cancelled or
+        interrupted, from helpers alone while this thread waits for either."""
         function, pointer = self._functions[phase], ctypes.addressof(native)
-        if cancel is None:
+        # An interrupt comes to the main thread, at any moment: helpers must not wait for it then.
+        if cancel is None and threading.current_thread() is not threading.main_thread():
             others = [
                 self._executor(threads).submit(function, pointer, thread, threads)
                 for thread in range(1, threads)
@@ -254,7 +269,7 @@ class CpuRunnable:
             self._executor(threads).submit(function, pointer, thread, threads)
             for thread in range(threads)
         ]
-        return self._wait(workers, flag, cancel)
+        return self._wait(workers, flag, cancel or threading.Event())
 
     def _wait(
         self, workers: list[Future[int]], flag: ctypes.c_int32, cancel: threading.Event
@@ -278,7 +293,22 @@ class CpuRunnable:
         if self._pool is None or self._pool._max_workers < threads:
             if self._pool is not None:
                 self._pool.shutdown()
-            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="infc")
+            pool = ThreadPoolExecutor(threads, thread_name_prefix="infc")
+            # All of them start now or none: a program waits for all of its threads.
+            meeting = threading.Barrier(threads)
+            try:
+                starts = [pool.submit(meeting.wait) for _ in range(threads)]
+            except RuntimeError as error:
+                meeting.abort()
+                pool.shutdown()
+                raise UserError(
+                    Code.OPTION,
+                    f"the system cannot start {threads} threads",
+                    hint="choose fewer (--threads)",
+                ) from error
+            for start in starts:
+                start.result()
+            self._pool = pool
         return self._pool
 
     def close(self) -> None:

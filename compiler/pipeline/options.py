@@ -47,7 +47,7 @@ class CompileOptions:
                 raise UserError(
                     Code.OPTION,
                     f"expected {field.name} between 1 and {2**24}, got {value}",
-                    hint=f"choose a positive {field.name}",
+                    hint=f"choose a {field.name} in that range",
                 )
         if self.kv_dtype not in ("auto", "f32", "f16"):
             raise UserError(

@@ -171,7 +171,9 @@ def test_files_that_opt_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = invoke("opt", str(source), "--pipeline", "a", "-o", str(output))
     assert (result.exit_code, result.stderr) == (
         1,
-        f"error[INF4006]: the IR could not be written: No such file or directory\n  --> {output}\n",
+        "error[INF4006]: cannot write the output: its folder does not exist\n"
+        f"  --> {output}\n"
+        f"   = hint: create it: mkdir -p {output.parent}\n",
     )
 
 

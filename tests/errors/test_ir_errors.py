@@ -211,7 +211,7 @@ def test_options() -> None:
         CompileOptions(chunk=0)
     assert str(caught.value) == (
         "error[INF5001]: expected chunk between 1 and 16777216, got 0\n"
-        "   = hint: choose a positive chunk"
+        "   = hint: choose a chunk in that range"
     )
     with pytest.raises(UserError) as caught:
         CompileOptions(kv_dtype="f8")

@@ -48,12 +48,10 @@ def opt_command(file: Path, pipeline: str, output: Path | None, remarks_of: str 
     if output is None:
         write_text(result)
         return
-    try:
-        output.write_text(result, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            Code.OUTPUT, f"the IR could not be written: {error.strerror}", location=str(output)
-        ) from error
+    from infc.artifact.output import whole_file
+
+    with whole_file(output) as out:
+        out.write(result.encode())
 
 
 def _read(file: Path) -> str:
