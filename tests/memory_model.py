@@ -74,6 +74,9 @@ class MemorySource:
     def digest(self) -> str:
         return hashlib.sha256(repr(self._shape).encode()).hexdigest()
 
+    def files(self) -> list[Path]:
+        return []
+
     def close(self) -> None:
         pass
 

@@ -106,7 +106,8 @@ def compile(
     source = open_model(model)
     try:
         if output is not None:
-            inputs = [Path(model)] if resume_from is None else [Path(model), Path(resume_from)]
+            inputs = [Path(model), *source.files()]
+            inputs += [] if resume_from is None else [Path(resume_from)]
             check_output(Path(output), folder=False, inputs=inputs)
         with ThreadPoolExecutor(1, "infc-tokenizer") as pool:
             # While LLVM generates code, Python has nothing else to do.

@@ -76,6 +76,10 @@ class GgufSource:
             return next(iter(self._files.values())).digest()
         return combined_digest(self._files)
 
+    def files(self) -> list[Path]:
+        """The opened files."""
+        return [file.path for file in self._files.values()]
+
     def close(self) -> None:
         """Closes the files."""
         for file in self._files.values():

@@ -81,6 +81,10 @@ class HuggingFaceSource:
             self._file(name)
         return combined_digest(self._files)
 
+    def files(self) -> list[Path]:
+        """The opened files."""
+        return [file.path for file in self._files.values()]
+
     def close(self) -> None:
         """Closes the files."""
         for file in self._files.values():

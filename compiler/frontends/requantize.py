@@ -62,6 +62,10 @@ class RequantizedSource:
         """The digest of the model's files."""
         return self._source.digest()
 
+    def files(self) -> list[Path]:
+        """The model's files."""
+        return self._source.files()
+
     def close(self) -> None:
         """Close the model."""
         self._source.close()

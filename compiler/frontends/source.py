@@ -144,5 +144,8 @@ class ModelSource(Protocol):
     def digest(self) -> str:
         """sha256 over all files that matter, hexadecimal; computed once."""
 
+    def files(self) -> list[Path]:
+        """The files the model is read from, all shards: nothing may be written over them."""
+
     def close(self) -> None:
         """Close the files."""

@@ -200,6 +200,7 @@ def test_shards_make_the_whole(tmp_path: Path) -> None:
     whole = open_model(tmp_path / "whole.gguf")
     for shard in shards:  # any of them leads to the others
         source = open_model(shard)
+        assert sorted(source.files()) == sorted(shards)  # so none is taken for an output
         assert source.config == whole.config
         for name in whole.tensors:
             np.testing.assert_array_equal(source.data(name), whole.data(name))
