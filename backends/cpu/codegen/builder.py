@@ -331,9 +331,14 @@ class Builder:
         Args:
             accumulator: `vector<16xi32>`.
             unsigned: `vector<64xi8>` read as u8. On the `avx2` path pairs of products are summed in
-                16 bits with saturation, so values must stay at or below 127 there.
+                16 bits with saturation, and `neon-dot` reads them as s8, so values must stay at or
+                below 127 there.
             signed: `vector<64xi8>` read as s8, within [-127, 127].
         """
+        if self.isa.dot_i8 == "neon-i8mm":
+            return self._quarters("llvm.aarch64.neon.usdot", accumulator, unsigned, signed)
+        if self.isa.dot_i8 == "neon-dot":
+            return self.dot_s8_neon(accumulator, unsigned, signed)
         if self.isa.dot_i8 == "avx512-vnni":
             return self.intrinsic(
                 "llvm.x86.avx512.vpdpbusd.512", accumulator.type, accumulator, unsigned, signed
@@ -353,6 +358,20 @@ class Builder:
                 self.add(acc, self.intrinsic("llvm.x86.avx2.pmadd.wd", half_i32, pairs, ones))
             )
         return self.shuffle(halves[0], halves[1], range(16))
+
+    def dot_s8_neon(self, accumulator: Value, a: Value, b: Value) -> Value:
+        """`dot_i8` of two `vector<64xi8>` read as s8, on AArch64."""
+        return self._quarters("llvm.aarch64.neon.sdot", accumulator, a, b)
+
+    def _quarters(self, name: str, accumulator: Value, a: Value, b: Value) -> Value:
+        """A dot product instruction of 16-byte registers, for each quarter of the operands."""
+        quarters = []
+        for part in range(4):
+            acc = self.shuffle(accumulator, accumulator, range(4 * part, 4 * part + 4))
+            x, y = (self.shuffle(v, v, range(16 * part, 16 * part + 16)) for v in (a, b))
+            quarters.append(self.intrinsic(name, acc.type, acc, x, y))
+        low, high = (self.shuffle(*quarters[i : i + 2], range(8)) for i in (0, 2))
+        return self.shuffle(low, high, range(16))
 
     def intrinsic(self, name: str, result: Type | None, *operands: Value) -> Value:
         """Call an LLVM intrinsic."""

@@ -15,8 +15,9 @@ class Isa:
         features: LLVM feature string, `+avx2,+fma,...`.
         vector_bytes: width of the widest vector register that should be used.
         vector_registers: how many of them.
-        dot_i8: how four u8 x s8 products are summed into an i32 lane:
-            `avx512-vnni`, `avx-vnni` (256 bit), or `avx2` (maddubs, maddwd).
+        dot_i8: how four products of bytes are summed into an i32 lane:
+            `avx512-vnni`, `avx-vnni` (256 bit), or `avx2` (maddubs, maddwd);
+            `neon-i8mm` (usdot, and smmla for tiles), or `neon-dot` (sdot).
         bf16_dot: whether `vdpbf16ps` exists.
     """
 

@@ -1,10 +1,11 @@
 """Codes of packed weights as vectors of bytes, and their products with a8 activations.
 
-Two forms of codes exist, because AVX2 sums pairs of byte products in 16 bits with saturation:
+Two forms of codes exist, because AVX2 sums pairs of byte products in 16 bits with saturation, and
+the plain dot product of AArch64 takes both sides signed:
 
 - unsigned: the codes as they are; the sum starts from `-zero_point * sum(activations)`;
-- signed: `code - zero_point`; the product uses `|w|` and `sign(w) * x`, which stay exact, and the
-  sum starts from zero. Used for 8-bit codes on AVX2.
+- signed: `code - zero_point`; the sum starts from zero. On AVX2 the product uses `|w|` and
+  `sign(w) * x`, which stay exact. Used for 8-bit codes on these two.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _VECTOR_BYTES = 64
 
 def needs_signed(b: Builder, layout: PackedLayout) -> bool:
     """Whether codes of this layout must take the signed form."""
-    return b.isa.dot_i8 == "avx2" and layout.bits == 8
+    return b.isa.dot_i8 in ("avx2", "neon-dot") and layout.bits == 8
 
 
 def emit_codes(b: Builder, layout: PackedLayout, chunk: Value) -> list[Value]:
@@ -35,7 +36,7 @@ def emit_codes(b: Builder, layout: PackedLayout, chunk: Value) -> list[Value]:
     steps = []
     for pair in range(layout.group // STEP // 2):
         both = b.load(b.at(codes, _VECTOR_BYTES * pair), bytes_, 32)
-        steps += [b.bit_and(both, 15), b.bit_and(_shift_bytes(b, both, -4), 15)]
+        steps += [b.bit_and(both, 15), b.shr(both, 4)]
     if layout.bits == 5:
         high = b.load(b.at(chunk, layout.high_offset), bytes_, 32)
         for step, low in enumerate(steps):
@@ -62,6 +63,8 @@ def emit_dot(b: Builder, sums: Value, codes: Value, activations: Value, signed: 
     """
     if not signed:
         return b.dot_i8(sums, codes, activations)
+    if b.isa.dot_i8.startswith("neon"):
+        return b.dot_s8_neon(sums, codes, activations)
     half = b.vec(_VECTOR_BYTES // 2, b.i8)
     parts = []
     for start in (0, _VECTOR_BYTES // 2):
@@ -72,9 +75,17 @@ def emit_dot(b: Builder, sums: Value, codes: Value, activations: Value, signed: 
     return b.dot_i8(sums, math.AbsIOp(codes).result, negated)
 
 
-def emit_broadcast_step(b: Builder, pointer: Value) -> Value:
-    """Four a8 codes at `pointer`, repeated for 16 rows: `vector<64xi8>`."""
-    word = b.splat(b.load(pointer, b.i32, 4))
+def emit_broadcast_step(b: Builder, codes: Value, step: int) -> Value:
+    """Four a8 codes at `codes + 4 * step`, repeated for 16 rows: `vector<64xi8>`.
+
+    x86 repeats what it loads; the dot products of AArch64 pick one of four steps in a register.
+    There whole vectors of four steps are read, 16-byte aligned.
+    """
+    if b.isa.dot_i8.startswith("neon"):
+        four = b.load(b.at(codes, 4 * STEP * (step // 4)), b.vec(4, b.i32), 16)
+        word = b.shuffle(four, four, [step % 4] * LANES)
+    else:
+        word = b.splat(b.load(b.at(codes, STEP * step), b.i32, 4))
     return b.bitcast(word, b.vec(_VECTOR_BYTES, b.i8))
 
 

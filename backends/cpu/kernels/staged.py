@@ -2,7 +2,7 @@
 
 A few panels at a time are *staged* on the stack: codes of any width become bytes, f16 scales become
 f32. Then tiles of rows run over them. What a tile needs to know of the zero point is the same for
-all layouts: on the VNNI paths codes are shifted so that it is 128, on AVX2 codes are signed.
+all layouts: on the VNNI paths codes are shifted so that it is 128, elsewhere codes are signed.
 
 A staged panel is `k / group` groups, each `f32 scale[16]`, `f32 min[16]` (with minima only), and
 the codes, one byte each, in steps of 64 bytes as in the packed layout.
@@ -124,7 +124,7 @@ def emit_staged(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
 
 
 def _signed(b: Builder) -> bool:
-    return b.isa.dot_i8 == "avx2"
+    return b.isa.dot_i8 in ("avx2", "neon-dot", "neon-i8mm")
 
 
 def _emit_stage(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
@@ -332,7 +332,7 @@ def _add_group(
         at = tile.codes_offset + _VECTOR_BYTES * step
         weights = [b.load(b.at(p, at), b.vec(_VECTOR_BYTES, b.i8), _VECTOR_BYTES) for p in panels]
         for row, (codes, _) in enumerate(rows):
-            activations = emit_broadcast_step(b, b.at(codes, STEP * step))
+            activations = emit_broadcast_step(b, codes, step)
             for column, weight in enumerate(weights):
                 cell = row * tile.columns + column
                 dots[cell] = emit_dot(b, dots[cell], weight, activations, _signed(b))

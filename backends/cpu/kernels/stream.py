@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.activation import a8_offsets
 from infc.backends.cpu.kernels.dots import (
-    STEP,
     emit_broadcast_step,
     emit_codes,
     emit_dot,
@@ -215,7 +214,7 @@ def _add_chunk(
         correction = b.const(0, b.i32) if signed else b.mul(activation_sum, -layout.zero_point)
         dot = b.splat(correction)
         for step, code in enumerate(codes):
-            activations = emit_broadcast_step(b, b.at(row.codes, STEP * step))
+            activations = emit_broadcast_step(b, row.codes, step)
             dot = emit_dot(b, dot, code, activations, signed)
         scale = b.load(row.scales, b.f32, 4)
         total = b.fma(b.si_to_f(dot, floats), b.fmul(scales, b.splat(scale)), total)
