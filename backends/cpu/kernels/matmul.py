@@ -7,21 +7,27 @@ a gated feed-forward layer's pair, `out = activation(x @ gate.T) * (x @ up.T)`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.kernels.bf16_panels import bf16_panel_bytes
+from infc.backends.cpu.kernels.blocked import BlockedArguments, BlockedKernel, emit_blocked
 from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, PackedLayout, panels_of
 from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES, StreamKernel, emit_stream
 
-ACTIVATIONS = ("a8", "f32")
+ACTIVATIONS = ("a8", "abf16", "f32")
+OUTPUTS = ("f32", "abf16")
 _STREAM_ROWS = 2
 """Rows at a time where there are several, but too few for a tile."""
 _STACK_LIMIT_BYTES = 1 << 20
 """Staged panels take no more of a thread's stack than this."""
+_BLOCK_ROWS = 32
+_STAGED_BYTES = 1 << 19
+"""bf16 panels staged at once: a part of the second cache, whose rest is for the rows."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,12 @@ class MatmulSpec:
     Attributes:
         k: numbers a row.
         segments: the weight matrices.
-        activation: the form of x: `a8` rows for quantised weights, `f32` rows for float weights.
+        activation: the form of x: `a8` rows for quantised weights, `f32` rows for float weights,
+            `abf16` rows for either.
         combine: `silu` or `gelu_tanh`: the two segments (gate, up) make one output.
         softcap: outputs become `softcap * tanh(output / softcap)`.
         max_rows: the kernel is called with 1 .. max_rows rows.
+        out: the form of the output: `f32` rows, or, of an `abf16` x, `abf16` rows.
     """
 
     k: int
@@ -52,10 +60,13 @@ class MatmulSpec:
     combine: str | None = None
     softcap: float | None = None
     max_rows: int = 1
+    out: str = "f32"
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is one of {ACTIVATIONS}, got {self.activation!r}")
+        if self.out not in (OUTPUTS if self.activation == "abf16" else OUTPUTS[:1]):
+            raise ValueError(f"{self.activation} rows do not make {self.out} rows")
         if (
             not self.segments
             or self.k < 1
@@ -63,7 +74,9 @@ class MatmulSpec:
             or any(s.n < 1 for s in self.segments)
         ):
             raise ValueError(f"a product needs segments, k, n and rows of at least 1, got {self}")
-        if any(s.layout.is_float != (self.activation == "f32") for s in self.segments):
+        if self.activation != "abf16" and any(
+            s.layout.is_float != (self.activation == "f32") for s in self.segments
+        ):
             names = [s.layout.name for s in self.segments]
             raise ValueError(f"weights {names} do not go with activations in {self.activation}")
         if self.activation == "a8" and self.k % 32:
@@ -87,7 +100,7 @@ class MatmulMapping:
 
     Attributes:
         row_tile: rows at a time once there are that many.
-        col_tile: panels of 16 columns at a time then.
+        col_tile: panels of 16 columns at a time then; of a product in bf16, panels staged at once.
         unroll: turns of the loop along k unrolled where weights are streamed.
         prefetch_bytes: how far ahead of a stream to prefetch; 0 for not at all.
     """
@@ -100,6 +113,8 @@ class MatmulMapping:
 
 def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
     """The mappings worth trying, best guess first."""
+    if spec.activation == "abf16":
+        return [MatmulMapping(_BLOCK_ROWS, panels, 1, 0) for panels in _staged_panels(spec)]
     wide = isa.vector_bytes >= 64 and isa.vector_registers >= 32
     if spec.activation == "f32":
         tiles = [(6, 1), (4, 1)] if wide else [(1, 1), (2, 1)]
@@ -113,6 +128,14 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
     if spec.max_rows == 1:
         tiles = tiles[:1]
     return [MatmulMapping(*tile, *stream) for stream in streams for tile in tiles]
+
+
+def _staged_panels(spec: MatmulSpec) -> list[int]:
+    """Even numbers of panels to stage at once: as many as fit the stack's share, then half."""
+    panel_bytes = bf16_panel_bytes(spec.k) * (2 if spec.combine else 1)
+    fitting = max(_STAGED_BYTES // panel_bytes // 2, 1)
+    most = max(-(-panels_of(s.n) // 2) for s in spec.segments)
+    return sorted({2 * min(fitting, most), 2 * max(min(fitting, most) // 2, 1)}, reverse=True)
 
 
 def _stack_bytes(spec: MatmulSpec, row_tile: int, col_tile: int) -> int:
@@ -146,6 +169,9 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
     for each thread. With few rows a thread does all its gates before it combines them, so that it
     reads one stream at a time; with many it goes tile by tile, so that the gates are still near.
     """
+    if spec.activation == "abf16":
+        _emit_blocked_matmul(b, name, spec, mapping)
+        return
     regimes = [(1, _streams(b, spec, mapping, 1))]
     if spec.max_rows >= _STREAM_ROWS and mapping.row_tile > _STREAM_ROWS:
         regimes.append((_STREAM_ROWS, _streams(b, spec, mapping, _STREAM_ROWS)))
@@ -177,6 +203,41 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
             b.loop(start, stop, mapping.col_tile, body=tile)
 
         _emit_choice(b, arguments[1], regimes, run)
+        b.ret()
+
+
+def _emit_blocked_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping) -> None:
+    """The kernel in bf16: a panel function for each output."""
+    pointers = [b.ptr] * (matmul_argument_count(spec) - 4)
+    groups = [spec.segments] if spec.combine else [(segment,) for segment in spec.segments]
+    functions = []
+    for index, group in enumerate(groups):
+        offset = 0 if spec.combine else index
+        kernel = BlockedKernel(
+            tuple(segment.layout for segment in group),
+            group[0].n,
+            spec.k,
+            mapping.col_tile,
+            tuple(replace(_epilogue(spec, offset + i), scaled=False) for i in range(len(group))),
+            spec.out,
+        )
+        functions.append(emit_blocked(b, kernel))
+    with b.function(name, [b.ptr, b.i64, b.i64, b.i64, *pointers], inline=False) as arguments:
+        operands = _Operands.of(spec, arguments)
+        ranges = _ranges(b, spec, arguments[2], arguments[3])
+        for index, (function, group) in enumerate(zip(functions, groups, strict=True)):
+            part = slice(0, 2) if spec.combine else slice(index, index + 1)
+            weights = operands.weights[part]
+            call = BlockedArguments(
+                operands.x,
+                operands.m,
+                *ranges[index],
+                tuple(b.at(w, HEADER_BYTES) for w in weights),
+                tuple(b.load(w, b.f32, 4) for w in weights),
+                tuple(operands.biases[part]),
+                operands.outs[index],
+            )
+            b.call(function, call.values())
         b.ret()
 
 

@@ -1,0 +1,101 @@
+"""Packed weights as bf16 panels, the right operand of products of bf16 pairs.
+
+A bf16 panel is 16 columns of the product (16 rows of the weight matrix): `[k / 2][16][2]`, k padded
+with zeros to a multiple of 32. Each number is the weight's value in float32, rounded once.
+"""
+
+from __future__ import annotations
+
+from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.dots import STEP, emit_codes, emit_scales
+from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.reference.abf16 import abf16_padded
+
+PAIRS_BYTES = 64
+"""Two numbers along k of 16 columns."""
+_PAIRS = [half * LANES + lane for lane in range(LANES) for half in range(2)]
+
+
+def bf16_panel_bytes(k: int) -> int:
+    """Bytes of a panel of 16 columns of `k` numbers."""
+    return abf16_padded(k) // 2 * PAIRS_BYTES
+
+
+def emit_bf16_panel(b: Builder, layout: PackedLayout, k: int) -> str:
+    """Define `@name(packed: ptr, staged: ptr, multiplier: f32)`, unless the module has it.
+
+    It turns one panel of packed weights into a bf16 panel (64-byte aligned); returns its name.
+    """
+    name = f"bf16_panel_{layout.name}_k{k}"
+    if b.defined(name):
+        return name
+    with b.function(name, [b.ptr, b.ptr, b.f32], inline=False) as (packed, staged, multiplier):
+        if layout.is_float:
+            _stage_floats(b, layout, k, packed, staged)
+        else:
+            _stage_codes(b, layout, k, packed, staged, multiplier)
+        for pair in range(-(-k // 2), abf16_padded(k) // 2):
+            zero = b.const(0, b.vec(PAIRS_BYTES, b.i8))
+            b.store(zero, b.at(staged, PAIRS_BYTES * pair), PAIRS_BYTES)
+        b.ret()
+    return name
+
+
+def _stage_codes(
+    b: Builder, layout: PackedLayout, k: int, packed: Value, staged: Value, multiplier: Value
+) -> None:
+    """`value = scale * code + (min - zero_point * scale)`; the powers of two are exact."""
+    ints, floats = b.vec(LANES, b.i32), b.vec(LANES, b.f32)
+
+    def group(index: Value) -> None:
+        source = b.at(packed, b.mul(index, layout.chunk_bytes))
+        target = b.at(staged, b.mul(index, layout.group // 2 * PAIRS_BYTES))
+        scale = b.fmul(emit_scales(b, source), b.splat(multiplier))
+        if layout.has_min:
+            minima = emit_scales(b, b.at(source, 2 * PANEL_ROWS))
+            offset = b.fmul(minima, b.splat(multiplier))
+        else:
+            offset = b.fmul(scale, b.const(-float(layout.zero_point), floats))
+        for step, codes in enumerate(emit_codes(b, layout, source)):
+            words = b.bitcast(codes, ints)
+            numbers = [b.bit_and(b.shr(words, 8 * i), 255) for i in range(STEP - 1)]
+            numbers.append(b.shr(words, 8 * (STEP - 1)))
+            values = [b.fma(b.si_to_f(code, floats), scale, offset) for code in numbers]
+            for half in range(STEP // 2):
+                at = b.at(target, PAIRS_BYTES * (step * STEP // 2 + half))
+                _store_pairs(b, values[2 * half], values[2 * half + 1], at)
+
+    b.loop(0, k // layout.group, body=group)
+
+
+def _stage_floats(b: Builder, layout: PackedLayout, k: int, packed: Value, staged: Value) -> None:
+    vector_bytes = layout.panel_bytes(1)
+    halves = b.vec(LANES, b.bf16)
+
+    def number(pointer: Value) -> Value:
+        if layout.kind == "bf16":
+            return b.load(pointer, halves, 32)
+        if layout.kind == "f32":
+            return b.trunc_f(b.load(pointer, b.vec(LANES, b.f32), 64), halves)
+        wide = b.ext_f(b.load(pointer, b.vec(LANES, b.f16), 32), b.vec(LANES, b.f32))
+        return b.trunc_f(wide, halves)
+
+    def pair(index: Value) -> None:
+        source = b.at(packed, b.mul(index, 2 * vector_bytes))
+        target = b.at(staged, b.mul(index, PAIRS_BYTES))
+        first, second = number(source), number(b.at(source, vector_bytes))
+        b.store(b.shuffle(first, second, _PAIRS), target, PAIRS_BYTES)
+
+    b.loop(0, k // 2, body=pair)
+    if k % 2:
+        last = number(b.at(packed, (k - 1) * vector_bytes))
+        zero = b.const(0.0, halves)
+        b.store(b.shuffle(last, zero, _PAIRS), b.at(staged, k // 2 * PAIRS_BYTES), PAIRS_BYTES)
+
+
+def _store_pairs(b: Builder, first: Value, second: Value, pointer: Value) -> None:
+    """Round two consecutive numbers of 16 columns and store them as pairs."""
+    both = b.intrinsic(
+        "llvm.x86.avx512bf16.cvtne2ps2bf16.512", b.vec(2 * LANES, b.bf16), second, first
+    )
+    b.store(b.shuffle(both, both, _PAIRS), pointer, PAIRS_BYTES)
