@@ -20,6 +20,9 @@ Dim = int | str
 
 A8 = "a8"
 """Storage name of activations quantised to 8 bits by `infc.quantize`."""
+ABF16 = "abf16"
+"""Storage name of activations rounded to bf16 by `infc.quantize`, in padded rows."""
+ACTIVATION_FORMS = (A8, ABF16)
 
 ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i8": 1}
 
@@ -89,12 +92,22 @@ def storage_bytes(element: str, shape: Sequence[int]) -> int:
         return math.prod(shape) * ELEMENT_BYTES[element]
     if element == A8:
         return math.prod(shape[:-1]) * a8_row_bytes(shape[-1])
+    if element == ABF16:
+        return math.prod(shape[:-1]) * abf16_row_bytes(shape[-1])
     return STORAGE_TYPES[element].size_bytes(tuple(shape))
 
 
 def a8_row_bytes(k: int) -> int:
     """Bytes of one quantised activation row: int8 `q[k]`, f32 `scale[k/32]`, i32 `sum[k/16]`."""
     return -(-(k + k // 32 * 4 + k // 16 * 4) // 64) * 64
+
+
+def abf16_row_bytes(k: int) -> int:
+    """Bytes of one row of bf16 activations: padded to 32 numbers, then to an odd number of lines.
+
+    With an even number of lines the rows of a block could fall into few sets of a cache.
+    """
+    return (-(-k // 32) | 1) * 64
 
 
 def _element(name: str) -> ir.Type:
