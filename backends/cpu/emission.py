@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from importlib.resources import files
 
-from infc.backends.cpu.codegen.toolchain import emit_object, link_shared
+from infc.backends.cpu.codegen.linking import link_shared
+from infc.backends.cpu.codegen.toolchain import emit_object
 from infc.backends.cpu.packing import write_weights
 from infc.backends.cpu.target import isa_of
 from infc.ir.attributes import from_attribute

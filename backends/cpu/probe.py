@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-CPUINFO_FLAGS: Mapping[str, str] = {
+_X86_64: Mapping[str, str] = {
     "avx": "avx",
     "avx2": "avx2",
     "avx512bf16": "avx512_bf16",
@@ -37,10 +37,27 @@ CPUINFO_FLAGS: Mapping[str, str] = {
     "sse4.2": "sse4_2",
     "ssse3": "ssse3",
 }
-"""LLVM's name to Linux's, of every feature the code generator may rely on beyond x86-64 itself."""
+_AARCH64: Mapping[str, str] = {
+    "bf16": "bf16",
+    "complxnum": "fcma",
+    "crc": "crc32",
+    "dotprod": "asimddp",
+    "fp-armv8": "fp",
+    "fullfp16": "asimdhp",
+    "i8mm": "i8mm",
+    "lse": "atomics",
+    "neon": "asimd",
+    "rcpc": "lrcpc",
+    "rdm": "asimdrdm",
+    "sve": "sve",
+    "sve2": "sve2",
+}
+CPUINFO_FLAGS: Mapping[str, Mapping[str, str]] = {"x86_64": _X86_64, "aarch64": _AARCH64}
+"""By architecture, LLVM's name to Linux's, of every feature the code generator may rely on beyond
+the architecture itself."""
 
-_ALWAYS = frozenset({"64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2"})
-"""Part of x86-64; turning them off would leave no target at all."""
+_ALWAYS = frozenset({"64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2", "neon", "fp-armv8"})
+"""Part of the architectures; turning them off would leave no target at all."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,8 @@ class Host:
     Attributes:
         machine: `x86_64`, `aarch64`, ...
         cpu: LLVM's name of the processor.
-        features: features of `CPUINFO_FLAGS` that both LLVM and the operating system report, so
-            none that the kernel or a hypervisor hides.
+        features: features of `CPUINFO_FLAGS` that the operating system reports (and on x86-64 LLVM
+            too), so none that the kernel or a hypervisor hides.
         disabled: other features of LLVM's that the processor's name could imply; generated code
             must not use them.
         cores: those this process may run on.
@@ -83,19 +100,24 @@ def host_features() -> frozenset[str]:
     What loading an artifact asks; LLVM itself is not needed for it.
     """
     flags = _cpuinfo_flags(Path("/proc/cpuinfo"))
-    return frozenset(name for name, flag in CPUINFO_FLAGS.items() if flag in flags)
+    names = CPUINFO_FLAGS.get(platform.machine(), {})
+    return frozenset(name for name, flag in names.items() if flag in flags)
 
 
 def probe_host() -> Host:
     """Read all facts anew; takes about a millisecond and gives the same answer each time."""
     import llvmlite.binding as llvm  # here: a program that only runs models never probes
 
-    reported = {name for name, present in llvm.get_host_cpu_features().items() if present}
-    known = set(llvm.get_host_cpu_features())
-    features = host_features() & reported
+    machine, features = platform.machine(), host_features()
+    if machine == "x86_64":
+        reported = llvm.get_host_cpu_features()
+        known = set(reported)
+        features &= {name for name, present in reported.items() if present}
+    else:  # there LLVM knows only some of the features, or none
+        known = set(CPUINFO_FLAGS.get(machine, {}))
     cores = sorted(os.sched_getaffinity(0))
     return Host(
-        machine=platform.machine(),
+        machine=machine,
         cpu=llvm.get_host_cpu_name(),
         features=features,
         disabled=frozenset(known - features - _ALWAYS),
@@ -106,11 +128,11 @@ def probe_host() -> Host:
 
 
 def _cpuinfo_flags(path: Path) -> frozenset[str]:
-    """The flags that all processors share."""
+    """The flags that all processors share; x86-64 and AArch64 call them by different names."""
     lists = [
         frozenset(line.partition(":")[2].split())
         for line in path.read_text().splitlines()
-        if line.partition(":")[0].strip() == "flags"
+        if line.partition(":")[0].strip() in ("flags", "Features")
     ]
     return frozenset.intersection(*lists) if lists else frozenset()
 

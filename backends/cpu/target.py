@@ -1,4 +1,4 @@
-"""The targets of the CPU backend: two classes of x86-64 processors, and this host.
+"""The targets of the CPU backend: classes of x86-64 and AArch64 processors, and this host.
 
 Target files are in `targets/`. `cpu` is the file of the host's class with what was probed put in:
 instruction sets, cores, sizes of caches and memory.
@@ -10,17 +10,25 @@ from collections.abc import Collection
 from importlib.resources import files
 
 from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.codegen.linking import linker_problem
 from infc.backends.cpu.probe import Host, probe_host
 from infc.diagnostics import Code, UserError
 from infc.target.loader import load_target
 from infc.target.schema import Memory, Target, TargetStatus
 
 HOST = "cpu"
-_CLASSES = ("x86-64-v4", "x86-64-v3")
-"""Target files, the most capable first."""
-_UNAVAILABLE = {"cpu:aarch64": "the code generator emits x86-64 only"}
+_CLASSES = {
+    "x86_64": ("x86-64-v4", "x86-64-v3"),
+    "aarch64": ("aarch64-v8.6", "aarch64"),
+}
+"""Target files by architecture, the most capable first."""
 _AVX512 = frozenset({"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni"})
 """Without VNNI AVX-512 is not worth its lower clock here, so such a host counts as x86-64-v3."""
+_LEAST = {
+    "x86_64": "compile for cpu:x86-64-v3 and run on a processor with AVX2",
+    "aarch64": "compile for cpu:aarch64 and run on a processor with dot products (Armv8.2-A)",
+}
+"""What a host that cannot run programs can still do."""
 
 
 def cpu_targets() -> list[TargetStatus]:
@@ -29,31 +37,36 @@ def cpu_targets() -> list[TargetStatus]:
     problem = _unusable(host)
     remark = problem or f"this host: {host.cpu}, {host.cores} cores"
     found = [TargetStatus(HOST, "cpu", "cpu", problem is None, remark)]
-    for name in _CLASSES:
-        target = _class_target(name)
-        missing = missing_features(target, host.features)
-        remark = f"compiles here, runs elsewhere: this host lacks {', '.join(missing)}"
-        found.append(TargetStatus(target.name, "cpu", "cpu", True, remark if missing else ""))
-    found += [TargetStatus(name, "cpu", "cpu", False, why) for name, why in _UNAVAILABLE.items()]
-    return found
+    return found + [
+        _class_status(name, machine, host) for machine, names in _CLASSES.items() for name in names
+    ]
+
+
+def _class_status(name: str, machine: str, host: Host) -> TargetStatus:
+    target = _class_target(name)
+    problem = linker_problem(machine)
+    if problem is not None:
+        return TargetStatus(target.name, "cpu", "cpu", False, problem)
+    missing = missing_features(target, host.features)
+    lacks = f"lacks {', '.join(missing)}" if machine == host.machine else f"is {host.machine}"
+    remark = f"compiles here, runs elsewhere: this host {lacks}" if missing else ""
+    return TargetStatus(target.name, "cpu", "cpu", True, remark)
 
 
 def resolve_cpu(spec: str) -> Target:
-    """The target of that name: `cpu` (probes this host), `cpu:x86-64-v3` or `cpu:x86-64-v4`.
+    """The target of that name: `cpu` (probes this host), `cpu:x86-64-v3`, `cpu:aarch64`, ...
 
     Raises:
-        UserError: no CPU target has that name (INF3001), or it cannot be compiled for (INF3004).
+        UserError: no CPU target has that name (INF3001), or it is this host and cannot be compiled
+            for (INF3004).
     """
     if spec == HOST:
         return host_target(probe_host())
-    for name in _CLASSES:
+    classes = [name for names in _CLASSES.values() for name in names]
+    for name in classes:
         if spec == f"cpu:{name}":
             return _class_target(name)
-    if spec in _UNAVAILABLE:
-        raise UserError(
-            Code.TARGET_UNSUPPORTED, f"target {spec!r} is not supported: {_UNAVAILABLE[spec]}"
-        )
-    known = ", ".join([HOST, *(f"cpu:{name}" for name in _CLASSES)])
+    known = ", ".join([HOST, *(f"cpu:{name}" for name in classes)])
     raise UserError(
         Code.TARGET_UNKNOWN, f"no CPU target is named {spec!r}", hint=f"known ones: {known}"
     )
@@ -70,10 +83,10 @@ def host_target(host: Host) -> Target:
         raise UserError(
             Code.TARGET_UNSUPPORTED,
             f"infc cannot run programs on this host: {problem}",
-            hint="compile for cpu:x86-64-v3 and run on a processor with AVX2",
+            hint=_LEAST.get(host.machine),
         )
+    base = _class_target(_class_of(host))
     wide = host.features >= _AVX512
-    base = _class_target("x86-64-v4" if wide else "x86-64-v3")
     features = {f for f in host.features if wide or not f.startswith("avx512")}
     cores = base.unit("cores").model_dump() | {"count": host.cores}
     if "avx512bf16" not in features:
@@ -145,16 +158,24 @@ def _class_target(name: str) -> Target:
 
 
 def _unusable(host: Host) -> str | None:
-    if host.machine != "x86_64":
-        return f"the code generator emits x86-64 only, and this host is {host.machine}"
-    missing = missing_features(_class_target("x86-64-v3"), host.features)
+    if host.machine not in _CLASSES:
+        return f"the code generator emits x86-64 and AArch64 only, and this host is {host.machine}"
+    missing = missing_features(_class_target(_CLASSES[host.machine][-1]), host.features)
     return f"the processor lacks {', '.join(missing)}" if missing else None
 
 
+def _class_of(host: Host) -> str:
+    """The class of a usable host."""
+    best, least = _CLASSES[host.machine]
+    if host.machine == "x86_64":
+        return best if host.features >= _AVX512 else least
+    return least if missing_features(_class_target(best), host.features) else best
+
+
 def _dot_i8(features: Collection[str]) -> str:
-    if "avx512vnni" in features:
-        return "avx512-vnni"
-    return "avx-vnni" if "avxvnni" in features else "avx2"
+    known = {"avx512vnni": "avx512-vnni", "avxvnni": "avx-vnni", "avx2": "avx2"}
+    known |= {"i8mm": "neon-i8mm", "dotprod": "neon-dot"}
+    return next(path for feature, path in known.items() if feature in features)
 
 
 def _memories(base: Target, host: Host) -> tuple[Memory, ...]:

@@ -11,7 +11,8 @@ import pytest
 
 from infc.backends.cpu.codegen.builder import Builder
 from infc.backends.cpu.codegen.isa import Isa
-from infc.backends.cpu.codegen.toolchain import emit_object, link_shared, lower_to_llvm
+from infc.backends.cpu.codegen.linking import link_shared
+from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels.attention import (
     AttentionMapping,
     AttentionSpec,

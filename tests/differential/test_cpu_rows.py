@@ -13,7 +13,8 @@ import pytest
 
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
-from infc.backends.cpu.codegen.toolchain import emit_object, link_shared, lower_to_llvm
+from infc.backends.cpu.codegen.linking import link_shared
+from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels import rows
 from infc.backends.cpu.kernels.kv_layout import KVLayout
 from infc.backends.cpu.kernels.rotary import RotarySpec, emit_rotary_append

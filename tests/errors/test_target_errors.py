@@ -2,6 +2,7 @@
 
 import pytest
 
+from infc.backends.cpu.codegen.linking import link_shared
 from infc.backends.cpu.target import resolve_cpu
 from infc.diagnostics import UserError
 from infc.target import discovery
@@ -29,6 +30,9 @@ name = "cores"
 operations_per_s = { f32 = "1TFLOP/s" }
 efficiency = { low = 0.5, mid = 0.8, high = 0.9 }
 """
+
+MACHINES = (("x86_64", 62), ("aarch64", 183))
+"""Numbers of ELF."""
 
 
 def rendered(text: str) -> str:
@@ -122,16 +126,28 @@ def test_an_unknown_target_names_its_neighbours(monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_an_unknown_cpu_target_and_one_that_is_not_supported() -> None:
+def test_an_unknown_cpu_target() -> None:
     with pytest.raises(UserError) as caught:
         resolve_cpu("cpu:x86-64-v9")
     assert str(caught.value) == (
         "error[INF3001]: no CPU target is named 'cpu:x86-64-v9'\n"
-        "   = hint: known ones: cpu, cpu:x86-64-v4, cpu:x86-64-v3"
+        "   = hint: known ones: cpu, cpu:x86-64-v4, cpu:x86-64-v3, cpu:aarch64-v8.6, cpu:aarch64"
+    )
+
+
+def test_without_a_cross_linker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setenv("PATH", "")
+    elf = {machine: bytes(18) + number.to_bytes(2, "little") for machine, number in MACHINES}
+    with pytest.raises(UserError) as caught:
+        link_shared(elf["aarch64"])
+    assert str(caught.value) == (
+        "error[INF3005]: no linker found: looked for aarch64-linux-gnu-gcc and ld.lld on PATH\n"
+        "   = hint: install a cross compiler (Debian: apt-get install gcc-aarch64-linux-gnu)"
     )
     with pytest.raises(UserError) as caught:
-        resolve_cpu("cpu:aarch64")
+        link_shared(elf["x86_64"])
     assert str(caught.value) == (
-        "error[INF3004]: target 'cpu:aarch64' is not supported: the code generator emits x86-64 "
-        "only"
+        "error[INF3005]: no linker found: looked for cc, gcc and clang on PATH\n"
+        "   = hint: install gcc (Debian: apt-get install gcc)"
     )

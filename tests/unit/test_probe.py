@@ -8,6 +8,7 @@ import llvmlite.binding as llvm
 import pytest
 
 from infc.backends.cpu import probe
+from infc.backends.cpu import target as cpu_target
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.probe import Cache, Host, probe_host
 from infc.backends.cpu.target import (
@@ -18,7 +19,7 @@ from infc.backends.cpu.target import (
     resolve_cpu,
 )
 from infc.diagnostics import UserError
-from infc.target.schema import Target
+from infc.target.schema import Target, TargetStatus
 
 V3 = frozenset(resolve_cpu("cpu:x86-64-v3").features)
 AVX512 = frozenset(["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni"])
@@ -38,6 +39,46 @@ SERVER = replace(
     features=V3 | AVX512 | {"avx512bf16"},
     caches=(*LAPTOP.caches, Cache(3, 32 * 2**20, 2)),
 )
+
+
+PHONE = Host(
+    machine="aarch64",
+    cpu="cortex-a76",
+    features=frozenset(resolve_cpu("cpu:aarch64").features),
+    disabled=frozenset({"i8mm", "sve"}),
+    cores=4,
+    caches=(Cache(1, 64 * 1024, 4), Cache(2, 512 * 1024, 4)),
+    memory_bytes=8 * 2**30,
+)
+
+
+def test_hosts_of_aarch64_use_what_they_have() -> None:
+    isa = isa_of(host_target(PHONE))
+    assert (isa.vector_bytes, isa.vector_registers, isa.dot_i8) == (16, 32, "neon-dot")
+    assert isa.triple == "aarch64-unknown-linux-gnu"
+    assert (isa.cpu, isa.features.startswith("-i8mm,-sve,+crc,+dotprod,")) == ("cortex-a76", True)
+    newer = replace(PHONE, features=PHONE.features | {"i8mm"}, disabled=frozenset({"sve"}))
+    assert isa_of(host_target(newer)).dot_i8 == "neon-i8mm"
+    full = resolve_cpu("cpu:aarch64-v8.6")
+    newest = host_target(replace(newer, features=frozenset(full.features)))
+    assert newest.unit("cores").operations_per_s == full.unit("cores").operations_per_s
+
+
+def test_features_of_aarch64_come_from_the_system(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """LLVM may know none of them there."""
+    info = tmp_path / "cpuinfo"
+    info.write_text(
+        "processor: 0\nFeatures\t: fp asimd asimddp lrcpc\n\nFeatures\t: fp asimd asimddp\n"
+    )
+    monkeypatch.setattr(llvm, "get_host_cpu_features", dict)
+    monkeypatch.setattr(probe.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(probe, "Path", lambda name: info if name == "/proc/cpuinfo" else Path(name))
+    host = probe_host()
+    assert (host.machine, host.features) == ("aarch64", {"fp-armv8", "neon", "dotprod"})
+    assert {"i8mm", "rcpc", "sve"} <= host.disabled
+    assert not host.disabled & {"dotprod", "neon"}
 
 
 def test_a_host_without_avx512_uses_256_bits() -> None:
@@ -98,8 +139,14 @@ def test_a_host_that_is_too_old_is_refused() -> None:
         "error[INF3004]: infc cannot run programs on this host: the processor lacks avx2, fma\n"
         "   = hint: compile for cpu:x86-64-v3 and run on a processor with AVX2"
     )
-    with pytest.raises(UserError, match="emits x86-64 only, and this host is aarch64"):
-        host_target(replace(LAPTOP, machine="aarch64"))
+    with pytest.raises(UserError) as caught:
+        host_target(replace(PHONE, features=PHONE.features - {"dotprod"}))
+    assert str(caught.value) == (
+        "error[INF3004]: infc cannot run programs on this host: the processor lacks dotprod\n"
+        "   = hint: compile for cpu:aarch64 and run on a processor with dot products (Armv8.2-A)"
+    )
+    with pytest.raises(UserError, match="emits x86-64 and AArch64 only, and this host is riscv64"):
+        host_target(replace(LAPTOP, machine="riscv64"))
 
 
 def test_features_that_a_host_lacks_are_named() -> None:
@@ -168,13 +215,23 @@ def compile_multiply_add(isa: Isa) -> str:
     return str(machine.emit_assembly(module))
 
 
+def test_targets_of_other_hosts_say_what_compiles_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_target, "probe_host", lambda: LAPTOP)
+    monkeypatch.setattr(cpu_target, "linker_problem", lambda machine: None)
+    reasons = {status.name: status.reason for status in cpu_targets()}
+    here = "compiles here, runs elsewhere: this host"
+    assert reasons["cpu:x86-64-v3"] == ""
+    assert reasons["cpu:x86-64-v4"].startswith(f"{here} lacks avx512bf16, avx512bw, ")
+    assert reasons["cpu:aarch64"] == reasons["cpu:aarch64-v8.6"] == f"{here} is x86_64"
+    monkeypatch.setattr(cpu_target, "linker_problem", lambda machine: f"no {machine}")
+    assert cpu_targets()[-1] == TargetStatus("cpu:aarch64", "cpu", "cpu", False, "no aarch64")
+
+
 def test_every_listed_target_resolves_or_says_why() -> None:
     for status in cpu_targets():
         if status.available:
             target = resolve_cpu(status.name)
             assert (target.name, target.backend, target.kind) == (status.name, "cpu", "cpu")
-            assert isa_of(target).vector_bytes in (32, 64)
+            assert isa_of(target).vector_bytes in (16, 32, 64)
         else:
             assert status.reason
-            with pytest.raises(UserError):
-                resolve_cpu(status.name)
