@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
-from infc.ir.types import A8, Dim, KVType, TensorType, is_kv, is_tensor, storage_bytes
+from infc.ir.types import A8, ABF16, Dim, KVType, TensorType, is_kv, is_tensor, storage_bytes
 from infc.passes.walk import body
 from infc.pipeline.options import CompileOptions
 from infc.target.backend import KernelSummary
+
+PRODUCT_DTYPES = {A8: "int8", ABF16: "bf16", "f32": "f32"}
+"""The arithmetic a product runs in, by the form of its input."""
 
 
 def summarize(
@@ -28,13 +31,20 @@ def summarize(
     return _Summary(kernel, phase, maxima, options).result()
 
 
+def typical_dims(
+    phase: str, maxima: Mapping[str, int], options: CompileOptions
+) -> dict[str, int]:
+    """The value of each symbolic dimension in the expected use: tokens `t`, rows of logits `r`."""
+    tokens = min(options.prompt, maxima["t"]) if phase == "prefill" else options.batch
+    return {"t": tokens, "r": min(maxima["r"], 1 if phase == "prefill" else tokens)}
+
+
 class _Summary:
     def __init__(
         self, kernel: ir.OpView, phase: str, maxima: Mapping[str, int], options: CompileOptions
     ) -> None:
         self.kernel, self.phase, self.maxima, self.options = kernel, phase, maxima, options
-        typical = min(options.prompt, maxima["t"]) if phase == "prefill" else options.batch
-        self.typical = {"t": typical, "r": min(maxima["r"], 1 if phase == "prefill" else typical)}
+        self.typical = typical_dims(phase, maxima, options)
         self.context = min(options.prompt + options.new_tokens, options.max_context)
         self.operations: dict[str, float] = defaultdict(float)
         self.shapes: dict[str, int] = {}
@@ -90,7 +100,7 @@ class _Summary:
             n, k = (int(d) for d in matrix.shape)
             self.matrices.append((n, k, matrix.element))
             x = TensorType.of(operands[0].type)
-            dtype = "int8" if x.element == A8 else "f32"
+            dtype = PRODUCT_DTYPES[x.element]
             self.operations[dtype] += 2.0 * n * k * self.number(x.shape[0], self.typical)
         elif name == "infc.kv_attention":
             self.count_attention(op, operands)
