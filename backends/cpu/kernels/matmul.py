@@ -30,6 +30,17 @@ _STAGED_BYTES = 1 << 19
 """bf16 panels staged at once: a part of the second cache, whose rest is for the rows."""
 
 
+_TILES = {
+    "avx512-vnni": [(6, 2), (12, 1), (4, 2), (6, 1)],
+    "avx-vnni": [(3, 1), (2, 1), (4, 1)],
+    "avx2": [(3, 1), (2, 1), (4, 1)],
+    "neon-i8mm": [(2, 1), (4, 1)],
+    "neon-dot": [(4, 1), (2, 1), (3, 1)],
+}
+"""Rows and panels of a tile by `Isa.dot_i8`, the best guess first: those that take the fewest
+instructions a row, spills included. The float sums and the integer ones both want registers."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """One weight matrix [n, k]: its rows, how it is packed, and whether a bias f32[n] is added."""
@@ -115,19 +126,22 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
     """The mappings worth trying, best guess first."""
     if spec.activation == "abf16":
         return [MatmulMapping(_BLOCK_ROWS, panels, 1, 0) for panels in _staged_panels(spec)]
-    wide = isa.vector_bytes >= 64 and isa.vector_registers >= 32
-    if spec.activation == "f32":
-        tiles = [(6, 1), (4, 1)] if wide else [(1, 1), (2, 1)]
-    elif wide:
-        tiles = [(6, 2), (12, 1), (4, 2), (6, 1)]
-    else:
-        tiles = [(3, 1), (2, 1), (4, 1)]
+    tiles = _float_tiles(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
     fitting = [tile for tile in tiles if _stack_bytes(spec, *tile) <= _STACK_LIMIT_BYTES]
     tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
     streams = [(1, 4096), (2, 4096), (1, 8192)]
     if spec.max_rows == 1:
         tiles = tiles[:1]
     return [MatmulMapping(*tile, *stream) for stream in streams for tile in tiles]
+
+
+def _float_tiles(isa: Isa) -> list[tuple[int, int]]:
+    """Rows and panels of a tile of float weights: four sums of 16 lanes for each row."""
+    register_bytes = isa.vector_bytes * isa.vector_registers
+    if register_bytes >= 2048:
+        return [(6, 1), (4, 1)]
+    # With 32 narrow registers the broadcast numbers need few of their own.
+    return [(2, 1), (1, 1)] if isa.vector_registers >= 32 else [(1, 1), (2, 1)]
 
 
 def _staged_panels(spec: MatmulSpec) -> list[int]:

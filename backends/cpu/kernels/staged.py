@@ -5,7 +5,7 @@ f32. Then tiles of rows run over them. What a tile needs to know of the zero poi
 all layouts: on the VNNI paths codes are shifted so that it is 128, elsewhere codes are signed.
 
 A staged panel is `k / group` groups, each `f32 scale[16]`, `f32 min[16]` (with minima only), and
-the codes, one byte each, in steps of 64 bytes as in the packed layout.
+the codes, one byte each, in steps of 64 bytes as in the packed layout (`pairs` has its own order).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from infc.backends.cpu.kernels.epilogue import (
     emit_epilogue,
 )
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.pairs import emit_pair_dots, to_octets, uses_pairs
 from infc.backends.cpu.kernels.stream import (
     PANEL_OUT_BYTES,
     emit_row_tiles,
@@ -143,7 +144,8 @@ def _emit_stage(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
             for part in range(2 if layout.has_min else 1):
                 scales = emit_scales(b, b.at(source, 2 * PANEL_ROWS * part))
                 b.store(scales, b.at(target, _VECTOR_BYTES * part), _VECTOR_BYTES)
-            for step, codes in enumerate(emit_codes(b, layout, source)):
+            steps = emit_codes(b, layout, source)
+            for step, codes in enumerate(to_octets(b, steps) if uses_pairs(b) else steps):
                 moved = b.add(codes, shift) if shift else codes
                 at = b.at(target, tile.codes_offset + _VECTOR_BYTES * step)
                 b.store(moved, at, _VECTOR_BYTES)
@@ -322,20 +324,10 @@ def _add_group(
         terms: of each row, pointers to its correction and its weighted sum.
         sums: row by row, panel by panel.
     """
-    floats, ints = b.vec(LANES, b.f32), b.vec(LANES, b.i32)
+    floats = b.vec(LANES, b.f32)
     panels = [b.at(staged, column * tile.panel_bytes) for column in range(tile.columns)]
-    dots = []
-    for correction, _ in terms:
-        start = b.const(0, ints) if _signed(b) else b.splat(b.load(correction, b.i32, 4))
-        dots += [start] * tile.columns
-    for step in range(tile.group // STEP):
-        at = tile.codes_offset + _VECTOR_BYTES * step
-        weights = [b.load(b.at(p, at), b.vec(_VECTOR_BYTES, b.i8), _VECTOR_BYTES) for p in panels]
-        for row, (codes, _) in enumerate(rows):
-            activations = emit_broadcast_step(b, codes, step)
-            for column, weight in enumerate(weights):
-                cell = row * tile.columns + column
-                dots[cell] = emit_dot(b, dots[cell], weight, activations, _signed(b))
+    emit_dots = _emit_pair_dots if uses_pairs(b) else _emit_step_dots
+    dots = emit_dots(b, tile, panels, [codes for codes, _ in rows], [at for at, _ in terms])
     scales = [b.load(p, floats, _VECTOR_BYTES) for p in panels]
     for row, (_, scale_at) in enumerate(rows):
         scale = b.splat(b.load(scale_at, b.f32, 4))
@@ -347,3 +339,37 @@ def _add_group(
                 minima = b.load(b.at(panels[column], _VECTOR_BYTES), floats, _VECTOR_BYTES)
                 weighted = b.splat(b.load(terms[row][1], b.f32, 4))
                 sums[cell] = b.fma(minima, weighted, sums[cell])
+
+
+def _emit_step_dots(
+    b: Builder, tile: TileKernel, panels: list[Value], rows: list[Value], corrections: list[Value]
+) -> list[Value]:
+    """The dots of one group, zero point included: `vector<16xi32>` row by row, panel by panel."""
+    dots = []
+    for correction in corrections:
+        zero = b.const(0, b.vec(LANES, b.i32))
+        start = zero if _signed(b) else b.splat(b.load(correction, b.i32, 4))
+        dots += [start] * tile.columns
+    for step in range(tile.group // STEP):
+        at = tile.codes_offset + _VECTOR_BYTES * step
+        weights = [b.load(b.at(p, at), b.vec(_VECTOR_BYTES, b.i8), _VECTOR_BYTES) for p in panels]
+        for row, codes in enumerate(rows):
+            activations = emit_broadcast_step(b, codes, step)
+            for column, weight in enumerate(weights):
+                cell = row * tile.columns + column
+                dots[cell] = emit_dot(b, dots[cell], weight, activations, _signed(b))
+    return dots
+
+
+def _emit_pair_dots(
+    b: Builder, tile: TileKernel, panels: list[Value], rows: list[Value], _corrections: list[Value]
+) -> list[Value]:
+    """The same, two rows at a time; staged codes are signed, so nothing is to be corrected."""
+    dots = []
+    for index in range(0, len(rows), 2):
+        pair = rows[index], rows[min(index + 1, len(rows) - 1)]  # an odd row goes with itself
+        by_panel = [
+            emit_pair_dots(b, b.at(panel, tile.codes_offset), pair, tile.group) for panel in panels
+        ]
+        dots += [dot for row in zip(*by_panel, strict=True) for dot in row]
+    return dots[: len(rows) * len(panels)]
