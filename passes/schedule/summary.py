@@ -35,8 +35,8 @@ def typical_dims(
     phase: str, maxima: Mapping[str, int], options: CompileOptions
 ) -> dict[str, int]:
     """The value of each symbolic dimension in the expected use: tokens `t`, rows of logits `r`."""
-    tokens = min(options.prompt, maxima["t"]) if phase == "prefill" else options.batch
-    return {"t": tokens, "r": min(maxima["r"], 1 if phase == "prefill" else tokens)}
+    typical = {"t": options.prompt, "r": 1} if phase == "prefill" else {}
+    return {name: min(typical.get(name, options.batch), most) for name, most in maxima.items()}
 
 
 class _Summary:
