@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infc.diagnostics import InternalError
+from infc.ir.kv_storage import position_bytes
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
 
@@ -121,7 +122,7 @@ class KVType:
     """One layer's KV cache.
 
     Attributes:
-        dtype: `f32` or `f16`.
+        dtype: one of `KV_DTYPES`.
         capacity: positions held a slot; a ring where `window` is not 0.
         window: the sliding window, 0 for none.
     """
@@ -131,6 +132,11 @@ class KVType:
     head_dim: int
     capacity: int
     window: int
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position: keys and values of all heads, and their scales."""
+        return self.kv_heads * position_bytes(self.dtype, self.head_dim)
 
     def mlir(self) -> ir.Type:
         """The MLIR type."""

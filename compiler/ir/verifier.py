@@ -11,10 +11,21 @@ from typing import Any
 
 from infc.diagnostics import Code, InternalError, Problem, UserError, count
 from infc.ir.attributes import get
+from infc.ir.kv_storage import KV_DTYPES
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
-from infc.ir.types import A8, ACTIVATION_FORMS, BufferType, Dim, KVType, TensorType, is_buffer, is_kv, is_tensor
+from infc.ir.types import (
+    A8,
+    ACTIVATION_FORMS,
+    BufferType,
+    Dim,
+    KVType,
+    TensorType,
+    is_buffer,
+    is_kv,
+    is_tensor,
+)
 
 
 def verify(module: ir.Module) -> None:
@@ -177,8 +188,8 @@ def _attention(op: ir.Operation) -> Iterator[str]:
 
 def _kv_cache(op: ir.Operation) -> Iterator[str]:
     kind = KVType.of(op.results[0].type)
-    if kind.dtype not in ("f32", "f16"):
-        yield f"expected a cache of f32 or f16, got {kind.dtype}"
+    if kind.dtype not in KV_DTYPES:
+        yield f"expected a cache of {', '.join(KV_DTYPES)}, got {kind.dtype}"
 
 
 def _kv_append(op: ir.Operation) -> Iterator[str]:

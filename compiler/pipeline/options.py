@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 
 from infc.diagnostics import Code, UserError
 from infc.ir.attributes import from_attribute, to_attribute
+from infc.ir.kv_storage import KV_DTYPES
 from infc.ir.mlir import ir
 
 
@@ -20,7 +21,7 @@ class CompileOptions:
         logit_rows: rows of logits a prefill call may return.
         prompt, new_tokens, batch: the expected use; hints to the cost model.
         quantize: `keep`, or the storage type that float matrices are converted to.
-        kv_dtype: `f32` or `f16`, or `auto`: f32 where all weights are, else f16.
+        kv_dtype: `f32`, `f16`, `bf16` or `int8`, or `auto`: f32 where all weights are, else f16.
         max_threads: threads a call may be run by.
     """
 
@@ -49,9 +50,11 @@ class CompileOptions:
                     f"expected {field.name} between 1 and {2**24}, got {value}",
                     hint=f"choose a {field.name} in that range",
                 )
-        if self.kv_dtype not in ("auto", "f32", "f16"):
+        if self.kv_dtype not in ("auto", *KV_DTYPES):
             raise UserError(
-                Code.OPTION, f"expected kv_dtype auto, f32 or f16, got '{self.kv_dtype}'"
+                Code.OPTION,
+                f"expected kv_dtype auto, {', '.join(KV_DTYPES)}, got '{self.kv_dtype}'",
+                hint="auto keeps f16, or f32 where all weights are f32",
             )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from infc.ir.kv_storage import load_kv, store_kv
 from infc.ir.types import KVType
 from infc.target.runnable import KVBlock
 
@@ -20,18 +21,17 @@ class LayerCache:
 
     def __init__(self, kind: KVType, slots: int) -> None:
         self.kind = kind
-        dtype = np.float16 if kind.dtype == "f16" else np.float32
         shape = (slots, kind.capacity, kind.kv_heads, kind.head_dim)
+        # What is stored is kept as the numbers it stands for; half precision saves the memory.
+        dtype = np.float16 if kind.dtype == "f16" else np.float32
         self.keys = np.zeros(shape, dtype)
         self.values = np.zeros(shape, dtype)
 
     def append(self, slot: int, positions: NDArray[np.int32], keys: F32, values: F32) -> None:
         """Write rows `[n, kv_heads, head_dim]` at positions of a slot."""
         places = positions % self.kind.capacity
-        # Beyond half precision's range is infinity, as in the compiled code; not worth a warning.
-        with np.errstate(over="ignore"):
-            self.keys[slot, places] = keys
-            self.values[slot, places] = values
+        stored = store_kv(keys, values, self.kind.dtype)
+        self.keys[slot, places], self.values[slot, places] = load_kv(stored)
 
     def read(self, slot: int, start: int, stop: int) -> tuple[F32, F32]:
         """Keys and values of positions `[start, stop)` in float32."""

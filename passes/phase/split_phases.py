@@ -77,7 +77,7 @@ def _signature(
 
 
 def kv_dtype(model: ir.OpView, options: CompileOptions) -> str:
-    """`f32` where every weight of the model is kept in float32, else `f16`; or what was asked."""
+    """What was asked; or `f32` where all weights of the model are kept in float32, else `f16`."""
     if options.kv_dtype != "auto":
         return options.kv_dtype
     kinds = {

@@ -122,12 +122,12 @@ class _Summary:
         # In prefill a query sees half of the prompt on average.
         mean = min(seen, (t + 1) // 2) if self.phase == "prefill" else seen
         self.operations["f32"] += 4.0 * t * mean * int(width)
-        element = 2 if cache.dtype == "f16" else 4
-        self.activation_bytes += 2 * seen * cache.kv_heads * cache.head_dim * element
+        self.activation_bytes += seen * cache.position_bytes
         self.shapes |= {
             "heads": get(op, "heads"),
             "kv_heads": cache.kv_heads,
             "head_dim": cache.head_dim,
             "window": cache.window,
+            "capacity": cache.capacity,
             "context": seen,
         }

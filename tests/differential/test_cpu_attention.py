@@ -21,6 +21,7 @@ from infc.backends.cpu.kernels.attention import (
     emit_attention,
 )
 from infc.backends.cpu.kernels.kv_layout import KVLayout
+from infc.ir.kv_storage import load_kv, store_kv
 from infc.ir.mlir import ir
 
 TRIPLE = llvm_binding.get_default_triple()
@@ -44,6 +45,11 @@ CASES = {
     "capped": (2, 2, 80, None, 160, 5.0, "f16", 12, 32),
     "odd": (3, 1, 10, 20, 64, None, "f16", 8, 16),
     "single": (5, 1, 16, None, 160, None, "f32", 1, 128),
+    "pairs": (4, 1, 256, 50, 96, None, "bf16", 24, 64),
+    "odd-pairs": (3, 1, 10, None, 160, 5.0, "bf16", 8, 16),
+    "codes": (8, 2, 64, 50, 96, 5.0, "int8", 48, 64),
+    "odd-codes": (4, 2, 80, None, 160, None, "int8", 4, 32),
+    "few-codes": (3, 1, 10, 20, 64, None, "int8", 8, 16),
 }
 KERNELS = [(case, isa) for case in CASES for isa in ISAS]
 
@@ -63,8 +69,12 @@ class Kernel:
         rng = np.random.default_rng(7)
         shape = (SLOTS, POSITIONS, kv_heads, head_dim)
         self.k, self.v = rng.standard_normal((2, *shape), dtype=np.float32)
-        if dtype == "f16":
-            self.k, self.v = (x.astype(np.float16).astype(np.float32) for x in (self.k, self.v))
+        self.k, self.v = (
+            x.reshape(shape)
+            for x in load_kv(
+                store_kv(*(x.reshape(-1, kv_heads, head_dim) for x in (self.k, self.v)), dtype)
+            )
+        )
         shape = (SLOTS, POSITIONS, heads, head_dim)
         self.q = 2 * rng.standard_normal(shape, dtype=np.float32)
 

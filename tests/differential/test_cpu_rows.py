@@ -19,6 +19,7 @@ from infc.backends.cpu.kernels import rows
 from infc.backends.cpu.kernels.kv_layout import KVLayout
 from infc.backends.cpu.kernels.rotary import RotarySpec, emit_rotary_append
 from infc.backends.cpu.kernels.sync import BARRIER_BYTES, BARRIER_NAME, emit_barrier
+from infc.ir.kv_storage import LIMITS, load_kv, store_kv
 from infc.ir.mlir import ir
 
 TRIPLE = llvm_binding.get_default_triple()
@@ -167,6 +168,10 @@ ROTARIES = {
     "interleaved": (3, 1, 24, 12, True, True, "f16"),
     "interleaved-partial": (1, 1, 64, 21, True, False, "f32"),
     "none": (2, 1, 10, 0, False, False, "f16"),
+    "pairs": (2, 2, 80, 40, False, True, "bf16"),
+    "pairs-odd": (2, 3, 10, 5, True, False, "bf16"),
+    "codes": (2, 2, 128, 64, False, True, "int8"),
+    "codes-odd": (2, 3, 42, 0, False, False, "int8"),
 }
 CAPACITY, SLOTS, CONTEXT, EPS, OFFSET = 32, 2, 64, 1e-5, 1.0
 
@@ -229,14 +234,39 @@ def test_rotary_append_matches_numpy(isa: str, name: str, m: int, threads: int) 
         )
     np.testing.assert_allclose(out, want_q, rtol=0, atol=2e-6)
     got_k, got_v = layout.export_positions(cache, 0, 1, positions.tolist())
-    tolerance = 2e-6 if kv.dtype == "f32" else 2e-3
-    np.testing.assert_allclose(got_k, want_k, rtol=tolerance, atol=tolerance)
-    dtype = np.float32 if kv.dtype == "f32" else np.float16
-    np.testing.assert_array_equal(got_v, v.astype(dtype).astype(np.float32))
+    np.testing.assert_allclose(k, want_k, rtol=2e-6, atol=2e-6)  # rotated in place
+    stored_k, stored_v = load_kv(store_kv(k, v, kv.dtype))
+    np.testing.assert_array_equal(got_k, stored_k)
+    np.testing.assert_array_equal(got_v, stored_v)
 
     zeros = np.zeros((m, kv.kv_heads, kv.head_dim), dtype=np.float32)
     layout.import_positions(cache, 0, 1, positions.tolist(), zeros, zeros)
     assert not cache.any(), "something else in the cache was written"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["none", "interleaved-partial", "pairs-odd", "codes-odd"])
+def test_an_append_of_what_is_not_finite_poisons_its_own_key(isa: str, name: str) -> None:
+    """One row each: fine, too large, infinite value, value not a number, infinite key."""
+    spec, layout = rotary_spec(name)
+    kv, m = spec.kv, 5
+    k, v = np.ones((2, m, kv.kv_heads, kv.head_dim), dtype=np.float32)
+    v[1, :, 3] = -3e38
+    v[2, 0, 4], v[3, 0, 9], k[4, 0, 2] = np.inf, np.nan, -np.inf
+    q = np.zeros((m, spec.heads, kv.head_dim), dtype=np.float32)
+    table = np.tile(np.float32([1, 0]), (CONTEXT, spec.rope_pairs, 1))
+    positions, slots = np.arange(m, dtype=np.int32), np.zeros(m, dtype=np.int32)
+    cache = np.zeros(layout.total_bytes, dtype=np.uint8)
+    getattr(rotary_library(isa), f"run_rotary_{list(ROTARIES).index(name)}")(
+        *map(pointer, (q, k, v, q, table, cache, positions, slots)),
+        *map(ctypes.c_int64, (m, 0, 1)),
+    )
+    got_k, got_v = layout.export_positions(cache, 0, 0, positions.tolist())
+    assert np.isnan(got_k).all(axis=-1)[:, 0].tolist() == [False, False, True, True, True]
+    assert not np.isnan(got_k[:, 1:]).any()
+    assert np.isfinite(got_v).all()
+    largest = min(3e38, LIMITS[kv.dtype])
+    np.testing.assert_allclose(got_v[1, :, 3], -largest, rtol=2**-8)
 
 
 # ---- barrier -----------------------------------------------------------------------------------

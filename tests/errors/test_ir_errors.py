@@ -99,7 +99,7 @@ RULES = {
     ),
     '%0 = "infc.kv_cache"() {index = 0 : i64} : () -> '
     '!infc.kv<"i8", 1 : i64, 64 : i64, 16 : i64, 0 : i64>': (
-        "infc.kv_cache: expected a cache of f32 or f16, got i8"
+        "infc.kv_cache: expected a cache of f32, f16, bf16, int8, got i8"
     ),
     f'%0 = "infc.kv_append"(%c, %r, %v, %i, %i) : ({C}, {R}, {V}, {I}, {I}) -> {C}': (
         "infc.kv_append: expected columns of k 64, got 2"
@@ -215,7 +215,10 @@ def test_options() -> None:
     )
     with pytest.raises(UserError) as caught:
         CompileOptions(kv_dtype="f8")
-    assert str(caught.value) == "error[INF5001]: expected kv_dtype auto, f32 or f16, got 'f8'"
+    assert str(caught.value) == (
+        "error[INF5001]: expected kv_dtype auto, f32, f16, bf16, int8, got 'f8'\n"
+        "   = hint: auto keeps f16, or f32 where all weights are f32"
+    )
     with context(), pytest.raises(UserError) as caught:
         CompileOptions.from_module(parse("module {}"))
     assert str(caught.value) == "error[INF2001]: the module carries no infc.options"

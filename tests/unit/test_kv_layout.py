@@ -37,7 +37,9 @@ def test_keys_of_sixteen_positions_are_the_lanes_of_a_vector() -> None:
     assert values[(head * 32 + 19) * 8 + element] == -k[0, head, element]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("f32", 0.0), ("f16", 1e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("f32", 0.0), ("f16", 1e-3), ("bf16", 4e-3), ("int8", 2e-2)]
+)
 def test_export_returns_what_import_wrote_through_a_wrap(dtype: str, tolerance: float) -> None:
     layout = KVLayout(kv_heads=2, head_dim=24, capacity=(32, 48), slots=3, dtype=dtype)
     cache = _cache(layout)
@@ -48,9 +50,40 @@ def test_export_returns_what_import_wrote_through_a_wrap(dtype: str, tolerance: 
     got_k, got_v = layout.export_positions(cache, 1, 2, positions)
     np.testing.assert_allclose(got_k, k, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(got_v, v, rtol=tolerance, atol=tolerance)
+    again = _cache(layout)
+    layout.import_positions(again, 1, 2, positions, got_k, got_v)
+    np.testing.assert_array_equal(again, cache)
     inside = slice(layout.offset(1, 2), layout.offset(1, 2) + layout.layer(1).slot_stride)
     cache[inside] = 0
     assert not cache.any(), "another region was written"
+
+
+def test_two_elements_of_a_key_and_two_positions_of_a_value_share_a_lane() -> None:
+    layout = KVLayout(kv_heads=2, head_dim=8, capacity=(32,), slots=1, dtype="bf16")
+    cache = _cache(layout)
+    k = np.arange(2 * 8, dtype=np.float32).reshape(1, 2, 8)
+    layout.import_positions(cache, 0, 0, [19], k, -k)
+    flat = (cache.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    head, element = 1, 5
+    assert flat[(((head * 2 + 1) * 4 + element // 2) * 16 + 3) * 2 + 1] == k[0, head, element]
+    values = flat[layout.layer(0).v_offset // 2 :]
+    assert values[((head * 16 + 19 // 2) * 8 + element) * 2 + 1] == -k[0, head, element]
+
+
+def test_codes_and_scales_of_a_head_lie_in_four_parts() -> None:
+    layout = KVLayout(kv_heads=1, head_dim=40, capacity=(32,), slots=1, dtype="int8")
+    cache, kv = _cache(layout), layout.layer(0)
+    k = np.zeros((1, 1, 40), np.float32)
+    k[0, 0, [3, 33]] = 254.0, -127.0
+    layout.import_positions(cache, 0, 0, [18], k, 4 * k)
+    assert cache[(1 * 40 + 3) * 16 + 2] == 127
+    assert cache[(1 * 40 + 33) * 16 + 2].view(np.int8) == -127
+    assert cache[kv.v_offset + 18 * 40 + 33].view(np.int8) == -64  # -508 / (1016 / 127), to even
+    scales = (cache[kv.key_scales_offset :].view(np.uint16).astype(np.uint32) << 16).view("f4")
+    assert scales[(1 * 2 + 0) * 16 + 2] == 2.0
+    assert scales[(1 * 2 + 1) * 16 + 2] == 1.0
+    assert scales[2 * 2 * 16 + 18] == 8.0
+    assert np.count_nonzero(scales) == 3
 
 
 def test_a_later_position_replaces_the_one_a_capacity_before() -> None:
@@ -67,7 +100,7 @@ def test_a_later_position_replaces_the_one_a_capacity_before() -> None:
     [
         ("capacity", 40, "capacity 40 is not a positive multiple of 16"),
         ("head_dim", 9, "head_dim 9 is not even and at least 8"),
-        ("dtype", "bf16", "dtype bf16 is not one of f32, f16"),
+        ("dtype", "f8", "dtype f8 is not one of f32, f16, bf16, int8"),
     ],
 )
 def test_a_shape_the_kernels_cannot_use_is_refused(field: str, value: object, message: str) -> None:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
-from infc.backends.cpu.kernels.attention_block import LOG2_E, MASKED, Block, BlockEmitter
+from infc.backends.cpu.kernels.attention_block import LOG2_E, MASKED, BlockEmitter
+from infc.backends.cpu.kernels.attention_operands import Block, CachedHead
 from infc.backends.cpu.kernels.attention_shape import Scratch, Shape, widest_panel
 from infc.backends.cpu.kernels.kv_layout import STRIP, KVLayer
 from infc.backends.cpu.kernels.rows import F32_BYTES, for_each_vector, load_f32, store_f32
@@ -114,7 +115,7 @@ class _Unit:
     first_head: Value
     heads: Value
     lanes: Value
-    keys: Value  # the kv head's keys
+    head: CachedHead
     lowest: Value  # first visible position of any row
     highest: Value  # last one
 
@@ -203,7 +204,8 @@ class _Attention:
         heads_a_split = b.div(b.add(b.sub(splits, 1), spec.group), splits)
         first = b.mul(split, heads_a_split)
         heads = b.max(b.sub(b.min(b.add(first, heads_a_split), spec.group), first), 0)
-        region = b.mul(self._row_value(a.row_slots, start), spec.kv.slot_stride)
+        slot = self._row_value(a.row_slots, start)
+        region = b.at(a.kv, b.mul(slot, spec.kv.slot_stride))
 
         def extend(row: Value, low: Value, high: Value) -> list[Value]:
             position = self._row_value(a.positions, row)
@@ -218,7 +220,7 @@ class _Attention:
             first_head=b.add(b.mul(kv_head, spec.group), first),
             heads=heads,
             lanes=b.mul(b.sub(end, start), heads),
-            keys=b.at(a.kv, b.add(region, b.mul(kv_head, spec.kv.head_bytes))),
+            head=CachedHead.of(b, spec.kv, region, kv_head),
             lowest=b.max(lowest, 0),
             highest=highest,
         )
@@ -238,7 +240,7 @@ class _Attention:
             first = b.mul(index, keys_a_block)
             visible = b.min(b.sub(b.add(unit.highest, 1), first), keys_a_block)
             strips = b.ceil_div(visible, STRIP)
-            self.block.emit(Block(unit.keys, unit.lanes, b.div(first, STRIP), visible, strips))
+            self.block.emit(Block(unit.head, unit.lanes, b.div(first, STRIP), visible, strips))
 
         last = b.div(unit.highest, keys_a_block)
         b.loop(b.div(unit.lowest, keys_a_block), b.add(last, 1), body=block)

@@ -8,10 +8,10 @@ which is faster for few lanes. Either way every sum runs in the same order over 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.attention_operands import LINE_BYTES, Block, KeyStrip, Operands
 from infc.backends.cpu.kernels.attention_shape import (
     VECTOR_BYTES,
     Scratch,
@@ -20,6 +20,7 @@ from infc.backends.cpu.kernels.attention_shape import (
     panel_sizes,
     widest_panel,
 )
+from infc.backends.cpu.kernels.kv_elements import emit_load_group, group_bytes
 from infc.backends.cpu.kernels.kv_layout import STRIP
 from infc.backends.cpu.kernels.rows import F32_BYTES, emit_softcap, load_f32, store_f32
 from infc.backends.cpu.kernels.vmath import ROUNDING_MAGIC, ROUNDING_MAGIC_BITS
@@ -28,7 +29,6 @@ MASKED = -1e30
 """Score of an invisible key, and the maximum before any key: large, but finite, so that differences
 of two of them are 0 rather than NaN."""
 
-_LINE_BYTES = 64
 _PREFETCH_LOCALITY = 2
 """Prefetched a block ahead, which is more than the nearest cache holds."""
 
@@ -59,31 +59,13 @@ def emit_exp2(b: Builder, x: Value) -> Value:
     return b.bitcast(b.add(b.bitcast(value, ints), b.shl(exponent, 23)), x.type)
 
 
-@dataclass(frozen=True)
-class Block:
-    """One block of keys, seen by `lanes` lanes.
-
-    Attributes:
-        keys: the kv head's keys in the cache.
-        lanes: lanes of the unit.
-        first_strip: absolute position of the block's first key, over 16.
-        visible: keys any lane may see, counted from the first one.
-        strips: strips that hold them.
-    """
-
-    keys: Value
-    lanes: Value
-    first_strip: Value
-    visible: Value
-    strips: Value
-
-
 class BlockEmitter:
     """Emits the work on one block of keys."""
 
     def __init__(self, b: Builder, shape: Shape, scratch: Value) -> None:
         self.b, self.shape, self.base = b, shape, scratch
         self.parts = Scratch.plan(shape)
+        self.operands = Operands(b, shape, scratch)
         self.vector = b.vec(LANES, b.f32)
         self.widest = widest_panel(b.isa)
 
@@ -91,7 +73,7 @@ class BlockEmitter:
         """Add a block of keys to the state of all lanes."""
         b = self.b
         if self.shape.lanes >= self.widest:
-            b.when(b.cmp("sge", block.lanes, self.widest), lambda: self._stage(block))
+            b.when(b.cmp("sge", block.lanes, self.widest), lambda: self.operands.stage(block))
         self._panels(block, partial(self._scores, block))
         b.loop(0, block.lanes, body=lambda lane: self._softmax(block, lane))
         self._panels(block, partial(self._weigh, block))
@@ -99,53 +81,6 @@ class BlockEmitter:
     def part(self, part: int, lane: Value, lane_bytes: int = VECTOR_BYTES) -> Value:
         """The place of a lane in a part of the scratch."""
         return self.b.at(self.base, self.b.add(self.b.mul(lane, lane_bytes), part))
-
-    # ---- operands --------------------------------------------------------------------------
-
-    def _stage(self, block: Block) -> None:
-        """Copy the block's keys and values to the scratch as f32."""
-        b, shape, kv = self.b, self.shape, self.shape.kv
-        read_bytes = LANES * kv.element_bytes
-
-        def strip(index: Value) -> None:
-            keys = self._cached_strip(block, index)
-            if kv.dtype != "f32":
-                staged = b.at(
-                    self.base,
-                    b.add(b.mul(index, kv.head_dim * VECTOR_BYTES), self.parts.staged_keys),
-                )
-
-                def element(d: Value) -> None:
-                    x = self._cached(b.at(keys, b.mul(d, read_bytes)))
-                    b.store(x, b.at(staged, b.mul(d, VECTOR_BYTES)), F32_BYTES)
-
-                b.loop(0, kv.head_dim, body=element)
-            values = b.at(keys, kv.v_offset)
-            first = b.mul(index, STRIP)
-
-            def key(j: Value) -> None:
-                row = b.at(values, b.mul(j, kv.head_dim * kv.element_bytes))
-                to = b.add(b.mul(b.add(first, j), VECTOR_BYTES), self.parts.staged_values)
-                for v in range(shape.vectors):
-                    x = self._cached(b.at(row, v * read_bytes))
-                    b.store(x, b.at(b.at(self.base, to), v * shape.staged_stride), F32_BYTES)
-
-            b.loop(0, b.min(b.sub(block.visible, first), STRIP), body=key)
-
-        b.loop(0, block.strips, body=strip)
-
-    def _cached(self, pointer: Value) -> Value:
-        """Sixteen elements of the cache as f32."""
-        b, kv = self.b, self.shape.kv
-        if kv.dtype == "f32":
-            return b.load(pointer, self.vector, kv.element_bytes)
-        return b.ext_f(b.load(pointer, b.vec(LANES, b.f16), kv.element_bytes), self.vector)
-
-    def _cached_strip(self, block: Block, strip: Value) -> Value:
-        """The keys of a strip of the block; its values are `v_offset` further on."""
-        b, kv = self.b, self.shape.kv
-        place = b.rem(b.add(block.first_strip, strip), kv.strips)
-        return b.at(block.keys, b.mul(place, kv.strip_bytes))
 
     def _reads_staged(self, size: int) -> bool:
         return size == self.widest
@@ -155,10 +90,7 @@ class BlockEmitter:
 
         Few lanes wait for memory. It gains a third with f16; f32 saturates the memory without.
         """
-        return not self._reads_staged(size) and self.shape.kv.dtype == "f16"
-
-    def _load_f32(self, pointer: Value) -> Value:
-        return self.b.load(pointer, self.vector, F32_BYTES)
+        return not self._reads_staged(size) and self.shape.kv.dtype != "f32"
 
     # ---- panels ----------------------------------------------------------------------------
 
@@ -202,45 +134,45 @@ class BlockEmitter:
         columns = max(c for c in range(1, min(limit, available) + 1) if available % c == 0)
 
         def strips(strip: Value) -> None:
-            keys = [self._score_strip(block, size, b.add(strip, c)) for c in range(columns)]
+            staged = self._reads_staged(size)
+            keys = [
+                self.operands.key_strip(block, b.add(strip, c), staged=staged)
+                for c in range(columns)
+            ]
             b.loop(start, stop, size, body=partial(self._score_panel, size, strip, keys))
 
         b.loop(0, block.strips, columns, body=strips)
 
-    def _score_strip(self, block: Block, size: int, strip: Value) -> Value:
-        if not self._reads_staged(size) or self.shape.kv.dtype == "f32":
-            return self._cached_strip(block, strip)
-        staged = self.b.mul(strip, self.shape.kv.head_dim * VECTOR_BYTES)
-        return self.b.at(self.base, self.b.add(staged, self.parts.staged_keys))
-
-    def _score_panel(self, size: int, strip: Value, keys: list[Value], lane: Value) -> None:
-        b, shape = self.b, self.shape
+    def _score_panel(self, size: int, strip: Value, keys: list[KeyStrip], lane: Value) -> None:
+        b, shape, kv = self.b, self.shape, self.shape.kv
         query = self.part(self.parts.queries, lane, shape.dim_bytes)
-        load = self._load_f32 if self._reads_staged(size) else self._cached
-        vector_bytes = VECTOR_BYTES if self._reads_staged(size) else LANES * shape.kv.element_bytes
-
         prefetches = self._prefetches(size)
-        elements = _LINE_BYTES // vector_bytes if prefetches else 1
+        elements = self._elements_a_line() if prefetches else 1 if keys[0].staged else kv.pack
 
-        def step(d: Value, *sums: Value) -> Sequence[Value]:
-            pointers = [b.at(k, b.mul(d, vector_bytes)) for k in keys]
+        def step(d: Value, scales: Sequence[Value], *sums: Value) -> Sequence[Value]:
             if prefetches:
-                for pointer in pointers:
-                    b.prefetch(b.at(pointer, shape.kv.v_offset), _PREFETCH_LOCALITY)
+                ahead = b.add(b.mul(d, STRIP * kv.element_bytes), kv.v_offset)
+                for key in keys:
+                    b.prefetch(b.at(key.at, ahead), _PREFETCH_LOCALITY)
             left = b.at(query, b.mul(d, F32_BYTES))
             out: Sequence[Value] = sums
-            for i in range(elements):
-                loaded = [load(b.at(pointer, i * vector_bytes)) for pointer in pointers]
-                out = self._multiply(b.at(left, i * F32_BYTES), shape.dim_bytes, size, loaded, out)
+            for i, right in enumerate(self.operands.load_keys(keys, d, elements, scales)):
+                out = self._multiply(b.at(left, i * F32_BYTES), shape.dim_bytes, size, right, out)
             return out
 
         zeros = [b.const(0.0, self.vector)] * (size * len(keys))
-        sums = b.loop(0, shape.kv.head_dim, elements, zeros, body=step)
+        sums = self.operands.each_element(keys, elements, zeros, step)
         scores = self.part(self.parts.scores, lane, shape.score_bytes)
         first = b.at(scores, b.mul(strip, VECTOR_BYTES))
         for i, value in enumerate(sums):
             r, c = divmod(i, len(keys))
             store_f32(b, value, first, r * shape.score_bytes + c * VECTOR_BYTES)
+
+    def _elements_a_line(self) -> int:
+        """Elements of a strip's keys in a line of the cache, or a divisor of that."""
+        kv = self.shape.kv
+        in_line = LINE_BYTES // (STRIP * kv.element_bytes)
+        return max(kv.pack, in_line if kv.head_dim % in_line == 0 else kv.pack)
 
     # ---- softmax ---------------------------------------------------------------------------
 
@@ -265,8 +197,13 @@ class BlockEmitter:
             x = load_f32(b, scores, at)
             # Where all is masked so far the maximum is the mask too, and the power would be 1.
             seen = b.fcmp("ogt", x, masked)
-            value = b.select(seen, emit_exp2(b, b.fsub(x, maximum)), zero)
-            store_f32(b, value, scores, at)
+            # A score that is NaN stays NaN.
+            value = b.select(seen, emit_exp2(b, b.fsub(x, maximum)), b.fmul(x, zero))
+            scales = self.operands.value_scales(block, strip)
+            weight = value
+            if scales is not None:  # an unseen position's may be anything
+                weight = b.select(seen, b.fmul(value, scales), value)
+            store_f32(b, weight, scores, at)
             return b.fadd(total, value)
 
         weights_at = self.part(parts.weights, lane)
@@ -285,7 +222,8 @@ class BlockEmitter:
             at = b.mul(strip, VECTOR_BYTES)
             x = load_f32(b, scores, at)
             if shape.softcap is not None:
-                x = b.fmul(emit_softcap(b, x, shape.softcap), b.const(LOG2_E, self.vector))
+                capped = b.fmul(emit_softcap(b, x, shape.softcap), b.const(LOG2_E, self.vector))
+                x = b.select(b.fcmp("oeq", x, x), capped, x)  # NaN stays NaN
             first = b.mul(b.add(block.first_strip, strip), STRIP)
             distance = b.sub(position, b.add(b.splat(b.trunc_i(first, b.i32)), iota))
             if shape.window is None:
@@ -339,7 +277,7 @@ class BlockEmitter:
 
         def key(j: Value, *sums: Value) -> list[Value]:
             row = b.at(values, b.mul(j, VECTOR_BYTES))
-            loaded = [self._load_f32(b.at(row, c * stride)) for c in range(count)]
+            loaded = [self.operands.load_f32(b.at(row, c * stride)) for c in range(count)]
             left = b.at(terms, b.mul(j, F32_BYTES))
             return self._multiply(left, self.shape.score_bytes, size, loaded, sums)
 
@@ -349,27 +287,41 @@ class BlockEmitter:
         self, block: Block, size: int, count: int, first: Value, terms: Value, sums: list[Value]
     ) -> list[Value]:
         b, kv = self.b, self.shape.kv
-        vector_bytes, row_bytes = LANES * kv.element_bytes, kv.head_dim * kv.element_bytes
+        vector_bytes, row_bytes = group_bytes(kv), kv.head_dim * kv.element_bytes
 
         def strip(index: Value, *sums: Value) -> list[Value]:
-            offset = b.add(b.mul(first, vector_bytes), kv.v_offset)
-            values = b.at(self._cached_strip(block, index), offset)
+            offset = b.mul(first, vector_bytes)
+            values = b.at(self.operands.cached_strip(block, index), b.add(offset, kv.v_offset))
             terms_at = b.at(terms, b.mul(index, VECTOR_BYTES))
-            next_keys = self._cached_strip(block, b.add(index, self.shape.key_block // STRIP))
-            ahead = b.at(next_keys, b.mul(first, vector_bytes))
+            next_index = b.add(index, self.shape.key_block // STRIP)
+            ahead = b.at(self.operands.cached_strip(block, next_index), offset)
 
-            def key(j: Value, *sums: Value) -> list[Value]:
+            def positions(taken: int, j: Value, *sums: Value) -> list[Value]:
                 at = b.mul(j, row_bytes)
                 if self._prefetches(size):
-                    for line in range(0, count * vector_bytes, _LINE_BYTES):
+                    for line in range(0, count * vector_bytes, LINE_BYTES):
                         b.prefetch(b.at(ahead, b.add(at, line)), _PREFETCH_LOCALITY)
                 row = b.at(values, at)
-                loaded = [self._cached(b.at(row, c * vector_bytes)) for c in range(count)]
+                groups = [emit_load_group(b, kv, b.at(row, c * vector_bytes)) for c in range(count)]
                 left = b.at(terms_at, b.mul(j, F32_BYTES))
-                return self._multiply(left, self.shape.score_bytes, size, loaded, sums)
+                out = list(sums)
+                for i in range(taken):
+                    loaded = [group[i] for group in groups]
+                    place = b.at(left, i * F32_BYTES)
+                    out = self._multiply(place, self.shape.score_bytes, size, loaded, out)
+                return out
 
-            # No key beyond the last visible one is touched: there may be none yet.
+            # No key beyond the last visible one is multiplied: there may be none yet.
             keys = b.min(b.sub(block.visible, b.mul(index, STRIP)), STRIP)
-            return b.loop(0, keys, 1, sums, body=key)
+            pairs = b.sub(keys, b.rem(keys, kv.pack))
+            out = b.loop(0, pairs, kv.pack, sums, body=partial(positions, kv.pack))
+            if kv.pack == 1:
+                return out
+            return b.when(
+                b.cmp("slt", pairs, keys),
+                lambda: positions(1, pairs, *out),
+                lambda: out,
+                [self.vector] * len(out),
+            )
 
         return b.loop(0, block.strips, 1, sums, body=strip)

@@ -1,8 +1,20 @@
-"""Where a key or a value lies in the cache, for the kernels and for export and import.
+"""The KV cache as the kernels want it, and its logical form.
 
-One region a layer and slot. Keys are `[kv_head][capacity / 16][head_dim][16]`: the 16 positions of
-a strip are the lanes of a vector, so that scores need no sum over lanes. Values are
-`[kv_head][capacity][head_dim]`. A layer is a ring: position `p` lives at `p % capacity`.
+`[layer][slot]` regions; in a region the keys of all kv heads, then the values, then (`int8` only)
+the scales of the keys and of the values. `P` is `pack`, 2 for `bf16` and else 1:
+
+- keys: `[kv_head][capacity / 16][head_dim / P][16][P]`. The 16 positions of a strip are the lanes
+  of a vector, so that scores need no sum over lanes;
+- values: `[kv_head][capacity / P][head_dim][P]`;
+- scales of keys: bf16 `[kv_head][capacity / 16][ceil(head_dim / 32)][16]`, one for 32 elements;
+- scales of values: bf16 `[kv_head][capacity]`.
+
+With `P = 2` two elements that a sum runs over share 32 bits: two of a key, two positions of a
+value. Widening takes one instruction (a shift or a mask), and a strip of keys, or the values of 32
+positions, is a matrix operand of AMX and of `vdpbf16ps` as it lies.
+
+A layer is a ring: position `p` lives at `p % capacity`. What a kernel appended or
+`import_positions` wrote follows `infc.ir.kv_storage`; other places may hold anything.
 """
 
 from __future__ import annotations
@@ -15,11 +27,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infc.ir.kv_storage import (
+    KV_DTYPES,
+    KV_KEY_GROUP,
+    SCALE_BYTES,
+    StoredKV,
+    load_kv,
+    store_kv,
+)
+
 STRIP = 16
 """Positions interleaved in the lanes of one vector of keys."""
 
 _ALIGN_BYTES = 64
-_DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+_NUMPY: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(np.uint16),
+    "int8": np.dtype(np.int8),
+}
 
 
 def _aligned(size_bytes: int) -> int:
@@ -34,7 +60,7 @@ class KVLayer:
         kv_heads: heads of keys and of values.
         head_dim: elements of a head, even and at least 8.
         capacity: positions a slot holds, a multiple of 16.
-        dtype: `f32` or `f16`.
+        dtype: `f32`, `f16`, `bf16` or `int8`.
     """
 
     kv_heads: int
@@ -47,13 +73,28 @@ class KVLayer:
             raise ValueError(f"capacity {self.capacity} is not a positive multiple of {STRIP}")
         if self.head_dim < 8 or self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is not even and at least 8")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype {self.dtype} is not one of {', '.join(_DTYPES)}")
+        if self.dtype not in KV_DTYPES:
+            raise ValueError(f"dtype {self.dtype} is not one of {', '.join(KV_DTYPES)}")
 
     @property
     def element_bytes(self) -> int:
         """Bytes of one element."""
-        return _DTYPES[self.dtype].itemsize
+        return KV_DTYPES[self.dtype]
+
+    @property
+    def pack(self) -> int:
+        """Elements of a key, or positions of a value, that lie side by side in a lane."""
+        return 2 if self.dtype == "bf16" else 1
+
+    @property
+    def scaled(self) -> bool:
+        """Whether elements are codes that scales belong to."""
+        return self.dtype == "int8"
+
+    @property
+    def key_groups(self) -> int:
+        """Scales of a key."""
+        return -(-self.head_dim // KV_KEY_GROUP)
 
     @property
     def strips(self) -> int:
@@ -76,14 +117,49 @@ class KVLayer:
         return self.kv_heads * self.head_bytes
 
     @property
-    def slot_stride(self) -> int:
-        """Bytes from one slot's region to the next.
-
-        Where a head is no whole number of vectors the kernels read past its last row and ignore
-        what they read; a vector's worth of slack keeps that inside the region.
-        """
+    def key_scales_offset(self) -> int:
+        """Byte offset of the scales of the keys in a region."""
+        # Where a head is no whole number of vectors the kernels read past its last row and ignore
+        # what they read; a vector's worth of slack keeps that inside the region.
         slack = _ALIGN_BYTES if self.head_dim % STRIP else 0
-        return _aligned(2 * self.v_offset + slack)
+        return 2 * self.v_offset + slack
+
+    @property
+    def strip_scale_bytes(self) -> int:
+        """Bytes of the scales of one strip of keys."""
+        return self.key_groups * STRIP * SCALE_BYTES
+
+    @property
+    def head_key_scale_bytes(self) -> int:
+        """Bytes of the scales of one head's keys."""
+        return self.strips * self.strip_scale_bytes
+
+    @property
+    def value_scales_offset(self) -> int:
+        """Byte offset of the scales of the values in a region."""
+        return self.key_scales_offset + self.kv_heads * self.head_key_scale_bytes
+
+    @property
+    def head_value_scale_bytes(self) -> int:
+        """Bytes of the scales of one head's values."""
+        return self.capacity * SCALE_BYTES
+
+    @property
+    def slot_stride(self) -> int:
+        """Bytes from one slot's region to the next."""
+        if not self.scaled:
+            return _aligned(self.key_scales_offset)
+        return _aligned(self.value_scales_offset + self.kv_heads * self.head_value_scale_bytes)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """A region as arrays; the scales are halves of float32."""
+
+    keys: NDArray[Any]  # [kv_heads, strips, head_dim / pack, 16, pack]
+    values: NDArray[Any]  # [kv_heads, capacity / pack, head_dim, pack]
+    key_scales: NDArray[np.uint16] | None  # [kv_heads, strips, key_groups, 16]
+    value_scales: NDArray[np.uint16] | None  # [kv_heads, capacity]
 
 
 @dataclass(frozen=True)
@@ -95,7 +171,7 @@ class KVLayout:
         head_dim: elements of a head.
         capacity: positions a slot holds, for each layer.
         slots: sequences the cache holds.
-        dtype: `f32` or `f16`.
+        dtype: `f32`, `f16`, `bf16` or `int8`.
     """
 
     kv_heads: int
@@ -130,15 +206,28 @@ class KVLayout:
         """Byte offset of the region of a layer and slot."""
         return self.layer_offsets[layer] + slot * self.layer(layer).slot_stride
 
-    def _views(self, buffer: NDArray[np.uint8], layer: int, slot: int) -> tuple[Any, Any]:
-        shape = self.layer(layer)
-        start, size = self.offset(layer, slot), shape.v_offset
-        dtype = _DTYPES[self.dtype]
-        keys = buffer[start : start + size].view(dtype)
-        values = buffer[start + size : start + 2 * size].view(dtype)
-        return (
-            keys.reshape(self.kv_heads, shape.strips, self.head_dim, STRIP),
-            values.reshape(self.kv_heads, shape.capacity, self.head_dim),
+    def _views(self, buffer: NDArray[np.uint8], layer: int, slot: int) -> _Views:
+        kv, region = self.layer(layer), self.offset(layer, slot)
+        kind, heads, pack = _NUMPY[self.dtype], self.kv_heads, kv.pack
+
+        def view(offset: int, head_bytes: int, dtype: Any, *shape: int) -> NDArray[Any]:
+            start = region + offset
+            return buffer[start : start + heads * head_bytes].view(dtype).reshape(heads, *shape)
+
+        key_scales = value_scales = None
+        if kv.scaled:
+            shape = (kv.strips, kv.key_groups, STRIP)
+            scale = np.uint16
+            key_scales = view(kv.key_scales_offset, kv.head_key_scale_bytes, scale, *shape)
+            size = kv.head_value_scale_bytes
+            value_scales = view(kv.value_scales_offset, size, scale, kv.capacity)
+        key_shape = (kv.strips, self.head_dim // pack, STRIP, pack)
+        value_shape = (kv.capacity // pack, self.head_dim, pack)
+        return _Views(
+            view(0, kv.head_bytes, kind, *key_shape),
+            view(kv.v_offset, kv.head_bytes, kind, *value_shape),
+            key_scales,
+            value_scales,
         )
 
     def export_positions(
@@ -153,13 +242,19 @@ class KVLayout:
             positions: `[n]` absolute positions; only those the ring still holds mean anything.
 
         Returns:
-            Keys and values, each `[n, kv_heads, head_dim]`.
+            Keys and values, each `[n, kv_heads, head_dim]`; storing them again gives the same bits.
         """
-        keys, values = self._views(buffer, layer, slot)
+        views, pack = self._views(buffer, layer, slot), self.layer(layer).pack
         place = np.asarray(positions, dtype=np.int64) % self.capacity[layer]
-        k = keys[:, place // STRIP, :, place % STRIP]  # [n, kv_heads, head_dim]
-        v = values[:, place, :].transpose(1, 0, 2)
-        return k.astype(np.float32), v.astype(np.float32)
+        strip, lane = place // STRIP, place % STRIP
+        # Two index arrays with slices between them: the positions come first.
+        keys = views.keys[:, strip, :, lane].reshape(len(place), self.kv_heads, self.head_dim)
+        values = views.values[:, place // pack, :, place % pack]
+        key_scales = value_scales = None
+        if views.key_scales is not None and views.value_scales is not None:
+            key_scales = _widened(views.key_scales[:, strip, :, lane])
+            value_scales = _widened(views.value_scales[:, place].T)
+        return load_kv(StoredKV(keys, values, key_scales, value_scales))
 
     def import_positions(
         self,
@@ -171,11 +266,26 @@ class KVLayout:
         v: NDArray[np.float32],
     ) -> None:
         """Write keys and values `[n, kv_heads, head_dim]`; the inverse of `export_positions`."""
-        keys, values = self._views(buffer, layer, slot)
+        views, pack = self._views(buffer, layer, slot), self.layer(layer).pack
         place = np.asarray(positions, dtype=np.int64) % self.capacity[layer]
-        dtype = _DTYPES[self.dtype]
-        keys[:, place // STRIP, :, place % STRIP] = k.astype(dtype)
-        values[:, place, :] = v.astype(dtype).transpose(1, 0, 2)
+        strip, lane = place // STRIP, place % STRIP
+        stored = store_kv(k, v, self.dtype)
+        shape = (len(place), self.kv_heads, self.head_dim // pack, pack)
+        views.keys[:, strip, :, lane] = stored.keys.reshape(shape)
+        views.values[:, place // pack, :, place % pack] = stored.values
+        if views.key_scales is not None and stored.key_scales is not None:
+            views.key_scales[:, strip, :, lane] = _narrowed(stored.key_scales)
+        if views.value_scales is not None and stored.value_scales is not None:
+            views.value_scales[:, place] = _narrowed(stored.value_scales).T
+
+
+def _widened(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (halves.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _narrowed(scales: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper halves of scales, which have no more bits than that."""
+    return (np.ascontiguousarray(scales).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
 
 
 def kv_layout_of(signature: Mapping[str, Any]) -> KVLayout:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
-from infc.backends.cpu.kernels.kv_layout import STRIP, KVLayer
+from infc.backends.cpu.kernels.kv_append import emit_append
+from infc.backends.cpu.kernels.kv_layout import KVLayer
 from infc.backends.cpu.kernels.rows import (
     F32_BYTES,
     emit_inverse_rms,
@@ -107,31 +108,7 @@ def _append(
     k, v = b.at(a.k, offset), b.at(a.v, offset)
     _emit_head(b, spec, k, k, a.k_norm, _table_row(b, spec, a, position))
     slot = b.as_i64(b.load(b.at(a.row_slots, b.mul(row, 4)), b.i32, 4))
-    keys = b.at(a.kv, b.add(b.mul(slot, kv.slot_stride), b.mul(head, kv.head_bytes)))
-    place = b.rem(position, kv.capacity)
-    strip, lane = b.div(place, STRIP), b.rem(place, STRIP)
-    k_dst = b.at(keys, b.add(b.mul(strip, kv.strip_bytes), b.mul(lane, kv.element_bytes)))
-    v_dst = b.at(keys, b.add(b.mul(place, kv.head_dim * kv.element_bytes), kv.v_offset))
-
-    def store(at: Value, lanes: int) -> None:
-        element = b.div(at, F32_BYTES // kv.element_bytes)
-        _store_key(b, kv, load_f32(b, k, at, lanes), b.at(k_dst, b.mul(element, STRIP)), lanes)
-        value = _narrow(b, kv, load_f32(b, v, at, lanes))
-        b.store_first(value, b.at(v_dst, element), lanes, kv.element_bytes)
-
-    for_each_vector(b, kv.head_dim, store)
-
-
-def _narrow(b: Builder, kv: KVLayer, x: Value) -> Value:
-    return b.trunc_f(x, b.vec(LANES, b.f16)) if kv.dtype == "f16" else x
-
-
-def _store_key(b: Builder, kv: KVLayer, x: Value, dst: Value, lanes: int) -> None:
-    """Scatter consecutive elements of a key: one position is one lane of `head_dim` vectors."""
-    narrowed = _narrow(b, kv, x)
-    for lane in range(lanes):
-        target = b.at(dst, lane * STRIP * kv.element_bytes)
-        b.store(b.extract(narrowed, lane), target, kv.element_bytes)
+    emit_append(b, kv, k, v, b.at(a.kv, b.mul(slot, kv.slot_stride)), head, position)
 
 
 def _table_row(b: Builder, spec: RotarySpec, a: _Arguments, position: Value) -> Value:
