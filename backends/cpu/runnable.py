@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ from infc.target.runnable import (
     kv_shape_of,
     limits_of,
 )
+from infc.target.schema import Target
 
 _PAGE = mmap.PAGESIZE
 
@@ -103,18 +105,33 @@ def _protect(address: int) -> None:
         raise InternalError(f"mprotect failed with errno {ctypes.get_errno()}")
 
 
+def _check_host(target: Target) -> None:
+    """Raises UserError (INF4005) where this host cannot run programs for a target."""
+    architecture, here = str(target.backend_facts["triple"]).partition("-")[0], platform.machine()
+    compiled_for = [f"compiled for {target.name}"]
+    if architecture != here:
+        raise UserError(
+            Code.ARTIFACT_HOST,
+            f"the artifact is for {architecture} processors, and this host is {here}",
+            notes=compiled_for,
+            hint="compile the model again on this machine",
+        )
+    missing = missing_features(target, host_features())
+    if missing:
+        least = "aarch64" if here == "aarch64" else "x86-64-v3"
+        raise UserError(
+            Code.ARTIFACT_HOST,
+            f"the artifact needs {', '.join(missing)}, which this processor lacks",
+            notes=compiled_for,
+            hint=f"compile the model again on this machine, or for --target cpu:{least}",
+        )
+
+
 class CpuRunnable:
     """Implements `infc.target.runnable.Runnable`."""
 
     def __init__(self, programs: LoadedPrograms) -> None:
-        missing = missing_features(programs.target, host_features())
-        if missing:
-            raise UserError(
-                Code.ARTIFACT_HOST,
-                f"the artifact needs {', '.join(missing)}, which this processor lacks",
-                notes=[f"compiled for {programs.target.name}"],
-                hint="compile the model again on this machine, or for --target cpu:x86-64-v3",
-            )
+        _check_host(programs.target)
         self._check = programs.check
         self.signature = dict(programs.signature)
         self.info: dict[str, int] = self.signature["info"]
