@@ -1,6 +1,6 @@
-"""Programs for AArch64 on a host of another architecture: QEMU's user-mode emulation.
+"""Programs for AArch64, on such a host or in QEMU's user-mode emulation.
 
-Needs `qemu-aarch64` and `aarch64-linux-gnu-gcc` with its C library (Debian: qemu-user,
+Emulation needs `qemu-aarch64` and `aarch64-linux-gnu-gcc` with its C library (Debian: qemu-user,
 gcc-aarch64-linux-gnu, libc6-dev-arm64-cross); tests skip with the reason where one is missing.
 """
 
@@ -20,6 +20,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.probe import host_features
+from infc.backends.cpu.target import isa_of, missing_features, resolve_cpu
+
 SOURCES = Path(__file__).parent / "data" / "emulation"
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 SYSROOT = Path("/usr/aarch64-linux-gnu")
@@ -28,13 +32,24 @@ PROCESSORS = {"cpu:aarch64": "neoverse-n1", "cpu:aarch64-v8.6": "max,sve=off"}
 
 
 def problem() -> str | None:
-    """Why programs for AArch64 cannot be run here, or None."""
+    """Why programs for AArch64 cannot be emulated here, or None."""
     if platform.machine() == "aarch64":
-        return "runs AArch64 itself"
+        return "this host is AArch64 itself"
     missing = [name for name in (COMPILER, EMULATOR) if not shutil.which(name)]
     if not missing and not (SYSROOT / "lib" / "ld-linux-aarch64.so.1").exists():
         missing = [str(SYSROOT)]
     return f"needs {' and '.join(missing)}" if missing else None
+
+
+def isas() -> dict[str, Isa]:
+    """The instruction sets of AArch64 whose programs run here, by dot product path."""
+    features = host_features()
+    found = {}
+    for name in PROCESSORS:
+        target = resolve_cpu(name)
+        if problem() is None or not missing_features(target, features):
+            found[isa_of(target).dot_i8] = isa_of(target)
+    return found
 
 
 @functools.cache
@@ -89,7 +104,8 @@ def logits(
 class EmulatedLibrary:
     """Functions of a shared object, called by name in an emulated process that stays."""
 
-    def __init__(self, target: str, path: Path) -> None:
+    def __init__(self, isa: Isa, path: Path) -> None:
+        target = next(name for name in PROCESSORS if isa_of(resolve_cpu(name)) == isa)
         self._process = subprocess.Popen(
             [*command(target, built("calls.c")), str(path)],
             stdin=subprocess.PIPE,

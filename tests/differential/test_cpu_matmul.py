@@ -3,9 +3,10 @@ path that this host can run."""
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import emulated
 import llvmlite.binding as llvm_binding
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ EPSILON = 2.0**-24
 def _isas() -> dict[str, Isa]:
     has = llvm_binding.get_host_cpu_features()
     triple = llvm_binding.get_default_triple()
-    found = {}
+    found = emulated.isas()
     if has.get("avx2") and has.get("fma") and has.get("f16c"):
         found["avx2"] = Isa(triple, "x86-64-v3", "", 32, 16, "avx2", False)
     if has.get("avxvnni"):
@@ -56,7 +57,7 @@ def _isas() -> dict[str, Isa]:
 
 ISAS = _isas()
 if not ISAS:
-    pytest.skip("needs an x86 processor with AVX2", allow_module_level=True)
+    pytest.skip("needs a processor that programs are made for", allow_module_level=True)
 
 # name -> (spec, storage type of each segment). Between them: all layouts, odd n, small k, groups
 # that are no whole number of vectors, several segments, biases, both gates, a soft cap.
@@ -77,6 +78,8 @@ KERNELS = {
     "swiglu": ("f32", 40, [("bf16", 36, True), ("f32", 36, False)], {"combine": "silu"}),
 }
 FEWER = {
+    "neon-dot": ("q8_0", "q6_k", "q5_1", "q4_1", "f16"),
+    "neon-i8mm": ("q8_0", "q6_k", "q4_1", "geglu"),
     "avx-vnni": ("q8_0", "q4_1"),
     "avx2": ("q8_0", "q6_k", "q5_1", "q2_k", "bf16", "qkv", "geglu"),
 }
@@ -126,9 +129,16 @@ class Program:
             module.operation.verify()
             lower_to_llvm(module)
             path.write_bytes(link_shared(emit_object(module, isa)))
-        self.library = ctypes.CDLL(str(path))
+        self.emulated: emulated.EmulatedLibrary | None = None
+        if isa in emulated.isas().values() and emulated.problem() is None:
+            self.emulated = emulated.EmulatedLibrary(isa, path)
+        else:
+            self.library = ctypes.CDLL(str(path))
 
     def call(self, name: str, *operands: np.ndarray | int) -> None:
+        if self.emulated is not None:
+            self.emulated.call(name, *operands)
+            return
         self.library[name](
             *(
                 ctypes.c_int64(v) if isinstance(v, int) else ctypes.c_void_p(v.ctypes.data)
@@ -177,9 +187,13 @@ def emit_all(b: Builder) -> None:
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Program]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Program]]:
     folder = tmp_path_factory.mktemp("kernels")
-    return {name: Program(isa, emit_all, folder / f"{name}.so") for name, isa in ISAS.items()}
+    made = {name: Program(isa, emit_all, folder / f"{name}.so") for name, isa in ISAS.items()}
+    yield made
+    for program in made.values():
+        if program.emulated is not None:
+            program.emulated.close()
 
 
 class Case:
