@@ -59,6 +59,7 @@ def compile(
     new_tokens: int = 128,
     batch: int = 1,
     quantize: str = "keep",
+    kv_dtype: str = "auto",
     dump: str | Path | None = None,
     resume_from: str | Path | None = None,
     verify: bool = False,
@@ -76,6 +77,8 @@ def compile(
         max_context, max_batch, chunk: limits; they bound the plan.
         prompt_tokens, new_tokens, batch: hints; they only steer the cost model.
         quantize: `keep`, or a storage type that float matrices are converted to.
+        kv_dtype: what the KV cache holds, `f32`, `f16`, `bf16` or `int8`; `auto` is f16, or f32
+            where all weights are.
         dump: folder for the IR after every pass.
         resume_from: a dump to go on from; its options and target count, not those given here.
         verify: run the reference after every pass on a small input.
@@ -93,6 +96,7 @@ def compile(
         new_tokens=new_tokens,
         batch=batch,
         quantize=quantize,
+        kv_dtype=kv_dtype,
     )
     report = progress or (lambda stage, fraction: None)
     report("reading the model", 0.0)

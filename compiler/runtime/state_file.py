@@ -10,7 +10,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.diagnostics import Code, UserError
+from infc.ir.kv_storage import StoredKV, load_kv, store_kv
 from infc.target.runnable import KVBlock
 
 VERSION = 1
@@ -56,8 +57,7 @@ def trimmed(block: KVBlock, layer_starts: list[int]) -> KVBlock:
 
 
 def write_state(path: Path, state: SavedState, dtype: str) -> None:
-    """Write a state whole or not at all; `dtype` (`f16` or `f32`) is how the cache stores it."""
-    stored = np.float16 if dtype == "f16" else np.float32
+    """Write a state whole or not at all; `dtype` is how the cache stores it."""
     arrays: dict[str, NDArray[Any]] = {
         "version": np.array(VERSION),
         "digest": np.array(state.digest),
@@ -65,8 +65,10 @@ def write_state(path: Path, state: SavedState, dtype: str) -> None:
         "layer_starts": np.array(state.block.layer_starts, np.int64),
     }
     for layer, (keys, values) in enumerate(zip(state.block.keys, state.block.values, strict=True)):
-        arrays[f"keys.{layer}"] = keys.astype(stored)
-        arrays[f"values.{layer}"] = values.astype(stored)
+        stored = store_kv(keys, values, dtype)
+        for field in fields(StoredKV):
+            if (part := getattr(stored, field.name)) is not None:
+                arrays[f"{field.name}.{layer}"] = part
     if state.logits is not None:
         arrays["logits"] = state.logits
     if state.chosen is not None:
@@ -136,13 +138,13 @@ def _state(arrays: Mapping[str, NDArray[Any]], digest: str, path: Path) -> Saved
         )
     tokens = tuple(arrays["tokens"].tolist())
     starts = tuple(arrays["layer_starts"].tolist())
-    layers = range(len(starts))
+    layers = [_layer(arrays, layer) for layer in range(len(starts))]
     block = KVBlock(
         start=0,
         stop=len(tokens),
         layer_starts=starts,
-        keys=[arrays[f"keys.{layer}"].astype(np.float32) for layer in layers],
-        values=[arrays[f"values.{layer}"].astype(np.float32) for layer in layers],
+        keys=[keys for keys, _ in layers],
+        values=[values for _, values in layers],
     )
     return SavedState(
         digest=saved_by,
@@ -151,3 +153,13 @@ def _state(arrays: Mapping[str, NDArray[Any]], digest: str, path: Path) -> Saved
         logits=arrays.get("logits"),
         chosen=int(arrays["chosen"]) if "chosen" in arrays else None,
     )
+
+
+def _layer(
+    arrays: Mapping[str, NDArray[Any]], layer: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The keys and values of a layer."""
+    parts = {field.name: arrays.get(f"{field.name}.{layer}") for field in fields(StoredKV)}
+    if parts["keys"] is None or parts["values"] is None:
+        raise KeyError(f"no keys or no values of layer {layer}")
+    return load_kv(StoredKV(**parts))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Prefill on one backend, decode on another: the KV cache moves in its logical form."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,14 +9,16 @@ from numpy.typing import NDArray
 from oracle.families import FAMILY_NAMES, WINDOW
 from small_models import CHUNK, SmallModels, feed, random_tokens, relative_error
 
+import infc
 from infc.target.runnable import KVCache, Phase, Runnable
 
 # Sliding and full layers take turns; keys of the full one are never overwritten.
 MODEL = {"num_hidden_layers": 2}
 
-EXACT, HALF = 1e-4, 5e-3
-"""As a part of the range of logits: float32 in another order, and a cache in half precision, whose
-roundings may fall the other way."""
+EXACT = 1e-4
+TOLERANCES = {"f32": EXACT, "f16": 5e-3, "bf16": 2e-2, "int8": 4e-2}
+"""As a part of the range of logits: float32 in another order, and caches of which some roundings
+fall the other way."""
 
 
 def move(
@@ -38,13 +41,20 @@ class Pair:
         return [(self.reference, self.cpu), (self.cpu, self.reference)]
 
 
-@pytest.fixture(scope="module", params=["f32", "f16"])
+@pytest.fixture(scope="module", params=TOLERANCES)
 def pair(small_models: SmallModels, request: pytest.FixtureRequest) -> Pair:
-    storage = {"f32": "F32", "f16": "BF16"}[request.param]
-    model = small_models.model("gemma2", storage, **MODEL)
-    reference, cpu = (small_models.runnable(model, name) for name in ("reference", "cpu"))
+    model = small_models.model("gemma2", **MODEL)
+    reference, cpu = (
+        small_models.runnable(model, name, kv_dtype=request.param) for name in ("reference", "cpu")
+    )
     assert reference.kv_shape.dtype == cpu.kv_shape.dtype == request.param
-    return Pair(reference, cpu, EXACT if request.param == "f32" else HALF)
+    return Pair(reference, cpu, TOLERANCES[request.param])
+
+
+def test_the_cache_is_half_as_precise_as_the_weights(small_models: SmallModels) -> None:
+    for storage, dtype in (("F32", "f32"), ("BF16", "f16")):
+        model = small_models.model("gemma2", storage, **MODEL)
+        assert small_models.runnable(model, "reference").kv_shape.dtype == dtype
 
 
 def decode_after_move(
@@ -104,6 +114,35 @@ def test_nothing_is_lost_on_the_way(pair: Pair) -> None:
         for untouched in (0, 2):
             block = moved.kv_export(untouched, 0, length)
             assert all(not keys.any() for keys in block.keys)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_saved_session_goes_on_with_the_same_bits(
+    small_models: SmallModels, dtype: str, tmp_path: Path
+) -> None:
+    model = small_models.model("gemma2", **MODEL)
+    artifact = small_models.artifact(model, "cpu", kv_dtype=dtype)
+    session = infc.load(artifact, threads=1)
+    session.prefill(random_tokens(session.vocab_size, WINDOW + 3))
+    session.save(tmp_path / "state")
+    expected = session.decode(1)
+    restored = infc.load(artifact, threads=1)
+    restored.restore(tmp_path / "state")
+    np.testing.assert_array_equal(restored.decode(1), expected)
+    session.truncate(WINDOW + 3)
+    forked = session.fork()
+    np.testing.assert_array_equal(session.decode(1), expected)
+    np.testing.assert_array_equal(forked.decode(1), expected)
+
+
+def test_prefill_and_decode_may_keep_caches_of_different_dtypes(small_models: SmallModels) -> None:
+    """The logical form is float32: what one side keeps, the other rounds once more."""
+    model = small_models.model("gemma2", **MODEL)
+    exact, coarse = (
+        small_models.runnable(model, "cpu", kv_dtype=dtype) for dtype in ("f32", "int8")
+    )
+    got, expected = decode_after_move(exact, coarse, 20)
+    assert relative_error(got, expected) <= TOLERANCES["int8"]
 
 
 @pytest.mark.slow

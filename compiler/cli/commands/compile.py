@@ -97,6 +97,13 @@ The same model, options and version of infc give the same bytes.
     help="keep, or the storage type to convert weights to (q8_0, q4_0, ...).",
 )
 @click.option(
+    "--kv-dtype",
+    default="auto",
+    show_default=True,
+    metavar="TYPE",
+    help="The KV cache: f32, f16, bf16 or int8; auto is f16, or f32 where all weights are.",
+)
+@click.option(
     "--dump",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -128,6 +135,7 @@ def compile_command(
     new_tokens: int,
     batch: int,
     quantize: str,
+    kv_dtype: str,
     dump: Path | None,
     verify: bool,
     resume_from: Path | None,
@@ -156,6 +164,7 @@ def compile_command(
             new_tokens=new_tokens,
             batch=batch,
             quantize=quantize,
+            kv_dtype=kv_dtype,
             dump=dump,
             verify=verify,
             resume_from=resume_from,
