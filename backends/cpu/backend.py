@@ -65,6 +65,13 @@ class CpuBackend:
 
         return weight_layout(tensor)
 
+    def activation_forms(self, storage: str, k: int, rows: int, target: Target) -> Sequence[str]:
+        """Integers or bf16 where the processor has products of them."""
+        from infc.backends.cpu.mappings import activation_forms
+        from infc.backends.cpu.target import isa_of
+
+        return activation_forms(storage, k, rows, isa_of(target))
+
     def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
         """Tiles, streams and partitions."""
         from infc.backends.cpu.mappings import kernel_candidates

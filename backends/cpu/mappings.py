@@ -5,17 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from infc.backends.cpu.codegen.amx import TILE_ROWS
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels import attention, matmul
 from infc.backends.cpu.kernels.layouts import layout_for
 from infc.backends.cpu.lowering.forms import attention_spec
 from infc.cost.roofline import Work
+from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import KVType
+from infc.reference.a8 import A8_BLOCK
 from infc.target.backend import KernelMapping, KernelSummary
 from infc.target.schema import Target
 
 REPLICATED_ROWS = 4
 """Up to so many rows every thread computes row operations for itself: a barrier costs more."""
+
+
+_FORM_OPERATIONS = {"int8": "a8", "bf16": "abf16", "f32": "f32"}
+"""The form of the input of a product, by the arithmetic it runs in."""
+
+
+def activation_forms(storage: str, k: int, rows: int, isa: Isa) -> Sequence[str]:
+    """Forms of the input of a product, the best guess first.
+
+    A few rows are multiplied while the weights stream past; bf16 needs them staged first.
+    """
+    kind = STORAGE_TYPES[storage]
+    streamed = "f32" if kind.is_float or k % A8_BLOCK else "a8"
+    if not isa.amx or storage == "f32":
+        return [streamed]
+    return ["abf16", streamed] if rows >= TILE_ROWS else [streamed, "abf16"]
 
 
 def kernel_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
@@ -34,7 +53,7 @@ def _matmul_spec(kernel: KernelSummary) -> matmul.MatmulSpec:
     return matmul.MatmulSpec(
         k=kernel.matrices[0][1],
         segments=tuple(matmul.Segment(n, layout_for(storage)) for n, _, storage in kernel.matrices),
-        activation="a8" if "int8" in kernel.operations else "f32",
+        activation=next(f for o, f in _FORM_OPERATIONS.items() if o in kernel.operations),
         max_rows=kernel.rows,
     )
 

@@ -6,6 +6,7 @@ calibrated.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _X86_64: Mapping[str, str] = {
+    "amx-bf16": "amx_bf16",
+    "amx-tile": "amx_tile",
     "avx": "avx",
     "avx2": "avx2",
     "avx512bf16": "avx512_bf16",
@@ -60,6 +63,11 @@ _ALWAYS = frozenset({"64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2", "neon
 """Part of the architectures; turning them off would leave no target at all."""
 
 
+_ARCH_PRCTL = 158  # the system call's number on x86-64
+_REQUEST_PERMISSION = 0x1023  # ARCH_REQ_XCOMP_PERM
+_TILE_DATA = 18  # XFEATURE_XTILEDATA
+
+
 @dataclass(frozen=True)
 class Cache:
     """One level of data cache: bytes of one instance, and how many the usable cores have."""
@@ -101,7 +109,20 @@ def host_features() -> frozenset[str]:
     """
     flags = _cpuinfo_flags(Path("/proc/cpuinfo"))
     names = CPUINFO_FLAGS.get(platform.machine(), {})
-    return frozenset(name for name, flag in names.items() if flag in flags)
+    found = frozenset(name for name, flag in names.items() if flag in flags)
+    if "amx-tile" in found and not _may_use_tiles():
+        found = frozenset(name for name in found if not name.startswith("amx"))
+    return found
+
+
+def _may_use_tiles() -> bool:
+    """Ask the system for the use of tile registers, which are large: it saves them from now on.
+
+    Every process must ask before its first tile instruction (Linux 5.16, arch_prctl); a sandbox may
+    refuse.
+    """
+    result = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)
+    return int(result) == 0
 
 
 def probe_host() -> Host:

@@ -18,7 +18,7 @@ from infc.target.schema import Memory, Target, TargetStatus
 
 HOST = "cpu"
 _CLASSES = {
-    "x86_64": ("x86-64-v4", "x86-64-v3"),
+    "x86_64": ("x86-64-amx", "x86-64-v4", "x86-64-v3"),
     "aarch64": ("aarch64-v8.6", "aarch64"),
 }
 """Target files by architecture, the most capable first."""
@@ -86,8 +86,12 @@ def host_target(host: Host) -> Target:
             hint=_LEAST.get(host.machine),
         )
     base = _class_target(_class_of(host))
-    wide = host.features >= _AVX512
-    features = {f for f in host.features if wide or not f.startswith("avx512")}
+    wide, tiles = host.features >= _AVX512, bool(base.backend_facts.get("amx"))
+    features = {
+        feature
+        for feature in host.features
+        if (wide or not feature.startswith("avx512")) and (tiles or not feature.startswith("amx"))
+    }
     cores = base.unit("cores").model_dump() | {"count": host.cores}
     if "avx512bf16" not in features:
         cores["operations_per_s"].pop("bf16", None)
@@ -136,6 +140,7 @@ def isa_of(target: Target) -> Isa:
             vector_registers=int(facts["vector_registers"]),
             dot_i8=str(facts["dot_i8"]),
             bf16_dot=bool(facts["bf16_dot"]),
+            amx=bool(facts.get("amx", False)),
         )
     except (KeyError, ValueError) as error:
         raise UserError(
@@ -166,10 +171,12 @@ def _unusable(host: Host) -> str | None:
 
 def _class_of(host: Host) -> str:
     """The class of a usable host."""
-    best, least = _CLASSES[host.machine]
-    if host.machine == "x86_64":
-        return best if host.features >= _AVX512 else least
-    return least if missing_features(_class_target(best), host.features) else best
+    *better, least = _CLASSES[host.machine]
+    for name in better:
+        wanted = _AVX512 if name == "x86-64-v4" else _class_target(name).features
+        if host.features >= frozenset(wanted):
+            return name
+    return least
 
 
 def _dot_i8(features: Collection[str]) -> str:

@@ -57,6 +57,10 @@ class ReferenceBackend:
         """Weights stay as they are in the model file."""
         return "source", storage_bytes(tensor.element, [int(d) for d in tensor.shape])
 
+    def activation_forms(self, storage: str, k: int, rows: int, target: Target) -> Sequence[str]:
+        """Numbers as they are."""
+        return ["f32"]
+
     def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
         """There is nothing to choose."""
         return [{}]

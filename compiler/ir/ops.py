@@ -168,9 +168,9 @@ def argmax(x: Value) -> Value:
     return _one("infc.argmax", [x], TensorType(TensorType.of(x.type).shape[:1], "i32").mlir())
 
 
-def quantize(x: Value) -> Value:
-    """Each group of 32 of a row to int8 with one f32 scale."""
-    return _one("infc.quantize", [x], TensorType.of(x.type).with_element(A8).mlir())
+def quantize(x: Value, form: str = A8) -> Value:
+    """Rows in one of the `ACTIVATION_FORMS`: groups of 32 as int8 with one f32 scale, or bf16."""
+    return _one("infc.quantize", [x], TensorType.of(x.type).with_element(form).mlir())
 
 
 def read(source: Value) -> Value:

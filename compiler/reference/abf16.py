@@ -1,7 +1,7 @@
 """The abf16 form of activations in NumPy: rows of bf16, zeros up to a multiple of 32 numbers.
 
-A row of k numbers is `bf16 x[k]`, zeros up to the next multiple of 32 numbers, and room up to an odd
-number of 64-byte lines: the rows of a block then lie in different sets of a cache. Numbers are
+A row of k numbers is `bf16 x[k]`, zeros up to the next multiple of 32 numbers, and room up to an
+odd number of 64-byte lines: the rows of a block then lie in different sets of a cache. Numbers are
 rounded to the nearest, ties to even. Code on a device makes the same numbers from the same input.
 """
 

@@ -19,9 +19,18 @@ from infc.diagnostics import InternalError
 from infc.ir.attributes import attributes_of, get
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
-from infc.ir.types import A8, BufferType, TensorType, a8_row_bytes, is_tensor
+from infc.ir.types import (
+    A8,
+    ABF16,
+    BufferType,
+    TensorType,
+    a8_row_bytes,
+    abf16_row_bytes,
+    is_tensor,
+)
 from infc.reference import ops
 from infc.reference.a8 import dequantize_a8, quantize_a8
+from infc.reference.abf16 import from_abf16, round_bf16, to_abf16
 from infc.reference.kv import LayerCache
 
 Bytes = NDArray[np.uint8]
@@ -170,11 +179,17 @@ def _rms_norm(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
 
 
 def _linear(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
-    x = v[0]
+    x, weights = v[0], numbers(v[1])
     kind = TensorType.of(op.operation.operands[0].type)
     if kind.element == A8:
         x = dequantize_a8(x, int(kind.shape[-1]))
-    return ops.linear(x, numbers(v[1]), numbers(v[2]) if len(v) > 2 else None)
+    elif kind.element == ABF16:
+        x, weights = from_abf16(x, int(kind.shape[-1])), round_bf16(weights)
+    return ops.linear(x, weights, numbers(v[2]) if len(v) > 2 else None)
+
+
+def _quantize(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
+    return quantize_a8(v[0]) if _result_type(op).element == A8 else to_abf16(v[0])
 
 
 def _rope_table(run: Interpreter, op: ir.OpView, _: list[Any]) -> Any:
@@ -253,6 +268,8 @@ def _write(run: Interpreter, op: ir.OpView, v: list[Any]) -> None:
 def _byte_form(shape: tuple[int, ...], element: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if element == A8:
         return (shape[0], a8_row_bytes(shape[1])), np.dtype(np.uint8)
+    if element == ABF16:
+        return (shape[0], abf16_row_bytes(shape[1])), np.dtype(np.uint8)
     return shape, np.dtype({"f32": "<f4", "f16": "<f2", "i32": "<i4", "i8": "i1"}[element])
 
 
@@ -297,7 +314,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "infc.softcap": lambda run, op, v: ops.softcap(v[0], get(op, "cap")),
     "infc.select_rows": lambda run, op, v: v[0][v[1]],
     "infc.argmax": lambda run, op, v: ops.argmax(v[0]),
-    "infc.quantize": lambda run, op, v: quantize_a8(v[0]),
+    "infc.quantize": _quantize,
     "infc.kv_cache": _kv_cache,
     "infc.kv_append": _kv_append,
     "infc.kv_attention": _kv_attention,

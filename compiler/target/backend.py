@@ -111,6 +111,13 @@ class Backend(Protocol):
     def unsupported(self, op: ir.Operation, target: Target) -> str | None:
         """Why a graph-level op cannot be compiled, or None where it can."""
 
+    def activation_forms(self, storage: str, k: int, rows: int, target: Target) -> Sequence[str]:
+        """Forms in which a product with `storage` weights of `k` columns takes its input.
+
+        `f32`, or one of `infc.ir.types.ACTIVATION_FORMS`; never empty, the best guess for about
+        `rows` rows first: the cost model chooses, and this order breaks its ties.
+        """
+
     def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
         """Mappings of a kernel worth considering, the best guess first; never empty."""
 

@@ -6,7 +6,7 @@
 | kind | operations | why together |
 |---|---|---|
 | rows | embed, select_rows, rms_norm, add, mul, activation, softcap, quantize | a row stays in L1 |
-| matmul | linear of one input; act(gate) * up; softcap | read inputs once; no trip for the gate |
+| matmul | linear of one input; act(gate) * up; softcap; to bf16 | no trips for the gate |
 | rotary | norms of heads, rope, kv_append | keys go straight to the cache |
 | attention | kv_attention | |
 | argmax | argmax | |
@@ -29,7 +29,7 @@ from infc.ir.outline import (
     results_used_outside,
     structural_key,
 )
-from infc.ir.types import TensorType, is_tensor
+from infc.ir.types import ABF16, TensorType, is_tensor
 from infc.passes.walk import body, program_functions, programs
 from infc.pipeline.passes import FunctionPass, PassContext
 
@@ -56,6 +56,11 @@ class Group:
     def makes(self, value: ir.Value) -> bool:
         """Whether one of the operations makes a value."""
         return any(value in list(op.operation.results) for op in self.ops)
+
+    @property
+    def input(self) -> ir.Value:
+        """What the first operation reads first."""
+        return self.ops[0].operation.operands[0]
 
     def names(self) -> list[str]:
         """The operations' names without the dialect."""
@@ -102,11 +107,20 @@ def _joins(op: ir.OpView, kind: str, group: Group, ctx: PassContext) -> bool:
             return same and set(group.names()) == {"linear"}
         if op.operation.name in _EPILOGUE:
             return all(group.makes(value) for value in op.operation.operands)
+        if op.operation.name == "infc.quantize" and _rounds_product(op, group):
+            return True
         ctx.decline(op, "needs whole rows of the product before it")
         return False
     if kind != group.kind or kind in ("attention", "argmax", "matmul"):
         return False
     return kind == "rotary" or _rows(op) == _rows(group.ops[0])
+
+
+def _rounds_product(op: ir.OpView, group: Group) -> bool:
+    """Whether bf16 rows are all that is wanted of a product in bf16: no whole rows are needed."""
+    value = op.operation.operands[0]
+    forms = {TensorType.of(v.type).element for v in (group.input, op.operation.results[0])}
+    return forms == {ABF16} and group.makes(value) and len(list(value.uses)) == 1
 
 
 def _rows(op: ir.OpView) -> object:
@@ -123,7 +137,7 @@ def _as_supported(group: Group) -> list[Group]:
     tail = names[products:]
     fits = (
         not tail
-        or (products == 2 and tail == ["activation", "mul"])
+        or (products == 2 and tail in (["activation", "mul"], ["activation", "mul", "quantize"]))
         or (products == 1 and tail == ["softcap"])
     )
     if fits:

@@ -131,7 +131,8 @@ def test_an_unknown_cpu_target() -> None:
         resolve_cpu("cpu:x86-64-v9")
     assert str(caught.value) == (
         "error[INF3001]: no CPU target is named 'cpu:x86-64-v9'\n"
-        "   = hint: known ones: cpu, cpu:x86-64-v4, cpu:x86-64-v3, cpu:aarch64-v8.6, cpu:aarch64"
+        "   = hint: known ones: cpu, cpu:x86-64-amx, cpu:x86-64-v4, cpu:x86-64-v3, "
+            "cpu:aarch64-v8.6, cpu:aarch64"
     )
 
 

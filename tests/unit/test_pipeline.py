@@ -202,7 +202,11 @@ def test_remarks_name_the_pass_and_the_place() -> None:
     with context():
         PassManager(SHARED).run(graph(), ctx)
     seen = {(remark.pass_name, remark.location, remark.reason) for remark in ctx.remarks}
-    assert ("quantize-activations", 'loc("layers.0.q")', "weights are kept as f32") in seen
+    assert (
+        "quantize-activations",
+        'loc("layers.0.q")',
+        "f32 weights of 64 columns take f32 inputs",
+    ) in seen
     assert (
         "fuse-kernels",
         'loc("layers.0.attention_residual")',

@@ -28,9 +28,6 @@ CONFIG_BYTES = 64
 _PALETTE = 1
 _COLUMN_BYTES_OFFSET = 16
 _ROWS_OFFSET = 48
-_PERMISSION_CALL = 158  # arch_prctl on x86-64
-_REQUEST_PERMISSION = 0x1023  # ARCH_REQ_XCOMP_PERM, Linux 5.16
-_TILE_DATA = 18  # XFEATURE_XTILEDATA
 
 
 def emit_tile_config(b: Builder, config: Value, rows: Sequence[Value | int]) -> None:

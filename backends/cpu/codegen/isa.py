@@ -19,6 +19,7 @@ class Isa:
             `avx512-vnni`, `avx-vnni` (256 bit), or `avx2` (maddubs, maddwd);
             `neon-i8mm` (usdot, and smmla for tiles), or `neon-dot` (sdot).
         bf16_dot: whether `vdpbf16ps` exists.
+        amx: whether there are tile registers and their bf16 products (then `bf16_dot` too).
     """
 
     triple: str
@@ -28,3 +29,4 @@ class Isa:
     vector_registers: int
     dot_i8: str
     bf16_dot: bool
+    amx: bool = False

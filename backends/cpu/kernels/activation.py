@@ -1,4 +1,4 @@
-"""Activations in the a8 form (see `infc.reference.a8`, the byte-exact twin of what is emitted)."""
+"""Activations in the forms a8 and abf16 (see `infc.reference`, the twin of what is emitted)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from infc.reference.a8 import (
     dequantize_a8,
     quantize_a8,
 )
+from infc.reference.abf16 import abf16_padded
 
 __all__ = [
     "A8Offsets",
@@ -21,6 +22,7 @@ __all__ = [
     "a8_row_bytes",
     "dequantize_a8",
     "emit_quantize_row",
+    "emit_round_row",
     "quantize_a8",
 ]
 
@@ -46,6 +48,29 @@ def emit_quantize_row(b: Builder, source: Value, target: Value, k: int) -> None:
         )
 
     b.loop(0, k // A8_BLOCK, body=block)
+
+
+def emit_round_row(b: Builder, source: Value, target: Value, k: int) -> None:
+    """Round `k` floats at `source` into the abf16 row at `target`, with its zeros.
+
+    Args:
+        source: `f32[k]`, 4-byte aligned.
+        target: `abf16_row_bytes(k)` bytes, 64-byte aligned.
+        k: at least 1.
+    """
+    floats, halves = b.vec(LANES, b.f32), b.vec(LANES, b.bf16)
+
+    def vector(index: Value) -> None:
+        x = b.load(b.at(source, b.mul(index, 4 * LANES)), floats, 4)
+        b.store(b.trunc_f(x, halves), b.at(target, b.mul(index, 2 * LANES)), 2 * LANES)
+
+    b.loop(0, k // LANES, body=vector)
+    whole = k // LANES * LANES
+    if k % LANES:
+        rest = b.load_first(b.at(source, 4 * whole), floats, k % LANES, 4)
+        b.store(b.trunc_f(rest, halves), b.at(target, 2 * whole), 2 * LANES)
+    for zeros in range(-(-k // LANES) * LANES, abf16_padded(k), LANES):
+        b.store(b.const(0.0, halves), b.at(target, 2 * zeros), 2 * LANES)
 
 
 def _quantize_block(b: Builder, source: Value, codes: Value, scale: Value, sums: Value) -> None:

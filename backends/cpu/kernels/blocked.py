@@ -5,16 +5,14 @@
         for each 32 rows (then 16, the last of them in part):
             for each two panels: 32 x 32 sums in four tile registers, along the whole of k
 
-The rows of x stream through the first cache once a run; the staged panels stay in the second. A sum
-runs along k in the hardware's order, the same for every block, so its bits depend on its row and its
-column alone.
+The rows of x stream through the first cache once a run; the staged panels stay in the second. A
+sum runs along k in the hardware's order, the same for every block, so its bits depend on its row
+and its column alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from infc.backends.cpu.codegen.amx import (
     CONFIG_BYTES,

@@ -239,7 +239,7 @@ def _emit_blocked_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: Matmu
     with b.function(name, [b.ptr, b.i64, b.i64, b.i64, *pointers], inline=False) as arguments:
         operands = _Operands.of(spec, arguments)
         ranges = _ranges(b, spec, arguments[2], arguments[3])
-        for index, (function, group) in enumerate(zip(functions, groups, strict=True)):
+        for index, function in enumerate(functions):
             part = slice(0, 2) if spec.combine else slice(index, index + 1)
             weights = operands.weights[part]
             call = BlockedArguments(

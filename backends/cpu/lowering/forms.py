@@ -25,7 +25,7 @@ from infc.backends.cpu.kernels.rows import emit_argmax
 from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
-from infc.ir.types import A8, BufferType, KVType, TensorType
+from infc.ir.types import ABF16, BufferType, KVType, TensorType
 
 
 @dataclass(frozen=True)
@@ -137,18 +137,20 @@ def matmul_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
     x = products[0].operation.operands[0]
     kind = TensorType.of(x.type)
     gates, caps = body.named("activation"), body.named("softcap")
+    rounded = body.named("quantize")
     spec = MatmulSpec(
         k=int(kind.shape[1]),
         segments=tuple(segments),
-        activation="a8" if kind.element == A8 else "f32",
+        activation=kind.element,
         combine=get(gates[0], "kind") if gates else None,
         softcap=get(caps[0], "cap") if caps else None,
         max_rows=rows,
+        out=ABF16 if rounded else "f32",
     )
     fields = ("row_tile", "col_tile", "unroll", "prefetch_bytes")
     mapping = MatmulMapping(**{field: int(body.mapping[field]) for field in fields})
     emit_matmul(b, name, spec, mapping)
-    made = [*(op.operation.results[0] for op in [*products, *body.named("mul"), *caps])]
+    made = [*(op.operation.results[0] for op in [*products, *body.named("mul"), *caps, *rounded])]
     outputs = [body.target[value] for value in made if value in body.target]
     pointers = (body.source[x], *weights, *biases, *outputs)
     return Form(name, pointers, body.row_symbol(), "1minp")

@@ -8,7 +8,7 @@ row is cheaper to compute than to wait for), else the rows are split over the th
 from __future__ import annotations
 
 from infc.backends.cpu.codegen.builder import Builder, Value
-from infc.backends.cpu.kernels.activation import emit_quantize_row
+from infc.backends.cpu.kernels.activation import emit_quantize_row, emit_round_row
 from infc.backends.cpu.kernels.embed import emit_embed_row
 from infc.backends.cpu.kernels.layouts import layout_named
 from infc.backends.cpu.kernels.rows import (
@@ -22,7 +22,7 @@ from infc.backends.cpu.lowering.forms import Form, KernelBody
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
-from infc.ir.types import A8, ELEMENT_BYTES, TensorType, a8_row_bytes
+from infc.ir.types import A8, TensorType, storage_bytes
 
 
 def row_form(b: Builder, name: str, body: KernelBody) -> Form:
@@ -70,7 +70,8 @@ class _RowEmitter:
         elif name == "add":
             emit_add_row(b, self.place(operands[0], row), self.place(operands[1], row), out, d)
         elif name == "quantize":
-            emit_quantize_row(b, self.place(operands[0], row), out, d)
+            emit = emit_quantize_row if is_a8(result.type) else emit_round_row
+            emit(b, self.place(operands[0], row), out, d)
         elif name == "embed":
             argument = self.body.source[operands[1]]
             layout = layout_named(self.body.buffer(argument).layout)
@@ -115,4 +116,9 @@ def row_bytes(type_: ir.Type) -> int:
     """Bytes of one row of a tensor."""
     tensor = TensorType.of(type_)
     width = int(tensor.shape[1])
-    return a8_row_bytes(width) if tensor.element == A8 else width * ELEMENT_BYTES[tensor.element]
+    return storage_bytes(tensor.element, (1, width))
+
+
+def is_a8(type_: ir.Type) -> bool:
+    """Whether a tensor holds rows quantised to 8 bits."""
+    return TensorType.of(type_).element == A8
