@@ -63,7 +63,7 @@ def _stage_codes(
             values = [b.fma(b.si_to_f(code, floats), scale, offset) for code in numbers]
             for half in range(STEP // 2):
                 at = b.at(target, PAIRS_BYTES * (step * STEP // 2 + half))
-                _store_pairs(b, values[2 * half], values[2 * half + 1], at)
+                b.store(emit_pairs(b, values[2 * half], values[2 * half + 1]), at, PAIRS_BYTES)
 
     b.loop(0, k // layout.group, body=group)
 
@@ -93,9 +93,14 @@ def _stage_floats(b: Builder, layout: PackedLayout, k: int, packed: Value, stage
         b.store(b.shuffle(last, zero, _PAIRS), b.at(staged, k // 2 * PAIRS_BYTES), PAIRS_BYTES)
 
 
-def _store_pairs(b: Builder, first: Value, second: Value, pointer: Value) -> None:
-    """Round two consecutive numbers of 16 columns and store them as pairs."""
-    both = b.intrinsic(
+def emit_rounded(b: Builder, first: Value, second: Value) -> Value:
+    """The numbers of two `f32[16]` as `bf16[32]`, one vector behind the other."""
+    return b.intrinsic(
         "llvm.x86.avx512bf16.cvtne2ps2bf16.512", b.vec(2 * LANES, b.bf16), second, first
     )
-    b.store(b.shuffle(both, both, _PAIRS), pointer, PAIRS_BYTES)
+
+
+def emit_pairs(b: Builder, first: Value, second: Value) -> Value:
+    """Two consecutive numbers of 16 columns, rounded: `i32[16]`, a pair in each."""
+    both = emit_rounded(b, first, second)
+    return b.bitcast(b.shuffle(both, both, _PAIRS), b.vec(LANES, b.i32))
