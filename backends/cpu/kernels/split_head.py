@@ -39,10 +39,13 @@ may be far away, arrive meanwhile."""
 STRETCH = 32
 """Panels a thread takes at a time. The threads go through the matrix side by side: vocabularies
 begin with their frequent tokens, so all of them soon know large logits."""
-DENSE_ROWS = 6
+DENSE_ROWS = 4
 """With more rows than this to multiply, a panel is multiplied whole."""
+WORTH_ROWS = 2
+"""Where more rows a panel than this are multiplied in a stretch, bounds have cost more than they
+have saved."""
 PLAIN_STRETCHES = 7
-"""So many stretches are multiplied whole after one in which most panels were."""
+"""So many stretches are then multiplied whole, before bounds are tried again."""
 _JOINED_BYTES = 1 << 17
 """Panels put together on the stack take no more than this, or are one."""
 _JOINED_ROWS = 64
@@ -338,9 +341,9 @@ def _emit_search(b: Builder, spec: HeadSpec) -> str:
                 return [after, b.sub(skips, 1)]
 
             def search() -> list[Value]:
-                after, dense = b.call(sparse, operands, [b.f32, b.i64])
-                mostly = b.cmp("sgt", b.mul(dense, 2), count)
-                return [after, b.select(mostly, b.idx(PLAIN_STRETCHES), b.idx(0))]
+                after, rows = b.call(sparse, operands, [b.f32, b.i64])
+                many = b.cmp("sgt", rows, b.mul(count, WORTH_ROWS))
+                return [after, b.select(many, b.idx(PLAIN_STRETCHES), b.idx(0))]
 
             return b.when(b.cmp("sgt", skips, 0), multiply, search, [b.f32, b.i64])
 
@@ -381,8 +384,8 @@ def _emit_plain(b: Builder, spec: HeadSpec) -> str:
 
 
 def _emit_sparse(b: Builder, spec: HeadSpec) -> str:
-    """Define `@name(...) -> (f32, i64)`: of some panels the rows that can enter the list, and how
-    many of the panels were multiplied whole."""
+    """Define `@name(...) -> (f32, i64)`: multiply those rows of some panels that can enter the list;
+    the second result is how many they were."""
     name = f"split_sparse_{spec.layout.name}_n{spec.n}_k{spec.k}"
     bounds = spec.products.emit_bounds(b)
     panel_function = _emit_panel(b, spec)
@@ -391,38 +394,34 @@ def _emit_sparse(b: Builder, spec: HeadSpec) -> str:
         planes = _Planes.of(b, spec, matrix)
         room = b.stack(TILE * PANEL_OUT_BYTES, _LINE_BYTES)
 
-        def tile(start: Value, least: Value, dense: Value) -> list[Value]:
+        def tile(start: Value, least: Value, rows: Value) -> list[Value]:
             panel = b.add(first, start)
             here = b.min(b.sub(count, start), TILE)
             b.call(bounds, [x, prepared, planes.high(b, panel), here, planes.multiplier, room])
 
-            def fetch(index: Value) -> None:
+            def survivors(index: Value, least: Value) -> tuple[Value, Value]:
+                number = b.add(panel, index)
                 at = b.at(room, b.mul(index, PANEL_OUT_BYTES))
-                _prefetch_rows(
-                    b,
-                    planes,
-                    _survivors(b, spec, at, b.add(panel, index), least),
-                    b.add(panel, index),
-                )
+                return number, _survivors(b, spec, at, number, least)
 
-            b.loop(0, here, body=fetch)
+            def fetch(index: Value) -> None:
+                _prefetch_rows(b, planes, *survivors(index, least))
 
-            def multiply(index: Value, least: Value, dense: Value) -> list[Value]:
-                at, number = b.at(room, b.mul(index, PANEL_OUT_BYTES)), b.add(panel, index)
-                bits = _survivors(b, spec, at, number, least)
+            def multiply(index: Value, least: Value, rows: Value) -> list[Value]:
+                number, bits = survivors(index, least)
 
                 def some() -> list[Value]:
                     operands = [x, prepared, matrix, number, bits, values, ids, wanted, least]
-                    after, whole = b.call(panel_function, operands, [b.f32, b.i64])
-                    return [after, b.add(dense, whole)]
+                    after, multiplied = b.call(panel_function, operands, [b.f32, b.i64])
+                    return [after, b.add(rows, multiplied)]
 
                 none = b.cmp("eq", bits, 0)
-                return b.when(none, lambda: [least, dense], some, [b.f32, b.i64])
+                return b.when(none, lambda: [least, rows], some, [b.f32, b.i64])
 
-            return b.loop(0, here, 1, [least, dense], body=multiply)
+            b.loop(0, here, body=fetch)
+            return b.loop(0, here, 1, [least, rows], body=multiply)
 
-        least, dense = b.loop(0, count, TILE, [least, b.idx(0)], body=tile)
-        b.ret(least, dense)
+        b.ret(*b.loop(0, count, TILE, [least, b.idx(0)], body=tile))
     return name
 
 
@@ -435,7 +434,7 @@ def _survivors(b: Builder, spec: HeadSpec, bounds: Value, panel: Value, least: V
     return b.bit_and(left, lanes_inside(b, columns))
 
 
-def _prefetch_rows(b: Builder, planes: _Planes, bits: Value, panel: Value) -> None:
+def _prefetch_rows(b: Builder, planes: _Planes, panel: Value, bits: Value) -> None:
     """Have the low parts of some rows of a panel on their way, unless they are many."""
 
     def row(lane: Value) -> list[Value]:
@@ -444,14 +443,16 @@ def _prefetch_rows(b: Builder, planes: _Planes, bits: Value, panel: Value) -> No
             b.prefetch(b.at(source, line))
         return []
 
-    few = b.cmp("sle", math.CtPopOp(bits).result, DENSE_ROWS)
-    b.when(few, lambda: emit_each_lane(b, bits, [], row) and None)
+    def fetch() -> None:
+        emit_each_lane(b, bits, [], row)
+
+    b.when(b.cmp("sle", math.CtPopOp(bits).result, DENSE_ROWS), fetch)
 
 
 def _emit_panel(b: Builder, spec: HeadSpec) -> str:
     """Define `@name(x, prepared, matrix: ptr, panel, bits: i64, values, ids: ptr, wanted: i64,
     least: f32) -> (f32, i64)`: multiply the rows of a panel that `bits` has, or all where they are
-    many (the second result is then 1, else 0), and put the better ones into the list."""
+    many, and put the better ones into the list. The second result is how many were multiplied."""
     name = f"split_panel_{spec.layout.name}_n{spec.n}_k{spec.k}"
     row_function, plain = spec.products.emit_row(b), _emit_plain(b, spec)
     insert = emit_insert(b)
@@ -459,10 +460,11 @@ def _emit_panel(b: Builder, spec: HeadSpec) -> str:
     with b.function(name, types, [b.f32, b.i64], inline=False) as arguments:
         x, prepared, matrix, panel, bits, values, ids, wanted, least = arguments
         planes = _Planes.of(b, spec, matrix)
+        rows = math.CtPopOp(bits).result
 
         def all_rows() -> list[Value]:
             operands = [x, prepared, matrix, panel, b.idx(1), values, ids, wanted, least]
-            return [*b.call(plain, operands, [b.f32]), b.idx(1)]
+            return [*b.call(plain, operands, [b.f32]), b.idx(PANEL_ROWS)]
 
         def some_rows() -> list[Value]:
             def one(lane: Value, least: Value) -> list[Value]:
@@ -477,8 +479,8 @@ def _emit_panel(b: Builder, spec: HeadSpec) -> str:
 
                 return b.when(b.fcmp("ogt", value, least), enter, lambda: [least], [b.f32])
 
-            return [*emit_each_lane(b, bits, [least], one), b.idx(0)]
+            return [*emit_each_lane(b, bits, [least], one), rows]
 
-        many = b.cmp("sgt", math.CtPopOp(bits).result, DENSE_ROWS)
+        many = b.cmp("sgt", rows, DENSE_ROWS)
         b.ret(*b.when(many, all_rows, some_rows, [b.f32, b.i64]))
     return name

@@ -260,9 +260,12 @@ class SplitProducts:
         for line in range(0, high.chunk_bytes, _VECTOR_BYTES):
             b.prefetch(b.at(chunk, _PREFETCH_BYTES + line))
         codes = b.at(x, b.mul(group, high.group))
-        dot = b.const(0, b.vec(LANES, b.i32))
+        # Two sums, so that a group does not wait for itself.
+        dots = [b.const(0, b.vec(LANES, b.i32))] * 2
         for step, code in enumerate(emit_codes(b, high, chunk)):
-            dot = emit_dot(b, dot, code, emit_broadcast_step(b, codes, step), False)
+            word = emit_broadcast_step(b, codes, step)
+            dots[step % 2] = emit_dot(b, dots[step % 2], code, word, False)
+        dot = b.add(*dots)
         at = b.at(prepared, b.mul(group, 4))
         middle = b.fma(
             b.si_to_f(dot, floats),
