@@ -343,21 +343,42 @@ class Builder:
             return self.intrinsic(
                 "llvm.x86.avx512.vpdpbusd.512", accumulator.type, accumulator, unsigned, signed
             )
-        halves = []
-        wide, half_i32 = self.vec(16, self.i16), self.vec(8, self.i32)
-        for part in range(2):
-            acc = self.shuffle(accumulator, accumulator, range(8 * part, 8 * part + 8))
-            u = self.shuffle(unsigned, unsigned, range(32 * part, 32 * part + 32))
-            s = self.shuffle(signed, signed, range(32 * part, 32 * part + 32))
-            if self.isa.dot_i8 == "avx-vnni":
-                halves.append(self.intrinsic("llvm.x86.avx512.vpdpbusd.256", half_i32, acc, u, s))
-                continue
-            pairs = self.intrinsic("llvm.x86.avx2.pmadd.ub.sw", wide, u, s)
-            ones = self.const(1, wide)
-            halves.append(
-                self.add(acc, self.intrinsic("llvm.x86.avx2.pmadd.wd", half_i32, pairs, ones))
-            )
+        if self.isa.dot_i8 == "avx-vnni":
+            halves = []
+            for part in range(2):
+                acc = self.shuffle(accumulator, accumulator, range(8 * part, 8 * part + 8))
+                u, s = (self._half(v, part) for v in (unsigned, signed))
+                name = "llvm.x86.avx512.vpdpbusd.256"
+                halves.append(self.intrinsic(name, acc.type, acc, u, s))
+            return self.shuffle(halves[0], halves[1], range(16))
+        return self.add(accumulator, self.add_pairs(self.pair_products(unsigned, signed)))
+
+    def pair_products(self, unsigned: Value, signed: Value) -> Value:
+        """`unsigned[2i] * signed[2i] + unsigned[2i + 1] * signed[2i + 1]`, saturated; on AVX2.
+
+        Takes `vector<64xi8>`, read as u8 and s8; returns `vector<32xi16>`.
+        """
+        half = self.vec(16, self.i16)
+        name = "llvm.x86.avx2.pmadd.ub.sw"
+        halves = [
+            self.intrinsic(name, half, self._half(unsigned, part), self._half(signed, part))
+            for part in range(2)
+        ]
+        return self.shuffle(halves[0], halves[1], range(32))
+
+    def add_pairs(self, numbers: Value, scale: int = 1) -> Value:
+        """`scale * (numbers[2i] + numbers[2i + 1])` of `vector<32xi16>` as `vector<16xi32>`; on AVX2."""
+        half, scales = self.vec(8, self.i32), self.const(scale, self.vec(16, self.i16))
+        name = "llvm.x86.avx2.pmadd.wd"
+        halves = [
+            self.intrinsic(name, half, self._half(numbers, part), scales) for part in range(2)
+        ]
         return self.shuffle(halves[0], halves[1], range(16))
+
+    def _half(self, v: Value, part: int) -> Value:
+        """The lower or upper lanes of a vector."""
+        lanes = ir.VectorType(v.type).shape[0] // 2
+        return self.shuffle(v, v, range(lanes * part, lanes * part + lanes))
 
     def dot_s8_neon(self, accumulator: Value, a: Value, b: Value) -> Value:
         """`dot_i8` of two `vector<64xi8>` read as s8, on AArch64."""
@@ -385,7 +406,8 @@ class Builder:
         if isinstance(offset, int):
             if offset == 0:
                 return pointer
-            if -(2**31) < offset < 2**31:
+            # MLIR keeps 29 bits of a constant index (GEPConstantIndex), signed.
+            if -(2**28) <= offset < 2**28:
                 return llvm.GEPOp(
                     self.ptr, pointer, [], ir.DenseI32ArrayAttr.get([offset]), self.i8, 0
                 ).result
