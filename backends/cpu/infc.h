@@ -2,7 +2,12 @@
  *
  * A program is run by `threads` threads together: each calls it with the same `call`, its own number
  * `thread` in [0, threads) and the same `threads`; all return the same status. Nothing is allocated
- * and no system call is made besides sched_yield while a thread waits for another.
+ * and no system call is made besides futex, where a thread has waited for another for long.
+ *
+ * infc_lead and infc_help keep such threads between calls: each helper thread runs infc_help, which
+ * serves every infc_lead of the same team and returns when one says INFC_DISMISS. A helper sleeps
+ * while there is nothing to do; a call that follows soon finds it awake. infc_lead runs thread 0 in
+ * the caller and returns when no thread uses the call any more. One call of a team at a time.
  *
  * Memory is the caller's: `arena` of <phase>_arena_bytes + threads * <phase>_thread_bytes, 64-byte
  * aligned, zeroed once before its first use; `kv` of kv_bytes, 64-byte aligned; `weights` is the file
@@ -55,6 +60,14 @@ extern const infc_model_info infc_info;
 
 int32_t infc_prefill(const infc_call *call, int32_t thread, int32_t threads);
 int32_t infc_decode(const infc_call *call, int32_t thread, int32_t threads);
+
+enum { INFC_PREFILL = 0, INFC_DECODE = 1, INFC_DISMISS = -1 };
+enum { INFC_TEAM_BYTES = 192 }; /* of `team`: 64-byte aligned, zeroed once before its first use */
+
+/* `phase` is INFC_PREFILL, INFC_DECODE, or INFC_DISMISS with a `call` that is not looked at. */
+int32_t infc_lead(void *team, int32_t phase, const infc_call *call, int32_t threads);
+/* For each `thread` in [1, threads); join them before the memory of a dismissed team is freed. */
+void infc_help(void *team, int32_t thread, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import platform
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infc.backends.cpu.guarded_memory import GuardedMemory
 from infc.backends.cpu.kernels.kv_layout import kv_layout_of
 from infc.backends.cpu.lowering import abi
 from infc.backends.cpu.probe import host_features
 from infc.backends.cpu.target import missing_features
+from infc.backends.cpu.team import Team
 from infc.diagnostics import Code, InternalError, UserError
 from infc.target.backend import LoadedPrograms
 from infc.target.runnable import (
     Call,
+    Cancellation,
     KVBlock,
     KVCache,
     OutputKind,
@@ -30,7 +31,8 @@ from infc.target.runnable import (
 )
 from infc.target.schema import Target
 
-_PAGE = mmap.PAGESIZE
+_NEVER = ctypes.c_int32(0)
+"""The flag of calls that nobody cancels."""
 
 
 class CpuKV:
@@ -71,38 +73,6 @@ class CpuKV:
         other = CpuKV(self._signature)
         other.memory.bytes[:] = self.memory.bytes
         return other
-
-
-class GuardedMemory:
-    """Zeroed memory that ends at a page no one may touch: a write past the plan stops the process.
-
-    The usable bytes are pushed against the guard page behind them (up to 64-byte alignment); one
-    more guard page stands in front.
-    """
-
-    def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = -(-size_bytes // 64) * 64
-        body = -(-self.size_bytes // _PAGE) * _PAGE
-        self._map = mmap.mmap(-1, body + 2 * _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if body >= 1 << 22:
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-        whole = np.frombuffer(self._map, np.uint8)
-        base = whole.ctypes.data
-        _protect(base)
-        _protect(base + _PAGE + body)
-        start = _PAGE + body - self.size_bytes
-        self.bytes: NDArray[np.uint8] = whole[start : start + self.size_bytes]
-
-    @property
-    def address(self) -> int:
-        """Where the usable bytes start, 64-byte aligned."""
-        return int(self.bytes.ctypes.data)
-
-
-def _protect(address: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(_PAGE), 0) != 0:
-        raise InternalError(f"mprotect failed with errno {ctypes.get_errno()}")
 
 
 def _check_host(target: Target) -> None:
@@ -149,7 +119,7 @@ class CpuRunnable:
         if self._weights.ctypes.data % 64:
             raise InternalError("the packed weights are not mapped at a 64-byte boundary")
         self._arenas: dict[tuple[Phase, int], GuardedMemory] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._team: Team | None = None
         self._lock = threading.Lock()
 
     @property
@@ -180,7 +150,7 @@ class CpuRunnable:
         kv: KVCache,
         *,
         threads: int,
-        cancel: threading.Event | None = None,
+        cancel: Cancellation | None = None,
     ) -> NDArray[np.float32] | NDArray[np.int32]:
         """Run one program on `threads` threads."""
         return self._run(phase, call, kv, threads, cancel, None)
@@ -204,7 +174,7 @@ class CpuRunnable:
         call: Call,
         kv: KVCache,
         threads: int,
-        cancel: threading.Event | None,
+        cancel: Cancellation | None,
         trace: NDArray[np.uint64] | None,
     ) -> NDArray[np.float32] | NDArray[np.int32]:
         if not isinstance(kv, CpuKV):
@@ -219,14 +189,14 @@ class CpuRunnable:
         call: Call,
         kv: CpuKV,
         threads: int,
-        cancel: threading.Event | None,
+        cancel: Cancellation | None,
         trace: NDArray[np.uint64] | None,
     ) -> NDArray[np.float32] | NDArray[np.int32]:
         """One call at a time: all share an arena, a barrier and the helper threads."""
         rows = len(call.logit_rows)
         logits = np.empty((rows, self.vocab_size), np.float32)
         best = np.empty(rows, np.int32)
-        flag = ctypes.c_int32(0)
+        flag = _NEVER if cancel is None else cancel.flag
         arrays = [
             np.ascontiguousarray(a, np.int32)
             for a in (call.tokens, call.row_offsets, call.slots, call.positions, call.logit_rows)
@@ -252,7 +222,7 @@ class CpuRunnable:
             cancel=ctypes.addressof(flag),
             trace=None if trace is None else trace.ctypes.data,
         )
-        status = self._run_threads(phase, native, threads, flag, cancel)
+        status = self._team_of(threads).run(phase, ctypes.addressof(native))
         if status == abi.CANCELLED:
             raise UserError(Code.CANCELLED, "the call was cancelled")
         if status != abi.OK:
@@ -261,76 +231,19 @@ class CpuRunnable:
             )
         return best if call.output is OutputKind.ARGMAX else logits
 
-    def _run_threads(
-        self,
-        phase: Phase,
-        native: abi.InfcCall,
-        threads: int,
-        flag: ctypes.c_int32,
-        cancel: threading.Event | None,
-    ) -> int:
-        """Call the program from this thread and its helpers, or, where the call may be cancelled or
-        interrupted, from helpers alone while this thread waits for either."""
-        function, pointer = self._functions[phase], ctypes.addressof(native)
-        # An interrupt comes to the main thread, at any moment: helpers must not wait for it then.
-        if cancel is None and threading.current_thread() is not threading.main_thread():
-            others = [
-                self._executor(threads).submit(function, pointer, thread, threads)
-                for thread in range(1, threads)
-            ]
-            status = int(function(pointer, 0, threads))
-            for other in others:
-                other.result()
-            return status
-        workers = [
-            self._executor(threads).submit(function, pointer, thread, threads)
-            for thread in range(threads)
-        ]
-        return self._wait(workers, flag, cancel or threading.Event())
-
-    def _wait(
-        self, workers: list[Future[int]], flag: ctypes.c_int32, cancel: threading.Event
-    ) -> int:
-        """Wait for the program; pass a cancellation on, also one that comes as an exception."""
-        done = threading.Event()
-        workers[0].add_done_callback(lambda _: done.set())
-        try:
-            while not done.wait(0.02):
-                if cancel.is_set():
-                    flag.value = 1
-        except BaseException:
-            # The arena and the call must outlive the program: stop it before leaving.
-            flag.value = 1
-            for worker in workers:
-                worker.result()
-            raise
-        return max(worker.result() for worker in workers)
-
-    def _executor(self, threads: int) -> ThreadPoolExecutor:
-        if self._pool is None or self._pool._max_workers < threads:
-            if self._pool is not None:
-                self._pool.shutdown()
-            pool = ThreadPoolExecutor(threads, thread_name_prefix="infc")
-            # All of them start now or none: a program waits for all of its threads.
-            meeting = threading.Barrier(threads)
-            try:
-                starts = [pool.submit(meeting.wait) for _ in range(threads)]
-            except RuntimeError as error:
-                meeting.abort()
-                pool.shutdown()
-                raise UserError(
-                    Code.OPTION,
-                    f"the system cannot start {threads} threads",
-                    hint="choose fewer (--threads)",
-                ) from error
-            for start in starts:
-                start.result()
-            self._pool = pool
-        return self._pool
+    def _team_of(self, threads: int) -> Team:
+        """The team of so many threads, kept until a call wants another number."""
+        if self._team is None or not self._team.fits(threads):
+            if self._team is not None:
+                self._team.dismiss()
+                self._team = None
+            self._team = Team(self._library, threads)
+        return self._team
 
     def close(self) -> None:
-        """Stop the helper threads and let go of the memory."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-        self._arenas.clear()
+        """End the helper threads and let go of the memory."""
+        with self._lock:
+            if self._team is not None:
+                self._team.dismiss()
+                self._team = None
+            self._arenas.clear()

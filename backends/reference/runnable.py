@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +14,7 @@ from infc.reference.kv import LayerCache, ReferenceKV
 from infc.target.backend import LoadedPrograms
 from infc.target.runnable import (
     Call,
+    Cancellation,
     KVCache,
     OutputKind,
     Phase,
@@ -72,7 +71,7 @@ class ReferenceRunnable:
         kv: KVCache,
         *,
         threads: int,
-        cancel: threading.Event | None = None,
+        cancel: Cancellation | None = None,
     ) -> NDArray[np.float32] | NDArray[np.int32]:
         """Interpret one program; `threads` changes nothing."""
         if not isinstance(kv, ReferenceKV):

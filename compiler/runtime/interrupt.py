@@ -8,10 +8,13 @@ program's cancel flag, and is raised once the program has come back.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from infc.target.runnable import Cancellation
 
 Result = TypeVar("Result")
 
@@ -21,14 +24,17 @@ class InterruptibleCalls:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self._process = 0
 
-    def run(self, call: Callable[[threading.Event], Result]) -> Result:
+    def run(self, call: Callable[[Cancellation], Result]) -> Result:
         """`call(cancel)`; only the main thread gets KeyboardInterrupt, others call directly."""
-        cancel = threading.Event()
+        cancel = Cancellation()
         if threading.current_thread() is not threading.main_thread():
             return call(cancel)
-        if self._pool is None:
+        if self._pool is None or self._process != os.getpid():
+            # A forked process has the pool's object and not its thread.
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="infc-call")
+            self._process = os.getpid()
         try:
             return self._pool.submit(call, cancel).result()
         except KeyboardInterrupt:

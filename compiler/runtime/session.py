@@ -7,10 +7,10 @@ call: when a method raises, the session is as it was before (same position, same
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,17 @@ from infc.runtime.sampling import Sampler, SamplingOptions
 from infc.runtime.state_file import SavedState, read_state, trimmed, write_state
 from infc.runtime.token_checks import check_room, check_tokens
 from infc.runtime.tokenizer import Tokenizer
-from infc.target.runnable import Call, KVBlock, Limits, OutputKind, Phase, Runnable
+from infc.target.runnable import (
+    Call,
+    Cancellation,
+    KVBlock,
+    Limits,
+    OutputKind,
+    Phase,
+    Runnable,
+)
+
+Result = TypeVar("Result")
 
 SLOT = 0
 """A session is one sequence: it uses one slot of its own KV cache."""
@@ -64,7 +74,7 @@ class Session:
         self.digest = digest
         self._runnable = runnable
         self._tokenizer = tokenizer
-        self._lock = threading.Lock()
+        self._users: dict[str, int] = {}  # empty, or the "thread" that a method runs in
         # Forks share the programs and so their arena: one call at a time, in whatever thread.
         self._device = threading.Lock()
         self._calls = InterruptibleCalls()
@@ -134,21 +144,29 @@ class Session:
         Raises:
             UserError: INF5002, INF5003, INF5004, INF5005. KeyboardInterrupt cancels.
         """
-        with self._exclusive(), self._appending(token_ids) as tokens:
+
+        def append(tokens: NDArray[np.int32]) -> NDArray[np.float32]:
             if all_logits:
                 rows = self._prefill_all(tokens)
                 self._set_next(rows[-1].copy(), None)
                 return rows
-            logits = self._prefill(tokens, OutputKind.LOGITS)
+            logits: NDArray[np.float32] = self._prefill(tokens, OutputKind.LOGITS)
             self._set_next(logits, None)
             return logits
 
+        with self._exclusive():
+            return self._append(token_ids, append)
+
     def decode(self, token_id: int) -> NDArray[np.float32]:
         """Append one token; float32 `[vocab]`, the logits of what comes after it; read-only."""
-        with self._exclusive(), self._appending([token_id]) as tokens:
+
+        def append(tokens: NDArray[np.int32]) -> NDArray[np.float32]:
             logits: NDArray[np.float32] = self._run(Phase.DECODE, tokens, 1, OutputKind.LOGITS)[0]
             self._set_next(logits, None)
             return logits
+
+        with self._exclusive():
+            return self._append([token_id], append)
 
     def next_token(self, sampler: Sampler) -> int:
         """Append the token chosen last, if there is one, and choose the next.
@@ -158,11 +176,14 @@ class Session:
         Raises:
             UserError: INF5003 where nothing was prefilled; INF5004, INF5005.
         """
+        output = OutputKind.ARGMAX if sampler.greedy else OutputKind.LOGITS
+
+        def append(tokens: NDArray[np.int32]) -> int:
+            return self._choose(self._run(Phase.DECODE, tokens, 1, output)[0], sampler)
+
         with self._exclusive():
             if self._chosen is not None:
-                with self._appending([self._chosen]) as tokens:
-                    output = OutputKind.ARGMAX if sampler.greedy else OutputKind.LOGITS
-                    return self._choose(self._run(Phase.DECODE, tokens, 1, output)[0], sampler)
+                return self._append([self._chosen], append)
             if self._logits is None:
                 raise UserError(
                     Code.EMPTY_PROMPT,
@@ -176,9 +197,13 @@ class Session:
 
     def prefill_next(self, token_ids: Sequence[int], sampler: Sampler) -> int:
         """Append tokens and choose the next: `prefill` then `next_token`, without the logits."""
-        with self._exclusive(), self._appending(token_ids) as tokens:
-            output = OutputKind.ARGMAX if sampler.greedy else OutputKind.LOGITS
+        output = OutputKind.ARGMAX if sampler.greedy else OutputKind.LOGITS
+
+        def append(tokens: NDArray[np.int32]) -> int:
             return self._choose(self._prefill(tokens, output), sampler)
+
+        with self._exclusive():
+            return self._append(token_ids, append)
 
     def _choose(self, output: NDArray[Any], sampler: Sampler) -> int:
         """The next token, of one row of logits `[vocab]` or of an index `[]`."""
@@ -228,20 +253,17 @@ class Session:
             logit_rows=np.arange(count - last_rows, count, dtype=np.int32),
             output=output,
         )
-        result = self._calls.run(lambda cancel: self._run_alone(phase, call, cancel))
+        if phase is Phase.DECODE:
+            # Over sooner than anybody could notice: an interrupt is raised behind it.
+            result = self._run_alone(phase, call, None)
+        else:
+            result = self._calls.run(lambda cancel: self._run_alone(phase, call, cancel))
         self._tokens.extend(tokens.tolist())
         return result
 
-    def _run_alone(self, phase: Phase, call: Call, cancel: threading.Event) -> NDArray[Any]:
+    def _run_alone(self, phase: Phase, call: Call, cancel: Cancellation | None) -> NDArray[Any]:
         with self._device:
-            return self._runnable.run(
-                phase,
-                call,
-                self._kv,
-                threads=self.threads,
-                # A decode step is over sooner than anybody could notice.
-                cancel=cancel if phase is Phase.PREFILL else None,
-            )
+            return self._runnable.run(phase, call, self._kv, threads=self.threads, cancel=cancel)
 
     # Moving back, copying, keeping
 
@@ -370,29 +392,37 @@ class Session:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise UserError(
-                Code.SESSION_BUSY,
-                "the session is in use by another thread",
-                hint="give each thread its own session: fork() copies one",
-            )
+        # A thread that an interrupt kept from giving the session back may take it again.
+        me = threading.get_ident()
         try:
+            if self._users.setdefault("thread", me) != me:
+                raise UserError(
+                    Code.SESSION_BUSY,
+                    "the session is in use by another thread",
+                    hint="give each thread its own session: fork() copies one",
+                )
             yield
         finally:
-            self._lock.release()
+            if self._users.get("thread") == me:
+                del self._users["thread"]
 
-    @contextmanager
-    def _appending(
-        self, token_ids: Sequence[int] | NDArray[np.integer]
-    ) -> Iterator[NDArray[np.int32]]:
-        """Check the tokens, `[n]` int32, and take back what was appended where the block fails."""
+    def _append(
+        self,
+        token_ids: Sequence[int] | NDArray[np.integer],
+        append: Callable[[NDArray[np.int32]], Result],
+    ) -> Result:
+        """`append` of the checked tokens, `[n]` int32; takes back what it did where it fails.
+
+        No context manager: an interrupt on the way out of one would leave it half done.
+        """
         tokens = self._checked(token_ids)
-        start = self.position
+        start, following = self.position, (self._logits, self._chosen)
         lost = self._about_to_be_lost(start + len(tokens))
         try:
-            yield tokens
+            return append(tokens)
         except BaseException:
             self._forget_after(start)
+            self._set_next(*following)
             if lost is not None:
                 self._kv.kv_import(SLOT, lost)
                 self._rings.restore(lost.layer_starts)

@@ -6,14 +6,21 @@ lacks is exported from the other in the logical form and imported.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infc.diagnostics import InternalError
-from infc.target.runnable import Call, KVBlock, KVCache, Limits, Phase, Runnable
+from infc.target.runnable import (
+    Call,
+    Cancellation,
+    KVBlock,
+    KVCache,
+    Limits,
+    Phase,
+    Runnable,
+)
 
 
 class SplitKV:
@@ -103,7 +110,7 @@ class SplitRunnable:
         kv: KVCache,
         *,
         threads: int,
-        cancel: threading.Event | None = None,
+        cancel: Cancellation | None = None,
     ) -> NDArray[np.float32] | NDArray[np.int32]:
         """Run a program on its side."""
         cache = self._prepare(phase, call, kv)

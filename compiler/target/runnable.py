@@ -6,6 +6,7 @@ flattened, without padding; only attention and the KV cache see sequences.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,23 @@ class Call:
     output: OutputKind = OutputKind.LOGITS
 
 
+class Cancellation(threading.Event):
+    """A request to give a call up, from any thread.
+
+    Attributes:
+        flag: non-zero once it is set, for native code to look at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flag = ctypes.c_int32(0)
+
+    def set(self) -> None:
+        """Ask for it; a call that has come too far ends as if nobody had."""
+        self.flag.value = 1
+        super().set()
+
+
 @dataclass(frozen=True)
 class KVBlock:
     """Part of one slot's cache in the logical form, float32, rope applied to the keys.
@@ -168,12 +186,13 @@ class Runnable(Protocol):
         kv: KVCache,
         *,
         threads: int,
-        cancel: threading.Event | None = None,
+        cancel: Cancellation | None = None,
     ) -> NDArray[np.float32] | NDArray[np.int32]:
         """Run one program: float32 `[r, vocab]` logits, or int32 `[r]` for ARGMAX.
 
         Raises UserError (INF5006) where `cancel` was set; the KV cache then holds undefined values
-        at the positions of this call and right ones before.
+        at the positions of this call and right ones before. The same after any exception, also
+        one that a signal handler raises: when it leaves here, nothing runs any more.
         """
 
     def trace(

@@ -14,12 +14,14 @@
 #include <sys/mman.h>
 #include "infc.h"
 
-typedef int32_t program(const infc_call *, int32_t, int32_t);
+typedef int32_t leader(void *, int32_t, const infc_call *, int32_t);
+typedef void helper(void *, int32_t, int32_t);
 
-static program *running; /* what all threads run next */
+static leader *lead;
+static helper *help;
 static infc_call call;
 static int32_t threads;
-static pthread_barrier_t gate;
+static void *team;
 
 static void fail(const char *what) {
     fprintf(stderr, "generate: %s\n", what);
@@ -31,27 +33,21 @@ static void *memory(int64_t size_bytes) { /* 64-byte aligned and zeroed, as the 
     return p ? memset(p, 0, (size_t)size_bytes) : (fail("out of memory"), NULL);
 }
 
-static void *help(void *thread) { /* every thread but the first, until the process ends */
-    for (;;) {
-        pthread_barrier_wait(&gate);
-        running(&call, (int32_t)(intptr_t)thread, threads);
-        pthread_barrier_wait(&gate);
-    }
+static void *serve(void *thread) { /* every thread but the first, until the process ends */
+    help(team, (int32_t)(intptr_t)thread, threads);
     return NULL;
 }
 
 /* Appends n tokens at position `at`; returns the likeliest one behind them, where it is wanted. */
-static int32_t append(program *run, void *arena, const int32_t *ids, int n, int at, int wanted) {
+static int32_t append(int32_t phase, void *arena, const int32_t *ids, int n, int at, int wanted) {
     int32_t offsets[2] = {0, n}, slot = 0, last = n - 1, best = 0, *positions = memory(4 * n);
     for (int i = 0; i < n; i++) positions[i] = at + i;
     call.tokens = ids, call.positions = positions, call.n_tokens = n;
     call.row_offsets = offsets, call.slots = &slot, call.n_sequences = 1;
     call.logit_rows = &last, call.n_logit_rows = wanted;
-    call.arena = arena, call.best = &best, running = run;
-    pthread_barrier_wait(&gate);
-    int32_t status = run(&call, 0, threads);
-    pthread_barrier_wait(&gate); /* now nobody reads `call` any more */
-    if (status != INFC_OK) fail("the program refused the call: is a token id out of range?");
+    call.arena = arena, call.best = &best;
+    if (lead(team, phase, &call, threads) != INFC_OK)
+        fail("the program refused the call: is a token id out of range?");
     free(positions);
     return best;
 }
@@ -63,7 +59,7 @@ int main(int argc, char **argv) {
     void *library = dlopen(path, RTLD_NOW);
     if (!library) fail(dlerror());
     const infc_model_info *info = dlsym(library, "infc_info");
-    program *prefill = dlsym(library, "infc_prefill"), *decode = dlsym(library, "infc_decode");
+    lead = (leader *)dlsym(library, "infc_lead"), help = (helper *)dlsym(library, "infc_help");
     if (info->abi_version != INFC_ABI_VERSION) fail("the model has another program ABI");
     snprintf(path, sizeof path, "%s/weights/weights.bin", argv[1]);
     size_t size = (size_t)info->weight_bytes;
@@ -81,18 +77,18 @@ int main(int argc, char **argv) {
                        .kv = memory(info->kv_bytes), .logits = memory(4 * info->vocab_size)};
     void *prefill_arena = memory(info->prefill_arena_bytes + threads * info->prefill_thread_bytes);
     void *decode_arena = memory(info->decode_arena_bytes + threads * info->decode_thread_bytes);
-    pthread_t helper;
-    pthread_barrier_init(&gate, NULL, (unsigned)threads);
+    team = memory(INFC_TEAM_BYTES);
+    pthread_t started;
     for (intptr_t thread = 1; thread < threads; thread++)
-        if (pthread_create(&helper, NULL, help, (void *)thread)) fail("no more threads");
+        if (pthread_create(&started, NULL, serve, (void *)thread)) fail("no more threads");
     int32_t next = 0, chunk = (int32_t)info->prefill_max_tokens;
     for (int at = 0, n; at < prompt; at += n) {
         n = prompt - at < chunk ? prompt - at : chunk;
-        next = append(prefill, prefill_arena, ids + at, n, at, at + n == prompt);
+        next = append(INFC_PREFILL, prefill_arena, ids + at, n, at, at + n == prompt);
     }
     for (int at = prompt; at < prompt + new_tokens; at++) {
         printf("%d\n", next);
-        if (at + 1 < prompt + new_tokens) next = append(decode, decode_arena, &next, 1, at, 1);
+        if (at + 1 < prompt + new_tokens) next = append(INFC_DECODE, decode_arena, &next, 1, at, 1);
     }
     return 0; /* ends the waiting threads, and gives everything back */
 }

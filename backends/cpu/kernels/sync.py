@@ -7,73 +7,114 @@ from infc.ir.mlir import func, ir, llvm
 
 BARRIER_NAME = "infc_barrier"
 BARRIER_BYTES = 128
-"""State of a barrier: the arrival count and, on a line of its own, the generation; 64-byte aligned
-and zeroed once before first use."""
+"""State of a barrier: the arrival count and, on a line of its own, the generation and the number of
+threads that sleep until it moves; 64-byte aligned and zeroed once before first use."""
 
 _GENERATION_OFFSET = 64
-_SPINS_BEFORE_YIELD = 1024
+_SLEEPERS_OFFSET = 68
+_SPINS = 512
+"""Pauses before a waiting thread sleeps: about 20 us on a server, longer than threads with a core
+each wait for each other in a decode step."""
+_FULL_SYSTEM = 15
+"""The operand `sy` of `isb`."""
+
+_FUTEX_CALL = {"x86_64": 202, "aarch64": 98}
+"""Linux's number of the system call, by the architecture of the triple."""
+_FUTEX_WAIT, _FUTEX_WAKE = 128, 129
+"""Operations of futex(2), private to the process."""
+_EVERYBODY = 2**31 - 1
 
 
 def emit_barrier(b: Builder) -> None:
     """Define `@infc_barrier(state: ptr, thread: i64, threads: i64)` in the module.
 
-    The last thread to arrive clears the count and publishes the next generation; the others spin on
-    the generation. After some thousands of spins a waiting thread offers its core with
-    `sched_yield`, so that a machine with fewer cores than threads makes progress. The state is
+    The last thread to arrive clears the count and publishes the next generation; the others wait
+    for it: they spin for some tens of microseconds, then sleep on a futex, so that a machine with
+    more threads to run than cores spends its time on those that have work. They never yield:
+    `sched_yield` gives a whole slice to whoever else wants the core, a sleeper that is woken gets
+    it back at once. The last thread makes a system call only where somebody sleeps. The state is
     clean after every use, whatever the number of threads was.
+
+    No wake-up is lost: a thread counts itself among the sleepers before the kernel compares the
+    generation, and the last thread moves the generation before it reads the count, both
+    sequentially consistent, so at least one of the two sees the other.
     """
     with ir.InsertionPoint(b.module.body):
-        func.FuncOp("sched_yield", ir.FunctionType.get([], [b.i32]), visibility="private")
+        # Declared with as many operands as are used: `syscall` is variadic only in C.
+        operands = [b.i64, b.ptr, b.i64, b.i64, b.i64]
+        func.FuncOp("syscall", ir.FunctionType.get(operands, [b.i64]), visibility="private")
     with b.function(BARRIER_NAME, [b.ptr, b.i64, b.i64]) as (state, _thread, threads):
-        b.when(b.cmp("sgt", threads, 1), lambda: _wait(b, state, threads))
+        b.when(b.cmp("sgt", threads, 1), lambda: _meet(b, state, threads))
         b.ret()
 
 
-def _wait(b: Builder, state: Value, threads: Value) -> None:
+def _meet(b: Builder, state: Value, threads: Value) -> None:
     generation_at = b.at(state, _GENERATION_OFFSET)
     # Read before arriving: once this thread has arrived the generation may move at any moment.
-    before = _load_acquire(b, generation_at)
-    arrived = llvm.AtomicRMWOp(
-        llvm.AtomicBinOp.add,
-        state,
-        b.const(1, b.i32),
-        llvm.AtomicOrdering.acq_rel,
-        alignment=4,
-    ).result
+    before = _load(b, generation_at, llvm.AtomicOrdering.acquire)
+    arrived = _add(b, state, 1, llvm.AtomicOrdering.acq_rel)
     is_last = b.cmp("eq", b.add(b.as_i64(arrived), 1), threads)
+    sleepers_at = b.at(state, _SLEEPERS_OFFSET)
 
     def release() -> None:
         b.store(b.const(0, b.i32), state, 4)
-        llvm.StoreOp(
-            b.add(before, 1), generation_at, alignment=4, ordering=llvm.AtomicOrdering.release
-        )
-
-    b.when(is_last, release, lambda: _spin(b, generation_at, before))
-
-
-def _spin(b: Builder, generation_at: Value, before: Value) -> None:
-    def waiting(_spins: Value) -> Value:
-        return b.cmp("eq", _load_acquire(b, generation_at), before)
-
-    def spin(spins: Value) -> list[Value]:
+        _add(b, generation_at, 1, llvm.AtomicOrdering.seq_cst)
+        sleepers = _load(b, sleepers_at, llvm.AtomicOrdering.seq_cst)
         b.when(
-            b.cmp("sge", spins, _SPINS_BEFORE_YIELD),
-            lambda: _discard(b.call("sched_yield", [], [b.i32])),
-            lambda: _pause(b),
+            b.cmp("ne", sleepers, 0),
+            lambda: _futex(b, generation_at, _FUTEX_WAKE, b.idx(_EVERYBODY)),
         )
-        return [b.add(spins, 1)]
 
-    b.loop_while([b.idx(0)], waiting, spin)
+    b.when(is_last, release, lambda: _wait(b, generation_at, before, sleepers_at))
+
+
+def _wait(b: Builder, generation_at: Value, before: Value, sleepers_at: Value) -> None:
+    """Return once the generation is another than `before`."""
+
+    def waiting(_turn: Value) -> Value:
+        return b.cmp("eq", _load(b, generation_at, llvm.AtomicOrdering.acquire), before)
+
+    def sleep() -> None:
+        _add(b, sleepers_at, 1, llvm.AtomicOrdering.seq_cst)
+        # Returns at once where the generation has moved; a signal may end it early.
+        _futex(b, generation_at, _FUTEX_WAIT, b.ext_u(before, b.i64))
+        _add(b, sleepers_at, -1, llvm.AtomicOrdering.seq_cst)
+
+    def wait(turn: Value) -> list[Value]:
+        b.when(b.cmp("slt", turn, _SPINS), lambda: _pause(b), sleep)
+        return [b.add(turn, 1)]
+
+    b.loop_while([b.idx(0)], waiting, wait)
+
+
+def _futex(b: Builder, word: Value, operation: int, value: Value) -> None:
+    """Sleep while `*word == value`, or wake `value` threads that sleep on it."""
+    number = _FUTEX_CALL[b.isa.triple.partition("-")[0]]
+    no_timeout = b.idx(0)
+    operands = [b.idx(number), word, b.idx(operation), value, no_timeout]
+    _discard(b.call("syscall", operands, [b.i64]))
 
 
 def _pause(b: Builder) -> None:
-    """Tell an x86 core that it spins; other architectures have no need of a hint."""
+    """Tell the core that it spins, so that it saves power and its sibling thread gets on.
+
+    On AArch64 `isb`: `yield` does nothing on most cores.
+    """
     if b.isa.triple.startswith("x86_64"):
         b.intrinsic("llvm.x86.sse2.pause", None)
+    else:
+        b.intrinsic("llvm.aarch64.isb", None, b.const(_FULL_SYSTEM, b.i32))
 
 
-def _load_acquire(b: Builder, pointer: Value) -> Value:
-    return llvm.LoadOp(b.i32, pointer, alignment=4, ordering=llvm.AtomicOrdering.acquire).result
+def _load(b: Builder, pointer: Value, ordering: llvm.AtomicOrdering) -> Value:
+    return llvm.LoadOp(b.i32, pointer, alignment=4, ordering=ordering).result
+
+
+def _add(b: Builder, pointer: Value, amount: int, ordering: llvm.AtomicOrdering) -> Value:
+    """Add to an `i32` in memory; what it was before."""
+    return llvm.AtomicRMWOp(
+        llvm.AtomicBinOp.add, pointer, b.const(amount, b.i32), ordering, alignment=4
+    ).result
 
 
 def _discard(_values: list[Value]) -> None:

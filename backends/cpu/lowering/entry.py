@@ -12,8 +12,8 @@ from infc.backends.cpu.lowering.programs import MainArguments, ProgramLowering
 from infc.ir.mlir import ir, llvm
 
 
-def emit_entry(b: Builder, program: ProgramLowering, signature: dict[str, int]) -> None:
-    """Define `int32 infc_<phase>(const infc_call *call, int32 thread, int32 threads)`.
+def emit_entry(b: Builder, program: ProgramLowering, signature: dict[str, int]) -> str:
+    """Define `int32 infc_<phase>(const infc_call *call, int32 thread, int32 threads)`; its name.
 
     Every thread checks the whole call for itself, so that all return the same status without
     having met.
@@ -34,6 +34,7 @@ def emit_entry(b: Builder, program: ProgramLowering, signature: dict[str, int]) 
             [b.i32],
         )
         b.ret(status)
+    return name
 
 
 class _Entry:

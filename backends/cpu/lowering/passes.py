@@ -5,8 +5,8 @@
            func @infc_decode(!llvm.ptr, i32, i32) -> i32
 
 Requires: planned memory with barriers. Guarantees: one flat module whose only exported symbols are
-the programs and `infc_info`; the declarations of packed weights stay: they say what the weights
-file holds.
+the programs, the two functions of a team and `infc_info`; the declarations of packed weights stay:
+they say what the weights file holds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from infc.backends.cpu.kernels.sync import emit_barrier
 from infc.backends.cpu.lowering.abi import ABI_VERSION
 from infc.backends.cpu.lowering.entry import arena_bytes, emit_entry, emit_info, thread_bytes
 from infc.backends.cpu.lowering.programs import ProgramLowering
+from infc.backends.cpu.lowering.team import emit_team
 from infc.backends.cpu.target import isa_of
 from infc.ir.attributes import from_attribute, get, to_attribute
 from infc.ir.levels import Level
@@ -45,9 +46,10 @@ def lower_programs(module: ir.Module, ctx: PassContext) -> None:
         "kv_bytes": kv.total_bytes,
         "weight_bytes": get(module.operation, "infc.weight_bytes"),
     }
+    names = []
     for number, program in enumerate(list(programs(module))):
         lowering = ProgramLowering(b, program, kv, offsets)
-        emit_entry(b, lowering, signature)
+        names.append(emit_entry(b, lowering, signature))
         info |= {
             f"{lowering.phase}_max_tokens": signature["max_tokens"][number],
             f"{lowering.phase}_max_logit_rows": signature["max_logit_rows"][number],
@@ -56,6 +58,7 @@ def lower_programs(module: ir.Module, ctx: PassContext) -> None:
             f"{lowering.phase}_kernel_calls": lowering.kernel_calls("main"),
         }
         program.operation.erase()
+    emit_team(b, names)
     emit_info(b, info)
     module.operation.attributes["infc.info"] = to_attribute(info)
 

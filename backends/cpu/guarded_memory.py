@@ -1,0 +1,45 @@
+"""Memory between pages that no one may touch."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infc.diagnostics import InternalError
+
+_PAGE = mmap.PAGESIZE
+
+
+class GuardedMemory:
+    """Zeroed memory that ends at a page no one may touch: a write past the plan stops the process.
+
+    The usable bytes are pushed against the guard page behind them (up to 64-byte alignment); one
+    more guard page stands in front.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = -(-size_bytes // 64) * 64
+        body = -(-self.size_bytes // _PAGE) * _PAGE
+        self._map = mmap.mmap(-1, body + 2 * _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if body >= 1 << 22:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        whole = np.frombuffer(self._map, np.uint8)
+        base = whole.ctypes.data
+        _protect(base)
+        _protect(base + _PAGE + body)
+        start = _PAGE + body - self.size_bytes
+        self.bytes: NDArray[np.uint8] = whole[start : start + self.size_bytes]
+
+    @property
+    def address(self) -> int:
+        """Where the usable bytes start, 64-byte aligned."""
+        return int(self.bytes.ctypes.data)
+
+
+def _protect(address: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(_PAGE), 0) != 0:
+        raise InternalError(f"mprotect failed with errno {ctypes.get_errno()}")
