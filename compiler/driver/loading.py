@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from infc.artifact import Artifact, open_artifact
 from infc.diagnostics import Code, UserError
+from infc.driver.threads import default_threads
 from infc.ir.version import DIALECT_VERSION
 from infc.runtime.session import Session
 from infc.runtime.split import SplitRunnable
@@ -23,7 +23,8 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Sess
 
     Args:
         artifact: its path, or an open one.
-        threads: threads every call is run by; None takes the processors this process may use.
+        threads: threads every call is run by; None takes one for each physical core this process
+            may use, within the limits of its control groups.
 
     Raises:
         UserError: the artifact is damaged, of another version, or not for this host.
@@ -94,5 +95,5 @@ def _load_phase(artifact: Artifact, phase: str) -> Runnable:
 
 
 def available_threads(runnable: Runnable) -> int:
-    """The processors this process may use, as far as the programs allow."""
-    return min(len(os.sched_getaffinity(0)), runnable.limits.max_threads)
+    """The threads that suit this machine, as far as the programs allow."""
+    return min(default_threads(), runnable.limits.max_threads)

@@ -64,10 +64,10 @@ class Session:
         digest: str = "",
     ) -> None:
         most = runnable.limits.max_threads
-        if not 1 <= threads <= most:
+        if not isinstance(threads, int) or not 1 <= threads <= most:
             raise UserError(
                 Code.OPTION,
-                f"threads must be 1 to {most}, got {threads}",
+                f"threads must be 1 to {most}, got {threads!r}",
                 hint=f"the programs were compiled for at most {most} threads",
             )
         self.threads = threads

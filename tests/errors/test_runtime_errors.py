@@ -28,6 +28,15 @@ def refused(session: Session, action: Callable[[], object]) -> str:
     return str(error.value)
 
 
+def test_threads_that_are_no_number() -> None:
+    with pytest.raises(UserError) as error:
+        Session(FakeRunnable(), None, threads="2")  # type: ignore[arg-type]
+    assert str(error.value) == (
+        "error[INF5001]: threads must be 1 to 4, got '2'\n"
+        "   = hint: the programs were compiled for at most 4 threads"
+    )
+
+
 def test_threads_out_of_range() -> None:
     with pytest.raises(UserError) as error:
         Session(FakeRunnable(), None, threads=9)

@@ -47,7 +47,7 @@ of three runs after a short one that is not counted.
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads to run with.  [default: all that this process may use]",
+    help="Threads to run with.  [default: one a physical core that this process may use]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench_command(

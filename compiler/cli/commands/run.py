@@ -99,7 +99,7 @@ A model is compiled once and kept in the cache ($XDG_CACHE_HOME/infc/artifacts, 
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads to run with.  [default: all that this process may use]",
+    help="Threads to run with.  [default: one a physical core that this process may use]",
 )
 def run_command(
     path: Path,
