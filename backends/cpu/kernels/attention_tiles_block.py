@@ -70,7 +70,7 @@ class TileBlockEmitter:
 
         def some() -> None:
             self._scores(keys, group, tall)
-            changed = self.softmax.emit(keys, group, lanes)
+            changed = self.softmax.emit(keys, group, lanes, tall)
             corrects = b.bit_and(changed, b.bit_xor(is_first, b.const(1, b.i1)))
             b.when(corrects, lambda: self._correct(group, lanes))
             self._weigh(keys, group, tall)
@@ -121,13 +121,14 @@ class TileBlockEmitter:
             for tile in range(2 * tall):
                 emit_tile_zero(b, tile)
             for k in range(shape.steps):
-                for r in range(tall):
-                    left = b.at(queries, k * TILE_ROW_BYTES + r * TILE_ROWS * shape.query_bytes)
-                    emit_tile_load(b, _LEFT + r, left, self.query_stride)
-                for c in range(2):
-                    right = b.at(staged, k * _STEP_BYTES + c * shape.key_strip_bytes)
-                    emit_tile_load(b, _RIGHT + c, right, self.line)
-                self._multiply(tall, 2)
+                lefts = [
+                    b.at(queries, k * TILE_ROW_BYTES + r * TILE_ROWS * shape.query_bytes)
+                    for r in range(tall)
+                ]
+                rights = [
+                    b.at(staged, k * _STEP_BYTES + c * shape.key_strip_bytes) for c in range(2)
+                ]
+                self._multiply(lefts, self.query_stride, rights)
             to = b.at(scores, b.mul(index, 2 * _TILE_SUM_BYTES))
             for r in range(tall):
                 for c in range(2):
@@ -136,10 +137,15 @@ class TileBlockEmitter:
 
         b.loop(keys.start, keys.stop, body=step)
 
-    def _multiply(self, tall: int, wide: int) -> None:
-        for r in range(tall):
-            for c in range(wide):
-                emit_tile_dot_bf16(self.b, 2 * r + c, _LEFT + r, _RIGHT + c)
+    def _multiply(self, lefts: list[Value], stride: Value, rights: list[Value]) -> None:
+        """Add the products of one step to the sums; each operand is loaded just before its use."""
+        b = self.b
+        for c, right in enumerate(rights):
+            emit_tile_load(b, _RIGHT + c, right, self.line)
+            for r, left in enumerate(lefts):
+                if c == 0:
+                    emit_tile_load(b, _LEFT + r, left, stride)
+                emit_tile_dot_bf16(b, 2 * r + c, _LEFT + r, _RIGHT + c)
 
     # ---- weighted values -------------------------------------------------------------------
 
@@ -183,14 +189,10 @@ class TileBlockEmitter:
 
         def step(index: Value) -> None:
             left = b.at(terms, b.mul(index, TILE_ROW_BYTES))
-            for r in range(tall):
-                at = b.at(left, r * TILE_ROWS * shape.score_bytes)
-                emit_tile_load(b, _LEFT + r, at, self.score_stride)
             right = b.at(values, b.mul(index, _STEP_BYTES))
-            for c in range(wide):
-                at = b.at(right, c * shape.value_vector_bytes)
-                emit_tile_load(b, _RIGHT + c, at, self.line)
-            self._multiply(tall, wide)
+            lefts = [b.at(left, r * TILE_ROWS * shape.score_bytes) for r in range(tall)]
+            rights = [b.at(right, c * shape.value_vector_bytes) for c in range(wide)]
+            self._multiply(lefts, self.score_stride, rights)
 
         b.loop(keys.start, keys.stop, body=step)
         for tile, place in places:

@@ -79,53 +79,65 @@ class Softmax:
         self.parts = TileScratch.plan(shape)
         self.vector = b.vec(LANES, b.f32)
 
-    def emit(self, keys: Range, group: Value, lanes: Value) -> Value:
+    def emit(self, keys: Range, group: Value, lanes: Value, tall: int) -> Value:
         """Turn the scores of a group into terms, bring maxima and sums up to date.
+
+        The maxima of all lanes come first: each is a chain of dependent steps, and many chains at
+        once keep the processor busy.
 
         Args:
             keys: the steps that have scores.
             group: the first lane.
             lanes: lanes of the group.
+            tall: tiles of lanes in the group.
 
         Returns:
-            `i1`: whether any correction is other than 1.
+            `i1`: whether any correction may be other than 1.
         """
         b = self.b
+        b.loop(0, lanes, body=lambda index: self._largest(keys, b.add(group, index), index))
+        changed = b.const(0, b.i1)
+        for tile in range(tall):
+            changed = b.bit_or(changed, self._corrections(group, tile))
+        b.loop(0, lanes, body=lambda index: self._terms(keys, b.add(group, index), index))
+        return changed
 
-        def lane(index: Value, changed: Value) -> Value:
-            return b.bit_or(changed, self._lane(keys, b.add(group, index), index))
-
-        return b.loop(0, lanes, 1, [b.const(0, b.i1)], body=lane)[0]
-
-    def _lane(self, keys: Range, lane: Value, index: Value) -> Value:
-        b, parts = self.b, self.parts
-        scores = b.at(self.base, b.add(b.mul(index, self.shape.score_bytes), parts.scores))
-        scalar = b.at(self.base, b.mul(lane, F32_BYTES))
-        maximum_at = b.at(scalar, parts.maxima)
-        largest = self._largest(keys, scores, b.load(b.at(scalar, parts.positions), b.i32, 4))
-        before = b.load(maximum_at, b.f32, F32_BYTES)
-        maximum = emit_maximum(b, b.round_even(largest), b.splat(before))
-        now = b.extract(maximum, 0)
-        b.store(now, maximum_at, F32_BYTES)
-        correction = self._correction(before, now)
-        at = b.at(self.base, b.add(b.mul(index, F32_BYTES), parts.corrections))
-        b.store(correction, at, F32_BYTES)
-        self._terms(keys, scores, lane, maximum, b.splat(correction))
-        return b.fcmp("ogt", now, before)
-
-    def _correction(self, before: Value, now: Value) -> Value:
-        """`2 ** (before - now)` of whole numbers: 1 where they are equal, 0 below `2 ** -126`."""
+    def _scores(self, index: Value) -> Value:
+        """The scores of a lane of the group."""
         b = self.b
-        exponent = b.fmax(b.fsub(before, now), b.const(_LOWEST_EXPONENT - 1, b.f32))
-        biased = b.add(b.f_to_si(exponent, b.i32), int(1 - _LOWEST_EXPONENT))
-        return b.bitcast(b.shl(biased, 23), b.f32)
+        return b.at(self.base, b.add(b.mul(index, self.shape.score_bytes), self.parts.scores))
+
+    def _scalar(self, part: int, lane: Value) -> Value:
+        """The place of a lane in a part that has one number a lane."""
+        return self.b.at(self.base, self.b.add(self.b.mul(lane, F32_BYTES), part))
+
+    def _corrections(self, group: Value, tile: int) -> Value:
+        """New maxima and the corrections of 16 lanes; whether any maximum changed."""
+        b, parts = self.b, self.parts
+        corrections_at = b.at(self.base, parts.corrections + tile * _VECTOR_BYTES)
+        maxima_at = b.at(self._scalar(parts.maxima, group), tile * _VECTOR_BYTES)
+        before = b.load(maxima_at, self.vector, F32_BYTES)
+        largest = b.load(corrections_at, self.vector, F32_BYTES)
+        now = emit_maximum(b, b.round_even(largest), before)
+        b.store(now, maxima_at, F32_BYTES)
+        # Differences of whole numbers: 1 where they are equal, 0 below 2**-126.
+        lowest = b.const(_LOWEST_EXPONENT - 1, self.vector)
+        exponent = b.f_to_si(emit_maximum(b, b.fsub(before, now), lowest), b.vec(LANES, b.i32))
+        bits = b.shl(b.add(exponent, int(1 - _LOWEST_EXPONENT)), 23)
+        b.store(b.bitcast(bits, self.vector), corrections_at, F32_BYTES)
+        grown = b.bitcast(b.fcmp("ogt", now, before), b.vec(1, b.i16))
+        return b.cmp("ne", b.extract(grown, 0), 0)
 
     # ---- maximum ---------------------------------------------------------------------------
 
-    def _largest(self, keys: Range, scores: Value, position: Value) -> Value:
-        """Cap the scores and mask what the lane does not see; the largest in every element."""
+    def _largest(self, keys: Range, lane: Value, index: Value) -> None:
+        """Cap the scores, mask what the lane does not see, store the largest one.
+
+        It goes to the place of the correction that is computed from it.
+        """
         b = self.b
-        position = b.splat(position)
+        scores = self._scores(index)
+        position = b.splat(b.load(self._scalar(self.parts.positions, lane), b.i32, F32_BYTES))
         lowest = b.const(float("-inf"), self.vector)
 
         def step(is_clear: bool) -> Callable[..., list[Value]]:
@@ -154,7 +166,7 @@ class Softmax:
         for distance in (8, 4, 2, 1):
             other = b.shuffle(x, x, [lane ^ distance for lane in range(LANES)])
             x = emit_maximum(b, other, x)
-        return x
+        b.store(b.extract(x, 0), self._scalar(self.parts.corrections, index), F32_BYTES)
 
     def _capped(self, x: Value) -> Value:
         if self.shape.softcap is None:
@@ -173,12 +185,13 @@ class Softmax:
 
     # ---- terms -----------------------------------------------------------------------------
 
-    def _terms(
-        self, keys: Range, scores: Value, lane: Value, maximum: Value, correction: Value
-    ) -> None:
-        """Overwrite the scores with bf16 terms, which take half of the room."""
-        b = self.b
-        weights_at = b.at(self.base, b.add(b.mul(lane, _VECTOR_BYTES), self.parts.weights))
+    def _terms(self, keys: Range, lane: Value, index: Value) -> None:
+        """Overwrite the scores with bf16 terms, which take half of the room, and add them up."""
+        b, parts = self.b, self.parts
+        scores = self._scores(index)
+        maximum = b.splat(b.load(self._scalar(parts.maxima, lane), b.f32, F32_BYTES))
+        correction = b.splat(b.load(self._scalar(parts.corrections, index), b.f32, F32_BYTES))
+        weights_at = b.at(self.base, b.add(b.mul(lane, _VECTOR_BYTES), parts.weights))
 
         def step(index: Value, *totals: Value) -> list[Value]:
             at = b.at(scores, b.mul(index, _STEP_BYTES))
