@@ -366,13 +366,11 @@ class Builder:
         ]
         return self.shuffle(halves[0], halves[1], range(32))
 
-    def add_pairs(self, numbers: Value, scale: int = 1) -> Value:
-        """`scale * (numbers[2i] + numbers[2i + 1])` of `vector<32xi16>` as `vector<16xi32>`; on AVX2."""
-        half, scales = self.vec(8, self.i32), self.const(scale, self.vec(16, self.i16))
+    def add_pairs(self, numbers: Value) -> Value:
+        """`numbers[2i] + numbers[2i + 1]`, of `vector<32xi16>` as `vector<16xi32>`; on AVX2."""
+        half, ones = self.vec(8, self.i32), self.const(1, self.vec(16, self.i16))
         name = "llvm.x86.avx2.pmadd.wd"
-        halves = [
-            self.intrinsic(name, half, self._half(numbers, part), scales) for part in range(2)
-        ]
+        halves = [self.intrinsic(name, half, self._half(numbers, part), ones) for part in range(2)]
         return self.shuffle(halves[0], halves[1], range(16))
 
     def _half(self, v: Value, part: int) -> Value:

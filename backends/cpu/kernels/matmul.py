@@ -127,7 +127,7 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
     if spec.activation == "abf16":
         return [MatmulMapping(_BLOCK_ROWS, panels, 1, 0) for panels in _staged_panels(spec)]
     tiles = _float_tiles(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
-    fitting = [tile for tile in tiles if _stack_bytes(spec, *tile) <= _STACK_LIMIT_BYTES]
+    fitting = [tile for tile in tiles if _stack_bytes(spec, isa, *tile) <= _STACK_LIMIT_BYTES]
     tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
     streams = [(1, 4096), (2, 4096), (1, 8192)]
     if spec.max_rows == 1:
@@ -152,17 +152,12 @@ def _staged_panels(spec: MatmulSpec) -> list[int]:
     return sorted({2 * min(fitting, most), 2 * max(min(fitting, most) // 2, 1)}, reverse=True)
 
 
-def _stack_bytes(spec: MatmulSpec, row_tile: int, col_tile: int) -> int:
+def _stack_bytes(spec: MatmulSpec, isa: Isa, row_tile: int, col_tile: int) -> int:
     if spec.activation == "f32":
         return 0
     plain = Epilogue(scaled=True)
-    return max(
-        col_tile
-        * TileKernel(
-            spec.k, s.layout.group, s.layout.has_min, row_tile, col_tile, plain
-        ).panel_bytes
-        for s in spec.segments
-    )
+    tiles = [TileKernel.of(spec.k, isa, s.layout, row_tile, col_tile, plain) for s in spec.segments]
+    return col_tile * max(tile.panel_bytes for tile in tiles)
 
 
 def matmul_argument_count(spec: MatmulSpec) -> int:
@@ -310,10 +305,10 @@ def _tiles(b: Builder, spec: MatmulSpec, mapping: MatmulMapping) -> list[str]:
         emit_staged(
             b,
             segment.layout,
-            TileKernel(
+            TileKernel.of(
                 spec.k,
-                segment.layout.group,
-                segment.layout.has_min,
+                b.isa,
+                segment.layout,
                 mapping.row_tile,
                 mapping.col_tile,
                 _epilogue(spec, index),

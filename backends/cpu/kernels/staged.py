@@ -1,11 +1,11 @@
 """Products of many rows with packed weights: panels are unpacked once, then used for all rows.
 
 A few panels at a time are *staged* on the stack: codes of any width become bytes, f16 scales become
-f32. Then tiles of rows run over them. What a tile needs to know of the zero point is the same for
-all layouts: on the VNNI paths codes are shifted so that it is 128, elsewhere codes are signed.
+f32. Then tiles of rows run over them. The form of the bytes is that of the instruction that
+multiplies them (`tile_dots`); where layouts have the same form, they share the tile's code.
 
 A staged panel is `k / group` groups, each `f32 scale[16]`, `f32 min[16]` (with minima only), and
-the codes, one byte each, in steps of 64 bytes as in the packed layout (`pairs` has its own order).
+the codes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.activation import a8_offsets
-from infc.backends.cpu.kernels.dots import (
-    STEP,
-    emit_broadcast_step,
-    emit_codes,
-    emit_dot,
-    emit_scales,
-)
+from infc.backends.cpu.kernels.dots import emit_scales
 from infc.backends.cpu.kernels.epilogue import (
     ROOM_BYTES_PER_ROW,
     Epilogue,
@@ -30,15 +25,14 @@ from infc.backends.cpu.kernels.epilogue import (
     emit_epilogue,
 )
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
-from infc.backends.cpu.kernels.pairs import emit_pair_dots, to_octets, uses_pairs
 from infc.backends.cpu.kernels.stream import (
     PANEL_OUT_BYTES,
     emit_row_tiles,
     panel_function_types,
 )
+from infc.backends.cpu.kernels.tile_dots import TileDots, tile_dots_for
 from infc.reference.a8 import A8_BLOCK, A8_SUM
 
-_VNNI_ZERO_POINT = 128
 _VECTOR_BYTES = 64
 
 
@@ -48,6 +42,7 @@ class TileKernel:
 
     Attributes:
         k: numbers a row.
+        dots: how codes are staged and multiplied.
         group: codes that share a scale.
         has_min: groups have a minimum.
         rows: rows of a tile; m is at least this.
@@ -56,18 +51,29 @@ class TileKernel:
     """
 
     k: int
+    dots: TileDots
     group: int
     has_min: bool
     rows: int
     columns: int
     epilogue: Epilogue
 
+    @staticmethod
+    def of(
+        k: int, isa: Isa, layout: PackedLayout, rows: int, columns: int, epilogue: Epilogue
+    ) -> TileKernel:
+        """The tile of a layout on an instruction set."""
+        dots = tile_dots_for(isa, layout)
+        return TileKernel(k, dots, layout.group, layout.has_min, rows, columns, epilogue)
+
     @property
     def name(self) -> str:
         """The function's name."""
         minimum = ".min" if self.has_min else ""
         shape = f"r{self.rows}c{self.columns}"
-        return f"tile_g{self.group}{minimum}_k{self.k}_{shape}_{self.epilogue.name}"
+        return (
+            f"tile_{self.dots.name}_g{self.group}{minimum}_k{self.k}_{shape}_{self.epilogue.name}"
+        )
 
     @property
     def groups(self) -> int:
@@ -124,18 +130,11 @@ def emit_staged(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
     return name
 
 
-def _signed(b: Builder) -> bool:
-    return b.isa.dot_i8 in ("avx2", "neon-dot", "neon-i8mm")
-
-
 def _emit_stage(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
     """Define `@stage(packed: ptr, staged: ptr)`, which stages one panel."""
     name = f"stage_{layout.name}_k{tile.k}"
     if b.defined(name):
         return name
-    # Codes move to the staged zero point; bytes wrap around, so 8-bit codes need no special case.
-    shift = (0 if _signed(b) else _VNNI_ZERO_POINT) - layout.zero_point
-    shift = (shift + 128) % 256 - 128
     with b.function(name, [b.ptr, b.ptr], inline=False) as (packed, staged):
 
         def group(index: Value) -> None:
@@ -144,11 +143,9 @@ def _emit_stage(b: Builder, layout: PackedLayout, tile: TileKernel) -> str:
             for part in range(2 if layout.has_min else 1):
                 scales = emit_scales(b, b.at(source, 2 * PANEL_ROWS * part))
                 b.store(scales, b.at(target, _VECTOR_BYTES * part), _VECTOR_BYTES)
-            steps = emit_codes(b, layout, source)
-            for step, codes in enumerate(to_octets(b, steps) if uses_pairs(b) else steps):
-                moved = b.add(codes, shift) if shift else codes
-                at = b.at(target, tile.codes_offset + _VECTOR_BYTES * step)
-                b.store(moved, at, _VECTOR_BYTES)
+            for index, codes in enumerate(tile.dots.stage(b, layout, source)):
+                at = b.at(target, tile.codes_offset + _VECTOR_BYTES * index)
+                b.store(codes, at, _VECTOR_BYTES)
 
         b.loop(0, tile.groups, body=group)
         b.ret()
@@ -222,11 +219,10 @@ def _emit_row_terms(
 ) -> None:
     """What the zero point and the minima need of each row and group, computed in vectors.
 
-    Writes `-128 * sum` as i32 (where codes are unsigned) and `scale * sum` as f32 (with minima).
+    Writes `-zero_point * sum` as i32 (where there is one) and `scale * sum` as f32 (with minima).
     """
     offsets = a8_offsets(tile.k)
-    wants_correction = not _signed(b)
-    if not (wants_correction or tile.has_min):
+    if not (tile.dots.zero_point or tile.has_min):
         return
     for row in range(tile.rows):
         start = b.at(x, b.mul(b.add(first_row, row), offsets.row_bytes))
@@ -234,8 +230,8 @@ def _emit_row_terms(
         def piece(first: Value, lanes: int, start: Value = start, row: int = row) -> None:
             """Terms of the `lanes` groups from group `first` on."""
             sums = _group_sums(b, tile, b.at(start, offsets.sums), first, lanes)
-            if wants_correction:
-                terms = b.mul(sums, -_VNNI_ZERO_POINT)
+            if tile.dots.zero_point:
+                terms = b.mul(sums, -tile.dots.zero_point)
                 b.store(terms, corrections.at(b, row, first), 4)
             if tile.has_min:
                 scales = _group_scales(b, tile, b.at(start, offsets.scales), first, lanes)
@@ -326,8 +322,11 @@ def _add_group(
     """
     floats = b.vec(LANES, b.f32)
     panels = [b.at(staged, column * tile.panel_bytes) for column in range(tile.columns)]
-    emit_dots = _emit_pair_dots if uses_pairs(b) else _emit_step_dots
-    dots = emit_dots(b, tile, panels, [codes for codes, _ in rows], [at for at, _ in terms])
+    starts = [b.const(0, b.vec(LANES, b.i32))] * tile.rows
+    if tile.dots.zero_point:
+        starts = [b.splat(b.load(correction, b.i32, 4)) for correction, _ in terms]
+    staged_codes = [b.at(panel, tile.codes_offset) for panel in panels]
+    dots = tile.dots.emit(b, staged_codes, [codes for codes, _ in rows], starts, tile.group)
     scales = [b.load(p, floats, _VECTOR_BYTES) for p in panels]
     for row, (_, scale_at) in enumerate(rows):
         scale = b.splat(b.load(scale_at, b.f32, 4))
@@ -339,37 +338,3 @@ def _add_group(
                 minima = b.load(b.at(panels[column], _VECTOR_BYTES), floats, _VECTOR_BYTES)
                 weighted = b.splat(b.load(terms[row][1], b.f32, 4))
                 sums[cell] = b.fma(minima, weighted, sums[cell])
-
-
-def _emit_step_dots(
-    b: Builder, tile: TileKernel, panels: list[Value], rows: list[Value], corrections: list[Value]
-) -> list[Value]:
-    """The dots of one group, zero point included: `vector<16xi32>` row by row, panel by panel."""
-    dots = []
-    for correction in corrections:
-        zero = b.const(0, b.vec(LANES, b.i32))
-        start = zero if _signed(b) else b.splat(b.load(correction, b.i32, 4))
-        dots += [start] * tile.columns
-    for step in range(tile.group // STEP):
-        at = tile.codes_offset + _VECTOR_BYTES * step
-        weights = [b.load(b.at(p, at), b.vec(_VECTOR_BYTES, b.i8), _VECTOR_BYTES) for p in panels]
-        for row, codes in enumerate(rows):
-            activations = emit_broadcast_step(b, codes, step)
-            for column, weight in enumerate(weights):
-                cell = row * tile.columns + column
-                dots[cell] = emit_dot(b, dots[cell], weight, activations, _signed(b))
-    return dots
-
-
-def _emit_pair_dots(
-    b: Builder, tile: TileKernel, panels: list[Value], rows: list[Value], _corrections: list[Value]
-) -> list[Value]:
-    """The same, two rows at a time; staged codes are signed, so nothing is to be corrected."""
-    dots = []
-    for index in range(0, len(rows), 2):
-        pair = rows[index], rows[min(index + 1, len(rows) - 1)]  # an odd row goes with itself
-        by_panel = [
-            emit_pair_dots(b, b.at(panel, tile.codes_offset), pair, tile.group) for panel in panels
-        ]
-        dots += [dot for row in zip(*by_panel, strict=True) for dot in row]
-    return dots[: len(rows) * len(panels)]
