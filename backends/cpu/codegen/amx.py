@@ -57,9 +57,12 @@ def emit_tile_zero(b: Builder, tile: int) -> None:
     b.intrinsic("llvm.x86.tilezero", None, b.const(tile, b.i8))
 
 
-def emit_tile_load(b: Builder, tile: int, pointer: Value, stride: Value) -> None:
-    """Load a tile, a row every `stride` bytes."""
-    b.intrinsic("llvm.x86.tileloadd64", None, b.const(tile, b.i8), pointer, stride)
+def emit_tile_load(
+    b: Builder, tile: int, pointer: Value, stride: Value, *, passing: bool = False
+) -> None:
+    """Load a tile, a row every `stride` bytes; `passing` where it need not stay in the cache."""
+    name = "llvm.x86.tileloaddt164" if passing else "llvm.x86.tileloadd64"
+    b.intrinsic(name, None, b.const(tile, b.i8), pointer, stride)
 
 
 def emit_tile_store(b: Builder, tile: int, pointer: Value, stride: Value) -> None:

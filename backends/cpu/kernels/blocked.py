@@ -1,13 +1,14 @@
 """Products of many rows in bf16: panels of weights become bf16, then tiles of rows run over them.
 
-    for each run of panels that fits half of the second cache:
+    for each run of panels:
         turn them into bf16 panels
         for each 32 rows (then 16, the last of them in part):
             for each two panels: 32 x 32 sums in four tile registers, along the whole of k
 
-The rows of x stream through the first cache once a run; the staged panels stay in the second. A
-sum runs along k in the hardware's order, the same for every block, so its bits depend on its row
-and its column alone.
+Where all rows of x fit the second cache a run is two panels: they stay in the first cache, past
+which the rows stream. Else a run fills a part of the second cache, and the rows come from further
+out once for each run. A sum runs along k in the hardware's order, the same for every block, so its
+bits depend on its row and its column alone.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _SUM_BYTES = 4
 _PANEL_SUM_BYTES = _SUM_BYTES * PANEL_ROWS
 _STEP_BYTES = TILE_K // 2 * TILE_ROW_BYTES
 """Bytes of a bf16 panel that one product reads."""
+_PAIR = 2
+"""Panels of a run that stay in the first cache."""
 _LEFT, _RIGHT = 4, 6
 """The first tile registers of rows of x and of panels; the sums are in those before."""
 
@@ -263,7 +266,9 @@ class _Blocked:
         def step(index: Value) -> None:
             left = b.at(x, b.mul(index, TILE_ROW_BYTES))
             for r in range(tall):
-                emit_tile_load(b, _LEFT + r, b.at(left, r * rows_bytes), self.x_stride)
+                at = b.at(left, r * rows_bytes)
+                passing = self.kernel.panels == _PAIR
+                emit_tile_load(b, _LEFT + r, at, self.x_stride, passing=passing)
             for c, staged in enumerate(panels):
                 right = b.at(staged, b.mul(index, _STEP_BYTES))
                 emit_tile_load(b, _RIGHT + c, right, self.line)

@@ -18,6 +18,7 @@ from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, PackedLayout, panels_of
 from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES, StreamKernel, emit_stream
+from infc.reference.abf16 import abf16_row_bytes
 
 ACTIVATIONS = ("a8", "abf16", "f32")
 OUTPUTS = ("f32", "abf16")
@@ -27,7 +28,9 @@ _STACK_LIMIT_BYTES = 1 << 20
 """Staged panels take no more of a thread's stack than this."""
 _BLOCK_ROWS = 32
 _STAGED_BYTES = 1 << 19
-"""bf16 panels staged at once: a part of the second cache, whose rest is for the rows."""
+_ROWS_BYTES = 5 << 18
+"""bf16 panels staged at once, and rows of x that stay in the second cache of processors with AMX
+(2 MiB a core; Intel 64 and IA-32 Architectures Optimization Reference Manual, Sapphire Rapids)."""
 
 
 _TILES = {
@@ -145,11 +148,12 @@ def _float_tiles(isa: Isa) -> list[tuple[int, int]]:
 
 
 def _staged_panels(spec: MatmulSpec) -> list[int]:
-    """Even numbers of panels to stage at once: as many as fit the stack's share, then half."""
+    """Panels to stage at once: two beside rows that fit the second cache, else as many as fit."""
     panel_bytes = bf16_panel_bytes(spec.k) * (2 if spec.combine else 1)
-    fitting = max(_STAGED_BYTES // panel_bytes // 2, 1)
-    most = max(-(-panels_of(s.n) // 2) for s in spec.segments)
-    return sorted({2 * min(fitting, most), 2 * max(min(fitting, most) // 2, 1)}, reverse=True)
+    most = max(panels_of(s.n) + panels_of(s.n) % 2 for s in spec.segments)
+    fitting = min(max(_STAGED_BYTES // panel_bytes // 2 * 2, 2), most)
+    few = spec.max_rows * abf16_row_bytes(spec.k) <= _ROWS_BYTES
+    return list(dict.fromkeys((2, fitting) if few else (fitting, 2)))
 
 
 def _stack_bytes(spec: MatmulSpec, isa: Isa, row_tile: int, col_tile: int) -> int:
