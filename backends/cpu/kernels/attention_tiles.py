@@ -12,6 +12,9 @@ it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from infc.backends.cpu.codegen.amx import (
     TILE_K,
     TILE_ROW_BYTES,
@@ -22,7 +25,7 @@ from infc.backends.cpu.codegen.amx import (
 )
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.attention_block import LOG2_E, MASKED
-from infc.backends.cpu.kernels.attention_tiles_block import TileBlockEmitter
+from infc.backends.cpu.kernels.attention_tiles_block import LaneState, TileBlockEmitter
 from infc.backends.cpu.kernels.attention_tiles_shape import (
     LANE_GROUP,
     STEP_KEYS,
@@ -57,8 +60,12 @@ class _TileAttention:
     def _unit(self, unit: Unit) -> None:
         b, keys_a_block = self.b, self.shape.key_block
         emit_tile_config(b, b.at(self.a.scratch, self.parts.config), [TILE_ROWS] * TILES)
-        self.units.each_lane(unit, self._begin)
+        self.units.each_lane(unit, lambda lane, row, _head: self._store_position(lane, row))
         self._fill_group(unit)
+        state = LaneState(
+            partial(self._with_place, unit, self._begin),
+            partial(self._with_place, unit, self._finish),
+        )
 
         def block(index: Value) -> None:
             first = b.mul(index, keys_a_block)
@@ -66,12 +73,11 @@ class _TileAttention:
             visible = b.min(b.sub(b.add(unit.highest, 1), first), keys_a_block)
             stop = b.ceil_div(visible, STEP_KEYS)
             keys = TileBlock(unit.head, first, unit.lowest, unit.highest, start, stop)
-            self.block.emit(keys, unit.lanes)
+            self.block.emit(keys, unit.lanes, state)
 
         last = b.div(unit.highest, keys_a_block)
         b.loop(b.div(unit.lowest, keys_a_block), b.add(last, 1), body=block)
         emit_tile_release(b)
-        self.units.each_lane(unit, self._finish)
 
     # ---- lanes -----------------------------------------------------------------------------
 
@@ -79,8 +85,16 @@ class _TileAttention:
         """The place of a lane in a part of the scratch."""
         return self.b.at(self.a.scratch, self.b.add(self.b.mul(lane, lane_bytes), part))
 
+    def _with_place(
+        self, unit: Unit, body: Callable[[Value, Value, Value], None], lane: Value
+    ) -> None:
+        """Run `body(lane, row, head)`, `head` being a query head."""
+        b = self.b
+        row = b.add(unit.start, b.div(lane, unit.heads))
+        body(lane, row, b.add(unit.first_head, b.rem(lane, unit.heads)))
+
     def _begin(self, lane: Value, row: Value, head: Value) -> None:
-        """Scale and round the query, clear the lane's state."""
+        """Scale and round the query, clear the lane's state but for the weighted values."""
         b, parts, shape = self.b, self.parts, self.shape
         head_dim = shape.kv.head_dim
         index = b.add(b.mul(row, shape.heads), head)
@@ -98,12 +112,8 @@ class _TileAttention:
                     x = b.fmul(load_f32(b, source, start * F32_BYTES, lanes), scale)
                 halves.append(x)
             b.store(emit_rounded(b, *halves), b.at(query, first * _BF16_BYTES), TILE_ROW_BYTES)
-        sums = self._part(parts.sums, lane, shape.sum_bytes)
-        for v in range(shape.vectors):
-            store_f32(b, zero, sums, v * LANES * F32_BYTES)
         store_f32(b, zero, self._part(parts.weights, lane, LANES * F32_BYTES), 0)
         b.store(b.const(MASKED, b.f32), self._part(parts.maxima, lane, F32_BYTES), F32_BYTES)
-        self._store_position(lane, row)
 
     def _store_position(self, lane: Value, row: Value) -> None:
         b = self.b

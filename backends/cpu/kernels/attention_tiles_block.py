@@ -1,14 +1,19 @@
 """One block of keys of an attention unit on tile registers.
 
     for each 32 lanes:
+        queries           = scaled and rounded, when the lanes see their first block
         scores[32, keys]  = queries @ keys     32 x 32 at a time, in four tiles
         terms             = softmax
         sums[32, head_dim] = sums * correction + terms @ values
+        output            = sums / weights, when they have seen their last block
 
 Only steps of 32 keys that one of these lanes can see are computed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.amx import (
     TILE_K,
@@ -38,6 +43,17 @@ _STEP_BYTES = TILE_K // 2 * TILE_ROW_BYTES
 _TILE_SUM_BYTES = STRIP * F32_BYTES
 
 
+@dataclass(frozen=True)
+class LaneState:
+    """What is done for a lane before its first block of keys and behind its last one.
+
+    While a lane's numbers are in the nearest cache, and the stores overlap with tile products.
+    """
+
+    begin: Callable[[Value], None]
+    finish: Callable[[Value], None]
+
+
 class TileBlockEmitter:
     """Emits the work on one block of keys."""
 
@@ -51,34 +67,41 @@ class TileBlockEmitter:
         self.score_stride = b.idx(shape.score_bytes)
         self.sum_stride = b.idx(shape.sum_bytes)
 
-    def emit(self, block: TileBlock, lanes: Value) -> None:
+    def emit(self, block: TileBlock, lanes: Value, state: LaneState) -> None:
         """Add a block of keys to the state of all lanes."""
         b = self.b
         self.staging.emit(block)
 
         def group(tall: int, first: Value) -> None:
-            self._group(block, first, b.min(b.sub(lanes, first), LANE_GROUP), tall)
+            self._group(block, first, b.min(b.sub(lanes, first), LANE_GROUP), tall, state)
 
         # What is left of 16 lanes or fewer needs only half of the tiles.
         pairs = b.mul(b.div(b.add(lanes, TILE_ROWS - 1), LANE_GROUP), LANE_GROUP)
         b.loop(0, pairs, LANE_GROUP, body=lambda first: group(2, first))
         b.when(b.cmp("slt", pairs, lanes), lambda: group(1, pairs))
 
-    def _group(self, block: TileBlock, group: Value, lanes: Value, tall: int) -> None:
+    def _group(
+        self, block: TileBlock, group: Value, lanes: Value, tall: int, state: LaneState
+    ) -> None:
         b = self.b
-        keys, is_first = self._range(block, group, tall)
+        keys = self._range(block, group, tall)
+
+        def each(body: Callable[[Value], None]) -> None:
+            b.loop(0, lanes, body=lambda index: body(b.add(group, index)))
 
         def some() -> None:
+            b.when(keys.is_first, lambda: each(state.begin))
             self._scores(keys, group, tall)
             changed = self.softmax.emit(keys, group, lanes, tall)
-            corrects = b.bit_and(changed, b.bit_xor(is_first, b.const(1, b.i1)))
+            corrects = b.bit_and(changed, b.bit_xor(keys.is_first, b.const(1, b.i1)))
             b.when(corrects, lambda: self._correct(group, lanes))
             self._weigh(keys, group, tall)
+            b.when(keys.is_last, lambda: each(state.finish))
 
         b.when(b.cmp("slt", keys.start, keys.stop), some)
 
-    def _range(self, block: TileBlock, group: Value, tall: int) -> tuple[Range, Value]:
-        """What the group looks at, and whether it has looked at nothing before."""
+    def _range(self, block: TileBlock, group: Value, tall: int) -> Range:
+        """What the group looks at."""
         b, window = self.b, self.shape.window
         at = b.at(self.base, b.add(b.mul(group, F32_BYTES), self.parts.positions))
         positions = [
@@ -97,15 +120,17 @@ class TileBlockEmitter:
 
         stop = steps(b.add(latest, 1), STEP_KEYS - 1)
         clear_stop = steps(b.add(earliest, 1))
+        is_last = b.cmp("slt", b.sub(latest, block.first), self.shape.key_block)
         if window is None:
             zero = b.idx(0)
-            keys = Range(block.first, zero, zero, clear_stop, stop)
-            return keys, b.cmp("eq", block.first, 0)
+            is_first = b.cmp("eq", block.first, 0)
+            return Range(block.first, zero, zero, clear_stop, stop, is_first, is_last)
         oldest = b.max(b.sub(earliest, window - 1), 0)
+        is_first = b.cmp("sle", block.first, oldest)
         start = steps(oldest)
         clear_start = b.min(steps(b.sub(latest, window - 1), STEP_KEYS - 1), stop)
-        keys = Range(block.first, start, clear_start, b.max(clear_stop, clear_start), stop)
-        return keys, b.cmp("sle", block.first, oldest)
+        clear_stop = b.max(clear_stop, clear_start)
+        return Range(block.first, start, clear_start, clear_stop, stop, is_first, is_last)
 
     # ---- scores ----------------------------------------------------------------------------
 
@@ -182,8 +207,16 @@ class TileBlockEmitter:
             for r in range(tall)
             for c in range(wide)
         ]
-        for tile, place in places:
-            emit_tile_load(b, tile, place, self.sum_stride)
+
+        def load() -> None:
+            for tile, place in places:
+                emit_tile_load(b, tile, place, self.sum_stride)
+
+        def clear() -> None:
+            for tile, _ in places:
+                emit_tile_zero(b, tile)
+
+        b.when(keys.is_first, clear, load)
         terms = b.at(self.base, parts.scores)
         values = b.at(self.base, b.add(b.mul(vector, shape.value_vector_bytes), parts.values))
 

@@ -38,6 +38,8 @@ class Range:
     Attributes:
         first: position of the block's first key.
         start, clear_start, clear_stop, stop: steps, counted from there, in this order.
+        is_first: `i1`, whether the group has looked at no block before.
+        is_last: whether it looks at none behind.
     """
 
     first: Value
@@ -45,6 +47,8 @@ class Range:
     clear_start: Value
     clear_stop: Value
     stop: Value
+    is_first: Value
+    is_last: Value
 
 
 def emit_maximum(b: Builder, x: Value, y: Value) -> Value:
