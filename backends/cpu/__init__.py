@@ -1,4 +1,4 @@
-"""The CPU backend: AVX2 and AVX-512 code, ahead of time, both phases run by all threads together.
+"""The CPU backend: code for x86-64 and AArch64, ahead of time, both phases run by all threads.
 
 In the order data flows: `target` and `probe` (which processor), `mappings` (what the cost model
 chooses from), `lowering/` (memory level to machine level), `kernels/` (the emitters), `codegen/`
