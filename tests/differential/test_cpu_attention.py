@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import llvmlite.binding as llvm_binding
@@ -17,8 +18,10 @@ from infc.backends.cpu.kernels.attention import (
     AttentionMapping,
     AttentionSpec,
     attention_scratch_bytes,
+    attention_shared_bytes,
     candidates,
     emit_attention,
+    split_candidates,
 )
 from infc.backends.cpu.kernels.kv_layout import KVLayout
 from infc.ir.kv_storage import load_kv, store_kv
@@ -57,14 +60,15 @@ KERNELS = [(case, isa) for case in CASES for isa in ISAS]
 class Kernel:
     """A compiled attention function beside a cache that holds random keys and values."""
 
-    def __init__(self, case: str, isa: str, row_tile: int | None = None) -> None:
+    def __init__(self, case: str, isa: str, row_tile: int | None = None, parts: int = 1) -> None:
         heads, kv_heads, head_dim, window, capacity, softcap, dtype, tile, key_block = CASES[case]
         self.layout = KVLayout(kv_heads, head_dim, (capacity,), SLOTS, dtype)
         scale = head_dim**-0.5
         layer = self.layout.layer(0)
         self.spec = AttentionSpec(heads, layer, window, scale, softcap, max_rows=64)
-        mapping = AttentionMapping(row_tile or tile, key_block)
+        mapping = AttentionMapping(row_tile or tile, key_block, parts)
         self.scratch_bytes = attention_scratch_bytes(self.spec, mapping)
+        self.shared_bytes = attention_shared_bytes(self.spec, mapping)
         self.library = _compile(self.spec, mapping, ISAS[isa])
         rng = np.random.default_rng(7)
         shape = (SLOTS, POSITIONS, kv_heads, head_dim)
@@ -96,15 +100,20 @@ class Kernel:
         slots, positions = (np.array(x, dtype=np.int32) for x in zip(*rows, strict=True))
         q = np.ascontiguousarray(self.q[slots, positions])
         out = np.full_like(q, np.nan)
+        shared = _aligned(self.shared_bytes + 64)
+        shared[:] = 0xFF
+        arrivals = np.zeros((self.spec.max_rows, self.spec.kv.kv_heads), np.int32)
         for thread in range(threads):
             scratch = _aligned(self.scratch_bytes + 64)
             scratch[:] = 0xFF
             self.library.run(
                 *map(_pointer, (q, cache, out, positions, slots)),
                 *map(ctypes.c_int64, (len(rows), thread, threads)),
-                _pointer(scratch),
+                *map(_pointer, (scratch, shared, arrivals)),
             )
             assert (scratch[self.scratch_bytes :] == 0xFF).all(), "scratch overrun"
+        assert (shared[self.shared_bytes :] == 0xFF).all(), "overrun of the shared scratch"
+        assert not arrivals.any()
         return out
 
     def expected(self, slot: int, position: int) -> np.ndarray:
@@ -124,9 +133,9 @@ def _compile(spec: AttentionSpec, mapping: AttentionMapping, isa: Isa) -> ctypes
         module = ir.Module.create()
         b = Builder(module, isa)
         emit_attention(b, "attention", spec, mapping)
-        types = [*[b.ptr] * 5, *[b.i64] * 3, b.ptr]
+        types = [*[b.ptr] * 5, *[b.i64] * 3, *[b.ptr] * 3]
         with b.function("run", types, private=False) as arguments:
-            b.call("attention", arguments)
+            b.call("attention", arguments if mapping.parts > 1 else arguments[:-2])
             b.ret()
         lower_to_llvm(module)
         shared = link_shared(emit_object(module, isa))
@@ -149,6 +158,12 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 @functools.cache
 def kernel(case: str, isa: str) -> Kernel:
     return Kernel(case, isa)
+
+
+@functools.cache
+def parted(case: str, isa: str) -> Kernel:
+    """The kernel whose rows have up to four parts."""
+    return Kernel(case, isa, parts=4)
 
 
 def chunk(slot: int, first: int, count: int = CHUNK) -> list[tuple[int, int]]:
@@ -176,6 +191,50 @@ def test_bits_depend_neither_on_threads_nor_on_the_other_rows(case: str, isa: st
     for threads in (1, 2):
         alone = [attention(cache, [row], threads)[0] for row in rows[::4]]
         np.testing.assert_array_equal(np.stack(alone), together[::4])
+
+
+@pytest.mark.parametrize(("case", "isa"), KERNELS)
+def test_parts_of_the_keys_match_numpy(case: str, isa: str) -> None:
+    attention = parted(case, isa)
+    window = attention.spec.window
+    first = 0 if window is None else attention.layout.capacity[0] - window
+    for position in (*range(0, POSITIONS, 29), POSITIONS - 1):
+        # Rows of several slots and, as far as the ring holds them, of one slot.
+        rows = [(2, position), (0, max(0, position - min(first, 3))), (0, position)]
+        got = attention(attention.cache(position), rows, threads=2)
+        want = np.stack([attention.expected(*row) for row in rows])
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("case", "isa"), KERNELS)
+def test_bits_of_parts_depend_on_the_position_alone(case: str, isa: str) -> None:
+    attention = parted(case, isa)
+    rows = [(2, 126), (0, 125), (1, 126), (0, 126)]
+    cache = attention.cache(126)
+    together = attention(cache, rows)
+    for threads in (2, 3, 7, 40):
+        np.testing.assert_array_equal(attention(cache, rows, threads), together)
+    for threads in (1, 2, 11):
+        alone = [attention(cache, [row], threads)[0] for row in rows]
+        np.testing.assert_array_equal(np.stack(alone), together)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("make", [kernel, parted])
+@pytest.mark.parametrize("case", ["ring", "capped", "pairs", "codes"])
+def test_a_key_that_is_not_a_number_harms_those_alone_who_see_it(
+    case: str, make: Callable[[str, str], Kernel], isa: str
+) -> None:
+    attention = make(case, isa)
+    rows = chunk(1, 100, 30) if make is kernel else [(1, p) for p in range(100, 130)]
+    clean = attention(attention.cache(129), rows)
+    cache = attention.cache(129)
+    k, v = np.ones((2, 1, attention.layout.kv_heads, attention.layout.head_dim), np.float32)
+    v[..., 0] = np.inf
+    attention.layout.import_positions(cache, 0, 1, [117], k, v)
+    got = attention(cache, rows)
+    np.testing.assert_array_equal(got[:17], clean[:17])
+    assert np.isnan(got[17:]).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -206,6 +265,16 @@ def test_the_default_mapping_fits_few_rows_as_well_as_many() -> None:
         assert attention_scratch_bytes(spec, default) % 64 == 0
     assert tiles[0] == 4
     assert tiles[1] > tiles[0]
+
+
+@pytest.mark.parametrize(
+    ("window", "capacity", "parts"),
+    [(None, 64, 1), (None, 512, 8), (None, 32768, 16), (512, 1024, 9), (2, 128, 2), (1, 64, 1)],
+)
+def test_a_row_has_no_more_parts_than_blocks(window: int | None, capacity: int, parts: int) -> None:
+    layer = KVLayout(1, 64, (capacity,), 1, "f16").layer(0)
+    default = split_candidates(AttentionSpec(4, layer, window, 0.125, None, 1))[0]
+    assert (default.key_block, default.parts) == (64, parts)
 
 
 def test_a_key_block_that_is_no_number_of_strips_is_refused() -> None:

@@ -79,7 +79,7 @@ class Units:
         """
         b, a = self.b, self.a
         tiles = self._each_tile(lambda _tile, _start, _end: None)
-        splits = self._head_splits(b.mul(tiles, self.kv.kv_heads))
+        splits = self.head_splits(b.mul(tiles, self.kv.kv_heads))
         units_a_tile = b.mul(splits, self.kv.kv_heads)
         round_trip = b.mul(a.threads, 2)
 
@@ -108,6 +108,11 @@ class Units:
 
         b.loop(unit.start, unit.end, body=row_lanes)
 
+    def oldest(self, position: Value) -> Value:
+        """The first position that a row at `position` sees."""
+        b = self.b
+        return b.idx(0) if self.window is None else b.max(b.sub(position, self.window - 1), 0)
+
     def position(self, row: Value) -> Value:
         """A row's position, as `i64`."""
         return self._row_value(self.a.positions, row)
@@ -133,44 +138,56 @@ class Units:
         zero = b.idx(0)
         return b.loop_while([zero, zero], lambda start, _: b.cmp("slt", start, a.m), tile)[1]
 
-    def _head_splits(self, shared_units: Value) -> Value:
-        """Parts the heads of a group are cut into, so that few rows still feed all threads."""
-        b = self.b
-        if self.group == 1:
+    def head_splits(self, shared_units: Value) -> Value:
+        """Runs the heads of a group are cut into, so that few units still feed all threads."""
+        b, group = self.b, self.group
+        if group == 1:
             return b.idx(1)
         units = b.max(shared_units, 1)
-        wanted = b.div(b.add(self.a.threads, b.sub(units, 1)), units)
-        return b.min(wanted, self.group)
+        wanted = b.min(b.div(b.add(self.a.threads, b.sub(units, 1)), units), group)
+        # Runs of equal length may be fewer than wanted.
+        run = b.div(b.add(b.sub(wanted, 1), group), wanted)
+        return b.div(b.add(b.sub(run, 1), group), run)
 
     def _unit(
         self, start: Value, end: Value, u: Value, splits: Value, body: Callable[[Unit], None]
     ) -> None:
-        b, a = self.b, self.a
-        kv_head, split = b.div(u, splits), b.rem(u, splits)
-        heads_a_split = b.div(b.add(b.sub(splits, 1), self.group), splits)
-        first = b.mul(split, heads_a_split)
-        heads = b.max(b.sub(b.min(b.add(first, heads_a_split), self.group), first), 0)
-        slot = self._row_value(a.row_slots, start)
-        region = b.at(a.kv, b.mul(slot, self.kv.slot_stride))
+        b = self.b
 
         def extend(row: Value, low: Value, high: Value) -> list[Value]:
             position = self.position(row)
-            oldest = 0 if self.window is None else b.sub(position, self.window - 1)
-            return [b.min(low, oldest), b.max(high, position)]
+            return [b.min(low, self.oldest(position)), b.max(high, position)]
 
         own = self.position(start)
         lowest, highest = b.loop(start, end, 1, [own, own], body=extend)
-        unit = Unit(
+        body(self.unit(start, end, u, splits, lowest, highest))
+
+    def unit(
+        self, start: Value, end: Value, u: Value, splits: Value, lowest: Value, highest: Value
+    ) -> Unit:
+        """The `u`-th run of heads of some rows of one slot: all runs of a kv head, then the next's.
+
+        Args:
+            splits: runs of a kv head, from `head_splits`.
+            lowest, highest: the positions it sees.
+        """
+        b, group = self.b, self.group
+        kv_head, split = b.div(u, splits), b.rem(u, splits)
+        run = b.div(b.add(b.sub(splits, 1), group), splits)
+        first = b.mul(split, run)
+        heads = b.sub(b.min(b.add(first, run), group), first)
+        slot = self._row_value(self.a.row_slots, start)
+        region = b.at(self.a.kv, b.mul(slot, self.kv.slot_stride))
+        return Unit(
             start=start,
             end=end,
-            first_head=b.add(b.mul(kv_head, self.group), first),
+            first_head=b.add(b.mul(kv_head, group), first),
             heads=heads,
             lanes=b.mul(b.sub(end, start), heads),
             head=CachedHead.of(b, self.kv, region, kv_head),
-            lowest=b.max(lowest, 0),
+            lowest=lowest,
             highest=highest,
         )
-        b.when(b.cmp("sgt", heads, 0), lambda: body(unit))
 
     def _row_value(self, array: Value, row: Value) -> Value:
         """An element of `positions` or `row_slots`, as `i64`."""
