@@ -32,7 +32,8 @@ def activation_forms(storage: str, k: int, rows: int, isa: Isa) -> Sequence[str]
     """
     kind = STORAGE_TYPES[storage]
     streamed = "f32" if kind.is_float or k % A8_BLOCK else "a8"
-    if not isa.amx or storage == "f32":
+    fits = isa.amx or (kind.is_float and isa.bf16_dot)  # AVX-512 is faster with integers
+    if not fits or storage == "f32":
         return [streamed]
     return ["abf16", streamed] if rows >= TILE_ROWS else [streamed, "abf16"]
 

@@ -85,11 +85,11 @@ def test_company_changes_no_bit(cpu: Runnable, slots: tuple[int, ...], threads: 
 
 
 def test_decode_rows_equal_prefill_rows_of_the_same_model(cpu: Runnable) -> None:
-    """The two programs may round differently, and no more than that."""
+    """The two programs may round differently: 8 bits in one, bf16 in the other, at most."""
     tokens = random_tokens(cpu.vocab_size, 20)
     prefilled = feed(cpu, cpu.new_kv(), tokens)
     decoded = feed(cpu, cpu.new_kv(), tokens, phase=Phase.DECODE)
-    assert relative_error(decoded, prefilled) <= 5e-3
+    assert relative_error(decoded, prefilled) <= 2e-2
 
 
 def test_a_call_may_ask_for_some_rows_or_for_indices(cpu: Runnable) -> None:

@@ -1,4 +1,4 @@
-"""Products in bf16 on tile registers against NumPy."""
+"""Products in bf16, on tile registers and on vectors, against NumPy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from infc.backends.cpu.codegen.builder import Builder
+from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.codegen.linking import link_shared
 from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels.activation import emit_round_row
@@ -22,7 +23,7 @@ from infc.backends.cpu.kernels.matmul import (
     matmul_argument_count,
 )
 from infc.backends.cpu.probe import host_features
-from infc.backends.cpu.target import isa_of, resolve_cpu
+from infc.backends.cpu.target import isa_of, missing_features, resolve_cpu
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES, Codes
 from infc.reference.abf16 import (
@@ -33,8 +34,13 @@ from infc.reference.abf16 import (
     to_abf16,
 )
 
-if "amx-bf16" not in host_features():
-    pytest.skip("needs a processor with AMX", allow_module_level=True)
+ISAS = [
+    name
+    for name in ("cpu:x86-64-amx", "cpu:x86-64-v4")
+    if not missing_features(resolve_cpu(name), host_features())
+]
+if not ISAS:
+    pytest.skip("needs a processor with AVX-512 BF16", allow_module_level=True)
 
 ROWS = (1, 5, 16, 17, 31, 32, 33, 70)
 # name -> (k, [(n, storage, bias)], options). Between them: all layouts, odd n and k, several
@@ -85,10 +91,14 @@ def weights(
     return out, unpack(layout, out, n, k)
 
 
+@pytest.fixture(scope="module", params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Isa:
+    return isa_of(resolve_cpu(request.param))
+
+
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library(tmp_path_factory: pytest.TempPathFactory, isa: Isa) -> ctypes.CDLL:
     path = tmp_path_factory.mktemp("blocked") / "kernels.so"
-    isa = isa_of(resolve_cpu("cpu:x86-64-amx"))
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
         b = Builder(module, isa)
@@ -177,10 +187,10 @@ def test_products_are_right(library: ctypes.CDLL, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_rows_threads_and_mappings_change_no_bit(library: ctypes.CDLL, name: str) -> None:
+def test_rows_threads_and_mappings_change_no_bit(library: ctypes.CDLL, isa: Isa, name: str) -> None:
     case = Case(library, name)
     whole = case.run(70)
-    mappings = len(candidates(case.spec, isa_of(resolve_cpu("cpu:x86-64-amx"))))
+    mappings = len(candidates(case.spec, isa))
     others = [
         (case.run(m, first=first, threads=threads, mapping=mapping), first)
         for m in ROWS

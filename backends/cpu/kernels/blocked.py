@@ -15,33 +15,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from infc.backends.cpu.codegen.amx import (
-    CONFIG_BYTES,
-    TILE_K,
-    TILE_ROW_BYTES,
-    TILE_ROWS,
-    TILES,
-    emit_tile_config,
-    emit_tile_dot_bf16,
-    emit_tile_load,
-    emit_tile_release,
-    emit_tile_store,
-    emit_tile_zero,
-)
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.bf16_blocks import PANEL_SUM_BYTES, Block, micro_kernel
 from infc.backends.cpu.kernels.bf16_panels import bf16_panel_bytes, emit_bf16_panel
 from infc.backends.cpu.kernels.epilogue import Epilogue, emit_finished
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
 from infc.reference.abf16 import ABF16_STEP, abf16_padded, abf16_row_bytes
 
 _SUM_BYTES = 4
-_PANEL_SUM_BYTES = _SUM_BYTES * PANEL_ROWS
-_STEP_BYTES = TILE_K // 2 * TILE_ROW_BYTES
-"""Bytes of a bf16 panel that one product reads."""
-_PAIR = 2
+_LINE_BYTES = 64
+FEW_PANELS = 2
 """Panels of a run that stay in the first cache."""
-_LEFT, _RIGHT = 4, 6
-"""The first tile registers of rows of x and of panels; the sums are in those before."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +136,13 @@ class _Blocked:
         self, b: Builder, kernel: BlockedKernel, a: BlockedArguments, stages: list[str]
     ) -> None:
         self.b, self.kernel, self.a, self.stages = b, kernel, a, stages
-        self.staged = b.stack(kernel.staged_bytes, TILE_ROW_BYTES)
-        self.config = b.stack(CONFIG_BYTES, CONFIG_BYTES)
-        self.room = b.stack(4 * TILE_ROWS * TILE_ROW_BYTES, TILE_ROW_BYTES)
-        self.line = b.idx(TILE_ROW_BYTES)
-        self.x_stride = b.idx(abf16_row_bytes(kernel.k))
+        self.micro = micro_kernel(b, kernel.k, panels_stay=kernel.panels == FEW_PANELS)
+        self.matrices = len(kernel.layouts)
+        self.widest = max(self.micro.widths)
+        self.staged = b.stack(kernel.staged_bytes, _LINE_BYTES)
+        self.room = b.stack(self.micro.heights[0] * self.widest * PANEL_SUM_BYTES, _LINE_BYTES)
+        self.room_stride = b.idx(self.widest * PANEL_SUM_BYTES)
         self.out_stride = b.idx(kernel.row_bytes)
-        self.room_stride = b.idx(2 * TILE_ROW_BYTES)
         self.panel_bytes = bf16_panel_bytes(kernel.k)
 
     def emit(self) -> None:
@@ -183,19 +167,17 @@ class _Blocked:
                 packed = b.mul(b.add(first, index), layout.panel_bytes(kernel.k))
                 operands = [
                     b.at(self.a.weights[matrix], packed),
-                    self._staged_panel(index, matrix),
+                    # A gate and what it opens lie side by side.
+                    self._staged_panel(b.add(b.mul(index, self.matrices), matrix)),
                     self.a.multipliers[matrix],
                 ]
                 b.call(self.stages[matrix], operands)
 
         b.loop(0, count, body=panel)
 
-    def _staged_panel(self, index: Value, matrix: int = 0) -> Value:
-        """Where a panel of the run is; those of a gated pair alternate."""
-        b = self.b
-        if self.kernel.is_pair:
-            index = b.add(b.mul(index, 2), matrix)
-        return b.at(self.staged, b.mul(index, self.panel_bytes))
+    def _staged_panel(self, index: Value) -> Value:
+        """Where a staged panel of the run is."""
+        return self.b.at(self.staged, self.b.mul(index, self.panel_bytes))
 
     def _clear_end(self) -> None:
         """Zeros behind the last panel, up to a whole step of the product that reads them."""
@@ -212,115 +194,80 @@ class _Blocked:
     # ---- rows ------------------------------------------------------------------------------
 
     def _rows(self, first: Value, count: Value) -> None:
-        """All rows with the staged panels: pairs of row tiles, then what is left."""
+        """All rows with the staged panels: the largest blocks, then smaller ones."""
         b, m = self.b, self.a.m
-        whole = b.mul(b.div(m, 2 * TILE_ROWS), 2 * TILE_ROWS)
-        emit_tile_config(b, self.config, [TILE_ROWS] * TILES)
+        done = b.idx(0)
+        for height in self.micro.heights:
+            last = height == self.micro.heights[-1]
+            stop = m if last else b.mul(b.div(m, height), height)
+            if not last:
+                self.micro.start(height, b.idx(height))
 
-        def pair(row: Value) -> None:
-            self._columns(first, count, row, b.idx(2 * TILE_ROWS), 2)
+            def block(row: Value, height: int = height, last: bool = last) -> None:
+                rows = b.min(b.sub(m, row), height) if last else b.idx(height)
+                if last:
+                    self.micro.start(height, rows)
+                self._columns(first, count, row, rows, height)
 
-        b.loop(0, whole, 2 * TILE_ROWS, body=pair)
+            b.loop(done, stop, height, body=block)
+            done = stop
+        self.micro.stop()
 
-        def single(row: Value) -> None:
-            rows = b.min(b.sub(m, row), TILE_ROWS)
-            few = [rows] * _RIGHT + [TILE_ROWS] * (TILES - _RIGHT)
-            emit_tile_config(b, self.config, few)
-            self._columns(first, count, row, rows, 1)
-
-        b.loop(whole, m, TILE_ROWS, body=single)
-        emit_tile_release(b)
-
-    def _columns(self, first: Value, count: Value, row: Value, rows: Value, tall: int) -> None:
-        """All staged panels, two at a time, for `tall` tiles of rows (of `rows` rows in all)."""
+    def _columns(self, first: Value, count: Value, row: Value, rows: Value, height: int) -> None:
+        """All staged panels, the widest blocks first."""
         b = self.b
-        if self.kernel.is_pair:
+        total, done = b.mul(count, self.matrices), b.idx(0)
+        for width in self.micro.widths:
+            if width % self.matrices:
+                continue
+            stop = b.add(done, b.mul(b.div(b.sub(total, done), width), width))
 
-            def gated(index: Value) -> None:
-                panels = [self._staged_panel(index, matrix) for matrix in range(2)]
-                self._block(b.add(first, index), row, rows, tall, panels)
+            def block(index: Value, width: int = width) -> None:
+                panels = [self._staged_panel(b.add(index, c)) for c in range(width)]
+                panel = b.add(first, b.div(index, self.matrices))
+                self._block(panel, row, rows, height, panels)
 
-            b.loop(0, count, body=gated)
+            b.loop(done, stop, width, body=block)
+            done = stop
+
+    def _block(
+        self, panel: Value, row: Value, rows: Value, height: int, panels: list[Value]
+    ) -> None:
+        """The sums of a block, finished and stored."""
+        b, kernel = self.b, self.kernel
+        x = b.at(self.a.x, b.mul(row, abf16_row_bytes(kernel.k)))
+        column = b.mul(panel, PANEL_ROWS * kernel.column_bytes)
+        out = b.at(self.a.out, b.add(b.mul(row, self.out_stride), column))
+        if kernel.is_plain:
+            self.micro.multiply(Block(x, height, panels, out, self.out_stride))
             return
-
-        def pair(index: Value) -> None:
-            panels = [self._staged_panel(index), self._staged_panel(b.add(index, 1))]
-            self._block(b.add(first, index), row, rows, tall, panels)
-
-        even = b.mul(b.div(count, 2), 2)
-        b.loop(0, even, 2, body=pair)
-
-        def odd(index: Value) -> None:
-            self._block(b.add(first, index), row, rows, tall, [self._staged_panel(index)])
-
-        b.loop(even, count, body=odd)
-
-    def _block(self, panel: Value, row: Value, rows: Value, tall: int, panels: list[Value]) -> None:
-        """The sums of `tall` row tiles with one or two panels, stored."""
-        b, wide = self.b, len(panels)
-        x = b.at(self.a.x, b.mul(row, self.x_stride))
-        rows_bytes = TILE_ROWS * abf16_row_bytes(self.kernel.k)
-        for tile in range(tall * wide):
-            emit_tile_zero(b, tile)
-
-        def step(index: Value) -> None:
-            left = b.at(x, b.mul(index, TILE_ROW_BYTES))
-            for r in range(tall):
-                at = b.at(left, r * rows_bytes)
-                passing = self.kernel.panels == _PAIR
-                emit_tile_load(b, _LEFT + r, at, self.x_stride, passing=passing)
-            for c, staged in enumerate(panels):
-                right = b.at(staged, b.mul(index, _STEP_BYTES))
-                emit_tile_load(b, _RIGHT + c, right, self.line)
-            for r in range(tall):
-                for c in range(wide):
-                    emit_tile_dot_bf16(b, r * wide + c, _LEFT + r, _RIGHT + c)
-
-        b.loop(0, abf16_padded(self.kernel.k) // TILE_K, body=step)
-        out = b.at(
-            self.a.out,
-            b.add(b.mul(row, self.out_stride), b.mul(panel, PANEL_ROWS * self.kernel.column_bytes)),
-        )
-        if self.kernel.is_plain:
-            self._each_tile(tall, wide, out, self.out_stride)
-        else:
-            self._each_tile(tall, wide, self.room, self.room_stride)
-            self._finish(panel, rows, wide, out)
-
-    def _each_tile(self, tall: int, wide: int, pointer: Value, stride: Value) -> None:
-        """Store the tiles of sums as a matrix."""
-        b = self.b
-        for r in range(tall):
-            at = b.at(pointer, b.mul(stride, r * TILE_ROWS))
-            for c in range(wide):
-                emit_tile_store(b, r * wide + c, b.at(at, c * _PANEL_SUM_BYTES), stride)
+        self.micro.multiply(Block(x, height, panels, self.room, self.room_stride))
+        self._finish(panel, rows, len(panels), out)
 
     def _finish(self, panel: Value, rows: Value, wide: int, out: Value) -> None:
         """The epilogue of a block whose sums are in the room."""
         b, a, kernel = self.b, self.a, self.kernel
         floats = b.vec(LANES, b.f32)
-        columns = 1 if kernel.is_pair else wide
+        columns = wide // self.matrices
         masks = [self._mask(b.add(panel, c)) for c in range(columns)]
 
         def bias(matrix: int, column: int) -> Value | None:
             if not kernel.epilogues[matrix].bias:
                 return None
-            at = b.at(a.biases[matrix], b.mul(b.add(panel, column), _PANEL_SUM_BYTES))
+            at = b.at(a.biases[matrix], b.mul(b.add(panel, column), PANEL_SUM_BYTES))
             return self._load_masked(masks[column], at)
 
-        last = len(kernel.epilogues) - 1
-        biases = [bias(last, c) for c in range(columns)]
-        gate_bias = bias(0, 0) if kernel.is_pair else None
+        biases = [[bias(m, c) for m in range(self.matrices)] for c in range(columns)]
 
         def row(index: Value) -> None:
-            at = b.at(self.room, b.mul(index, self.room_stride))
-            sums = [b.load(b.at(at, c * _PANEL_SUM_BYTES), floats, 64) for c in range(wide)]
-            gate = None
-            if kernel.is_pair:
-                gate = emit_finished(b, kernel.epilogues[0], sums.pop(0), gate_bias, None)
+            source = b.at(self.room, b.mul(index, self.room_stride))
             target = b.at(out, b.mul(index, self.out_stride))
-            for c, value in enumerate(sums):
-                value = emit_finished(b, kernel.epilogues[last], value, biases[c], gate)
+            for c in range(columns):
+                value: Value | None = None
+                for m, epilogue in enumerate(kernel.epilogues):
+                    at = b.at(source, (c * self.matrices + m) * PANEL_SUM_BYTES)
+                    sums = b.load(at, floats, _LINE_BYTES)
+                    value = emit_finished(b, epilogue, sums, biases[c][m], value)
                 self._store(masks[c], value, b.at(target, c * PANEL_ROWS * kernel.column_bytes))
 
         b.loop(0, rows, body=row)

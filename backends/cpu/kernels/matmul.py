@@ -12,8 +12,14 @@ from functools import partial
 
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.kernels.bf16_blocks import block_height
 from infc.backends.cpu.kernels.bf16_panels import bf16_panel_bytes
-from infc.backends.cpu.kernels.blocked import BlockedArguments, BlockedKernel, emit_blocked
+from infc.backends.cpu.kernels.blocked import (
+    FEW_PANELS,
+    BlockedArguments,
+    BlockedKernel,
+    emit_blocked,
+)
 from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, PackedLayout, panels_of
 from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
@@ -26,7 +32,6 @@ _STREAM_ROWS = 2
 """Rows at a time where there are several, but too few for a tile."""
 _STACK_LIMIT_BYTES = 1 << 20
 """Staged panels take no more of a thread's stack than this."""
-_BLOCK_ROWS = 32
 _STAGED_BYTES = 1 << 19
 _ROWS_BYTES = 5 << 18
 """bf16 panels staged at once, and rows of x that stay in the second cache of processors with AMX
@@ -128,7 +133,9 @@ class MatmulMapping:
 def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
     """The mappings worth trying, best guess first."""
     if spec.activation == "abf16":
-        return [MatmulMapping(_BLOCK_ROWS, panels, 1, 0) for panels in _staged_panels(spec)]
+        return [
+            MatmulMapping(block_height(isa), panels, 1, 0) for panels in _staged_panels(spec, isa)
+        ]
     tiles = _float_tiles(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
     fitting = [tile for tile in tiles if _stack_bytes(spec, isa, *tile) <= _STACK_LIMIT_BYTES]
     tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
@@ -147,13 +154,16 @@ def _float_tiles(isa: Isa) -> list[tuple[int, int]]:
     return [(2, 1), (1, 1)] if isa.vector_registers >= 32 else [(1, 1), (2, 1)]
 
 
-def _staged_panels(spec: MatmulSpec) -> list[int]:
-    """Panels to stage at once: two beside rows that fit the second cache, else as many as fit."""
+def _staged_panels(spec: MatmulSpec, isa: Isa) -> list[int]:
+    """Panels to stage at once: two beside rows that fit the second cache, else as many as fit.
+
+    Only tiles are fed fast enough for the first cache to matter.
+    """
     panel_bytes = bf16_panel_bytes(spec.k) * (2 if spec.combine else 1)
     most = max(panels_of(s.n) + panels_of(s.n) % 2 for s in spec.segments)
     fitting = min(max(_STAGED_BYTES // panel_bytes // 2 * 2, 2), most)
-    few = spec.max_rows * abf16_row_bytes(spec.k) <= _ROWS_BYTES
-    return list(dict.fromkeys((2, fitting) if few else (fitting, 2)))
+    few = isa.amx and spec.max_rows * abf16_row_bytes(spec.k) <= _ROWS_BYTES
+    return list(dict.fromkeys((FEW_PANELS, fitting) if few else (fitting, FEW_PANELS)))
 
 
 def _stack_bytes(spec: MatmulSpec, isa: Isa, row_tile: int, col_tile: int) -> int:
