@@ -16,6 +16,7 @@ from infc.passes.phase.split_phases import SPLIT_PHASES
 from infc.passes.schedule.choose_mappings import CHOOSE_MAPPINGS
 from infc.passes.schedule.fuse_kernels import FUSE_KERNELS
 from infc.passes.schedule.quantize_activations import QUANTIZE_ACTIVATIONS
+from infc.passes.schedule.split_head import SPLIT_HEAD
 from infc.pipeline.passes import Pipeline
 
 GRAPH = (CANONICALIZE,)
@@ -27,6 +28,7 @@ PHASE = (
 SCHEDULE = (
     # Before kernels are formed: a quantize belongs into the row kernel in front of its product.
     QUANTIZE_ACTIVATIONS,
+    SPLIT_HEAD,
     FUSE_KERNELS,
     CHOOSE_MAPPINGS,
 )

@@ -59,11 +59,17 @@ class CpuBackend:
                 return f"expected an even head_dim of at least 8, got {head_dim}"
         return None
 
-    def weight_layout(self, tensor: TensorType) -> tuple[str, int]:
-        """Panels of 16 rows for matrices, plain float32 for the rest."""
+    def splits(self, tensor: TensorType) -> bool:
+        """Matrices with codes of 8 or 6 bits."""
+        from infc.backends.cpu.packing import splits
+
+        return splits(tensor)
+
+    def weight_layout(self, tensor: TensorType, *, split: bool = False) -> tuple[str, int]:
+        """Panels of 16 rows for matrices, in two planes where asked; plain float32 for the rest."""
         from infc.backends.cpu.packing import weight_layout
 
-        return weight_layout(tensor)
+        return weight_layout(tensor, split)
 
     def activation_forms(self, storage: str, k: int, rows: int, target: Target) -> Sequence[str]:
         """Integers or bf16 where the processor has products of them."""

@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 enum { INFC_ABI_VERSION = 1 };
-enum { INFC_LOGITS = 0, INFC_ARGMAX = 1 };
+enum { INFC_LOGITS = 0, INFC_ARGMAX = 1, INFC_TOP_K = 2 };
 enum { INFC_OK = 0, INFC_WRONG_ABI = 1, INFC_OUT_OF_RANGE = 2, INFC_CANCELLED = 3 };
 
 typedef struct infc_call {
@@ -31,7 +31,7 @@ typedef struct infc_call {
     int32_t n_tokens;             /* rows: the tokens of all sequences, one after the other */
     int32_t n_sequences;
     int32_t n_logit_rows;         /* rows whose logits are wanted; 0 where only the cache is filled */
-    int32_t output_kind;          /* INFC_LOGITS, or INFC_ARGMAX to fill `best` too */
+    int32_t output_kind;          /* INFC_LOGITS, INFC_ARGMAX or INFC_TOP_K */
     const int32_t *tokens;        /* [n_tokens] */
     const int32_t *row_offsets;   /* [n_sequences + 1]: where each sequence starts; 0 ... n_tokens */
     const int32_t *slots;         /* [n_sequences]: the KV slot of each sequence, distinct */
@@ -40,11 +40,15 @@ typedef struct infc_call {
     void *arena;
     const void *weights;
     void *kv;
-    float *logits;                /* [n_logit_rows, vocab_size], written */
+    float *logits;                /* [n_logit_rows, vocab_size], written for INFC_LOGITS; in other
+                                     calls room for them, which may be used */
     int32_t *best;                /* [n_logit_rows], written for INFC_ARGMAX */
     const volatile int32_t *cancel; /* never NULL; set to non-zero from any thread to give up */
     uint64_t *trace;              /* NULL, or [1 + kernels of a call]: the cycle counter of thread 0
                                      at the start and behind each kernel */
+    float *top_logits;            /* [n_logit_rows, max_top_k], the first top_k written for INFC_TOP_K */
+    int32_t *top_ids;             /* [n_logit_rows, max_top_k]: their tokens, the best first */
+    int32_t top_k;                /* for INFC_TOP_K: 1 ... max_top_k */
 } infc_call;
 
 typedef struct infc_model_info {
@@ -53,7 +57,7 @@ typedef struct infc_model_info {
     int64_t prefill_kernel_calls;
     int64_t decode_max_tokens, decode_max_logit_rows, decode_arena_bytes, decode_thread_bytes;
     int64_t decode_kernel_calls;
-    int64_t kv_bytes, weight_bytes;
+    int64_t kv_bytes, weight_bytes, max_top_k;
 } infc_model_info;
 
 extern const infc_model_info infc_info;

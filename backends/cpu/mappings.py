@@ -8,7 +8,8 @@ from dataclasses import asdict
 from infc.backends.cpu.codegen.amx import TILE_ROWS
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels import attention, matmul
-from infc.backends.cpu.kernels.layouts import layout_for
+from infc.backends.cpu.kernels.layouts import PANEL_ROWS, layout_for, panels_of
+from infc.backends.cpu.kernels.split_layout import split_layout_for
 from infc.backends.cpu.lowering.forms import attention_spec
 from infc.cost.roofline import Work
 from infc.ir.storage import STORAGE_TYPES
@@ -20,7 +21,9 @@ from infc.target.schema import Target
 REPLICATED_ROWS = 4
 """Up to so many rows every thread computes row operations for itself: a barrier costs more."""
 
-
+SURVIVING_ROWS = 0.04
+"""An assumption of the cost model: the part of a vocabulary whose low plane is read to find the
+best token of natural text."""
 _FORM_OPERATIONS = {"int8": "a8", "bf16": "abf16", "f32": "f32"}
 """The form of the input of a product, by the arithmetic it runs in."""
 
@@ -40,7 +43,7 @@ def activation_forms(storage: str, k: int, rows: int, isa: Isa) -> Sequence[str]
 
 def kernel_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
     """Mappings of one kernel, the best guess first."""
-    if kernel.kind == "matmul":
+    if kernel.kind in ("matmul", "head"):
         return [asdict(mapping) for mapping in matmul.candidates(_matmul_spec(kernel), isa)]
     if kernel.kind == "attention":
         return _attention_candidates(kernel, isa)
@@ -72,6 +75,16 @@ def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMap
     ]
 
 
+def _head_share(kernel: KernelSummary) -> float:
+    """The part of a split matrix that is read where only the best products are wanted."""
+    ((n, k, storage),) = kernel.matrices
+    layout = split_layout_for(storage, k)
+    if layout is None or kernel.typical_rows > 1:
+        return 1.0
+    low = panels_of(n) * PANEL_ROWS * layout.low_row_bytes(k)
+    return 1.0 - (1.0 - SURVIVING_ROWS) * low / layout.size_bytes(n, k)
+
+
 def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
     """Weights come from the largest memory; activations stay in the caches and are not counted.
 
@@ -79,7 +92,8 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
     """
     replicated = mapping.get("partition") == "replicate"
     cores = target.unit("cores").count if replicated else 1
-    moved = kernel.weight_bytes + (kernel.activation_bytes if kernel.kind == "attention" else 0)
+    weights = kernel.weight_bytes * (_head_share(kernel) if kernel.kind == "head" else 1.0)
+    moved = weights + (kernel.activation_bytes if kernel.kind == "attention" else 0)
     return Work(
         bytes={target.memories[0].name: float(moved)},
         operations={dtype: count * cores for dtype, count in kernel.operations.items()},

@@ -14,6 +14,11 @@ from infc.backends.cpu.kernels.layouts import (
     packed_bytes,
     row_chunks,
 )
+from infc.backends.cpu.kernels.split_layout import (
+    pack_split,
+    split_layout_for,
+    split_layout_named,
+)
 from infc.ir.attributes import attributes_of, get
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
@@ -26,9 +31,18 @@ ROWS = "rows"
 """Layout of vectors and tables: plain float32."""
 
 
-def weight_layout(tensor: TensorType) -> tuple[str, int]:
-    """Matrices are packed in panels of 16 rows, everything else is plain float32."""
+def splits(tensor: TensorType) -> bool:
+    """Whether a matrix can be packed in two planes."""
+    return split_layout_for(tensor.element, int(tensor.shape[1])) is not None
+
+
+def weight_layout(tensor: TensorType, split: bool) -> tuple[str, int]:
+    """Matrices are packed in panels of 16 rows, in two planes where `split`, everything else is
+    plain float32."""
     shape = [int(d) for d in tensor.shape]
+    planes = split_layout_for(tensor.element, shape[1]) if split else None
+    if planes is not None:
+        return planes.name, planes.size_bytes(shape[0], shape[1])
     if len(shape) == 2:
         layout = layout_for(tensor.element)
         return layout.name, packed_bytes(layout, shape[0], shape[1])
@@ -60,7 +74,11 @@ def pack_one(op: ir.OpView, weights: WeightData) -> NDArray[np.uint8]:
     if attributes["layout"] == ROWS:
         return np.ascontiguousarray(storage.dequantize(raw, shape)).reshape(-1).view(np.uint8)
     out = np.zeros(attributes["size_bytes"], np.uint8)
-    layout = layout_named(attributes["layout"])
     n, k = shape
-    pack(layout, row_chunks(storage, raw, n, k), n, k, out)
+    chunks = row_chunks(storage, raw, n, k)
+    planes = split_layout_named(attributes["layout"])
+    if planes is not None:
+        pack_split(planes, chunks, n, k, out)
+    else:
+        pack(layout_named(attributes["layout"]), chunks, n, k, out)
     return out

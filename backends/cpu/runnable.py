@@ -20,6 +20,7 @@ from infc.backends.cpu.team import Team
 from infc.diagnostics import Code, InternalError, UserError
 from infc.target.backend import LoadedPrograms
 from infc.target.runnable import (
+    TOP_ENTRY,
     Call,
     Cancellation,
     KVBlock,
@@ -151,7 +152,7 @@ class CpuRunnable:
         *,
         threads: int,
         cancel: Cancellation | None = None,
-    ) -> NDArray[np.float32] | NDArray[np.int32]:
+    ) -> NDArray[Any]:
         """Run one program on `threads` threads."""
         return self._run(phase, call, kv, threads, cancel, None)
 
@@ -176,7 +177,7 @@ class CpuRunnable:
         threads: int,
         cancel: Cancellation | None,
         trace: NDArray[np.uint64] | None,
-    ) -> NDArray[np.float32] | NDArray[np.int32]:
+    ) -> NDArray[Any]:
         if not isinstance(kv, CpuKV):
             raise InternalError("the KV cache belongs to another backend")
         self._check()
@@ -191,11 +192,13 @@ class CpuRunnable:
         threads: int,
         cancel: Cancellation | None,
         trace: NDArray[np.uint64] | None,
-    ) -> NDArray[np.float32] | NDArray[np.int32]:
+    ) -> NDArray[Any]:
         """One call at a time: all share an arena, a barrier and the helper threads."""
         rows = len(call.logit_rows)
         logits = np.empty((rows, self.vocab_size), np.float32)
         best = np.empty(rows, np.int32)
+        top_logits = np.empty((rows, self.limits.max_top_k), np.float32)
+        top_ids = np.empty((rows, self.limits.max_top_k), np.int32)
         flag = _NEVER if cancel is None else cancel.flag
         arrays = [
             np.ascontiguousarray(a, np.int32)
@@ -221,6 +224,9 @@ class CpuRunnable:
             best=best.ctypes.data,
             cancel=ctypes.addressof(flag),
             trace=None if trace is None else trace.ctypes.data,
+            top_logits=top_logits.ctypes.data,
+            top_ids=top_ids.ctypes.data,
+            top_k=call.top_k,
         )
         status = self._team_of(threads).run(phase, ctypes.addressof(native))
         if status == abi.CANCELLED:
@@ -229,6 +235,10 @@ class CpuRunnable:
             raise InternalError(
                 f"the {phase.name.lower()} program refused the call: status {status}"
             )
+        if call.output is OutputKind.TOP_K:
+            top = np.empty((rows, call.top_k), TOP_ENTRY)
+            top["logit"], top["id"] = top_logits[:, : call.top_k], top_ids[:, : call.top_k]
+            return top
         return best if call.output is OutputKind.ARGMAX else logits
 
     def _team_of(self, threads: int) -> Team:

@@ -53,7 +53,11 @@ class ReferenceBackend:
         """Everything is supported: the reference is what ops mean."""
         return None
 
-    def weight_layout(self, tensor: TensorType) -> tuple[str, int]:
+    def splits(self, tensor: TensorType) -> bool:
+        """There is nothing to save."""
+        return False
+
+    def weight_layout(self, tensor: TensorType, *, split: bool = False) -> tuple[str, int]:
         """Weights stay as they are in the model file."""
         return "source", storage_bytes(tensor.element, [int(d) for d in tensor.shape])
 

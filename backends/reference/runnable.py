@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,7 @@ from infc.reference.interpreter import Interpreter
 from infc.reference.kv import LayerCache, ReferenceKV
 from infc.target.backend import LoadedPrograms
 from infc.target.runnable import (
+    TOP_ENTRY,
     Call,
     Cancellation,
     KVCache,
@@ -72,7 +75,7 @@ class ReferenceRunnable:
         *,
         threads: int,
         cancel: Cancellation | None = None,
-    ) -> NDArray[np.float32] | NDArray[np.int32]:
+    ) -> NDArray[Any]:
         """Interpret one program; `threads` changes nothing."""
         if not isinstance(kv, ReferenceKV):
             raise InternalError("the KV cache belongs to another backend")
@@ -83,11 +86,15 @@ class ReferenceRunnable:
         interpreter.caches = kv.layers
         row_slots = np.repeat(call.slots, np.diff(call.row_offsets)).astype(np.int32)
         with self._context:
-            logits, best = interpreter.run(
+            logits, best, *top = interpreter.run(
                 "main", [call.tokens, call.positions, row_slots, call.logit_rows]
             )
         if call.output is OutputKind.ARGMAX:
             return np.asarray(best, np.int32)
+        if call.output is OutputKind.TOP_K:
+            found = np.empty((len(logits), call.top_k), TOP_ENTRY)
+            found["logit"], found["id"] = (part[:, : call.top_k] for part in top)
+            return found
         return np.asarray(logits, np.float32)
 
     def trace(self, phase: Phase, call: Call, kv: KVCache, *, threads: int) -> None:

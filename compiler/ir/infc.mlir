@@ -170,9 +170,18 @@ irdl.dialect @infc {
   }
   irdl.operation @argmax {
     %x = irdl.base "!builtin.tensor"
+    %i = irdl.base "!builtin.tensor"
     %y = irdl.base "!builtin.tensor"
-    irdl.operands(x: %x)
+    irdl.operands(x: %x, ids: optional %i)
     irdl.results(y: %y)
+  }
+  irdl.operation @top_k {
+    %x = irdl.base "!builtin.tensor"
+    %i = irdl.base "!builtin.tensor"
+    %v = irdl.base "!builtin.tensor"
+    %y = irdl.base "!builtin.tensor"
+    irdl.operands(x: %x, ids: optional %i)
+    irdl.results(values: %v, found: %y)
   }
 
   // ---- schedule ----
@@ -181,6 +190,17 @@ irdl.dialect @infc {
     %y = irdl.base "!builtin.tensor"
     irdl.operands(x: %x)
     irdl.results(y: %y)
+  }
+
+  irdl.operation @head_candidates {
+    %x = irdl.base "!builtin.tensor"
+    %w = irdl.base "!builtin.tensor"
+    %v = irdl.base "!builtin.tensor"
+    %y = irdl.base "!builtin.tensor"
+    %c = irdl.any
+    irdl.operands(x: %x, weight: %w)
+    irdl.attributes { "count" = %c }
+    irdl.results(values: %v, ids: %y)
   }
 
   // ---- memory ----

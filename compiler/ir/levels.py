@@ -46,17 +46,19 @@ _COMPUTE = frozenset(
     )
 )
 _CACHED = frozenset(
-    f"infc.{name}" for name in ["kv_cache", "kv_append", "kv_attention", "select_rows", "argmax"]
+    f"infc.{name}"
+    for name in ["kv_cache", "kv_append", "kv_attention", "select_rows", "argmax", "top_k"]
 )
+_SCHEDULED = frozenset({"func.call", "infc.quantize", "infc.head_candidates"})
 
 LEGAL: dict[Level, frozenset[str]] = {
     Level.GRAPH: _STRUCTURE | _COMPUTE | {"infc.attention"},
     Level.PHASE: _STRUCTURE | _COMPUTE | _CACHED | {"func.call"},
-    Level.SCHEDULE: _STRUCTURE | _COMPUTE | _CACHED | {"func.call", "infc.quantize"},
+    Level.SCHEDULE: _STRUCTURE | _COMPUTE | _CACHED | _SCHEDULED,
     Level.MEMORY: _STRUCTURE
     | (_COMPUTE - {"infc.weight", "infc.rope_table"})
     | _CACHED
-    | {"func.call", "infc.quantize"}
+    | _SCHEDULED
     | {
         f"infc.{name}"
         for name in ["space", "alloc", "packed", "packed_ref", "read", "write", "barrier"]

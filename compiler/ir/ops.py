@@ -163,9 +163,34 @@ def select_rows(x: Value, rows: Value) -> Value:
     return _one("infc.select_rows", [x, rows], TensorType(shape, "f32").mlir())
 
 
-def argmax(x: Value) -> Value:
-    """The index of each row's largest element, the lowest of equals: i32 `[r]`."""
-    return _one("infc.argmax", [x], TensorType(TensorType.of(x.type).shape[:1], "i32").mlir())
+def argmax(x: Value, ids: Value | None = None) -> Value:
+    """The index of each row's largest element, the lowest of equals: i32 `[r]`.
+
+    With `ids`, i32 of the shape of x, an element's index is what stands there.
+    """
+    operands = [x] if ids is None else [x, ids]
+    return _one("infc.argmax", operands, TensorType(TensorType.of(x.type).shape[:1], "i32").mlir())
+
+
+def top_k(x: Value, ids: Value | None = None, *, count: int) -> tuple[Value, Value]:
+    """The `count` largest elements of each row and their indices, as in `argmax`; the largest
+    first, of equals the lowest index: f32 and i32 `[r, count]`."""
+    rows = TensorType.of(x.type).shape[0]
+    kinds = [TensorType((rows, count), element).mlir() for element in ("f32", "i32")]
+    values, found = create("infc.top_k", [x] if ids is None else [x, ids], kinds).results
+    return values, found
+
+
+def head_candidates(x: Value, matrix: Value, *, count: int, parts: int) -> tuple[Value, Value]:
+    """Logits of `x @ matrix.T` and their indices, the `count` best among them: f32 and i32
+    `[r, parts * count]`.
+
+    Which others are there is not said, nor in which order.
+    """
+    rows = TensorType.of(x.type).shape[0]
+    kinds = [TensorType((rows, parts * count), element).mlir() for element in ("f32", "i32")]
+    values, ids = create("infc.head_candidates", [x, matrix], kinds, count=count).results
+    return values, ids
 
 
 def quantize(x: Value, form: str = A8) -> Value:

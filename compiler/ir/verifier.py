@@ -214,6 +214,36 @@ def _quantize(op: ir.Operation) -> Iterator[str]:
         yield f"expected a multiple of 32 columns, got {width}"
 
 
+def _ids(op: ir.Operation) -> Iterator[str]:
+    if len(op.operands) > 1:
+        yield from _expect("ids", _tensor(op, 0).with_element("i32").mlir(), op.operands[1].type)
+
+
+def _found(op: ir.Operation) -> Iterator[str]:
+    """Values and indices: two results of one shape, one row for each row of x."""
+    values, ids = (TensorType.of(result.type) for result in op.results)
+    yield from _expect("indices", values.with_element("i32").mlir(), ids.mlir())
+    yield from _expect("rows of the result", _tensor(op, 0).shape[0], values.shape[0])
+    yield from _expect("rank of the result", 2, len(values.shape))
+
+
+def _top_k(op: ir.Operation) -> Iterator[str]:
+    yield from _ids(op)
+    yield from _found(op)
+    columns, count = _tensor(op, 0).shape[1], _result(op).shape[-1]
+    if isinstance(columns, int) and isinstance(count, int) and count > columns:
+        yield f"expected at most {columns} of {columns} columns, got {count}"
+
+
+def _head_candidates(op: ir.Operation) -> Iterator[str]:
+    x, matrix = _tensor(op, 0), _tensor(op, 1)
+    yield from _expect("weight columns", x.shape[-1], matrix.shape[1])
+    yield from _found(op)
+    count, columns = get(op, "count"), _result(op).shape[-1]
+    if isinstance(columns, int) and (columns % count or count > int(matrix.shape[0])):
+        yield f"expected parts of {count} of {matrix.shape[0]} rows, got {columns} columns"
+
+
 def _activation(op: ir.Operation) -> Iterator[str]:
     if get(op, "kind") not in ("silu", "gelu_tanh"):
         yield f"expected kind silu or gelu_tanh, got '{get(op, 'kind')}'"
@@ -241,7 +271,7 @@ def _alloc(op: ir.Operation) -> Iterator[str]:
 
 
 _KIND_NAMES = {int: "a whole number", float: "a float", bool: "true or false"}
-_POSITIVE = frozenset({"heads", "head_dim"})
+_POSITIVE = frozenset({"heads", "head_dim", "count"})
 _ATTRIBUTES: dict[str, dict[str, type]] = {
     "infc.dim": {"min": int, "max": int},
     "infc.embed": {"scale": float},
@@ -251,6 +281,7 @@ _ATTRIBUTES: dict[str, dict[str, type]] = {
     "infc.softcap": {"cap": float},
     "infc.kv_cache": {"index": int},
     "infc.kv_attention": {"heads": int, "scale": float, "softcap": float},
+    "infc.head_candidates": {"count": int},
     "infc.space": {"size_bytes": int},
     "infc.alloc": {"offset": int, "size_bytes": int},
     "infc.packed": {"offset": int, "size_bytes": int},
@@ -262,7 +293,9 @@ _RANKS = {
     "infc.rope": (2, 1, 3),
     "infc.attention": (2, 2, 2, 1),
     "infc.select_rows": (2, 1),
-    "infc.argmax": (2,),
+    "infc.argmax": (2, 2),
+    "infc.top_k": (2, 2),
+    "infc.head_candidates": (2, 2),
     "infc.quantize": (2,),
 }
 """Of the operands, where there are fixed ones."""
@@ -279,7 +312,10 @@ _RULES: dict[str, Callable[[ir.Operation], Iterator[str]]] = {
     "infc.kv_cache": _kv_cache,
     "infc.kv_append": _kv_append,
     "infc.select_rows": _select_rows,
+    "infc.argmax": _ids,
+    "infc.top_k": _top_k,
     "infc.quantize": _quantize,
+    "infc.head_candidates": _head_candidates,
     "infc.read": _read,
     "infc.write": _write,
     "infc.alloc": _alloc,

@@ -139,6 +139,8 @@ class Interpreter:
                 f"the reference has no meaning for {name}", location=str(op.location)
             )
         result = handler(self, op, operands)
+        if isinstance(result, tuple):
+            return list(result)
         return [] if result is None else [result]
 
     def stored(self, source: str, type_: TensorType) -> Stored:
@@ -178,18 +180,36 @@ def _rms_norm(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
     return ops.rms_norm(v[0], numbers(v[1]), get(op, "eps"), get(op, "offset"), get(op, "head_dim"))
 
 
-def _linear(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
+def _factors(op: ir.OpView, v: list[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The rows and the matrix that a product multiplies, as the form of its input has them."""
     x, weights = v[0], numbers(v[1])
     kind = TensorType.of(op.operation.operands[0].type)
     if kind.element == A8:
         x = dequantize_a8(x, int(kind.shape[-1]))
     elif kind.element == ABF16:
         x, weights = from_abf16(x, int(kind.shape[-1])), round_bf16(weights)
-    return ops.linear(x, weights, numbers(v[2]) if len(v) > 2 else None)
+    return x, weights
+
+
+def _linear(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
+    return ops.linear(*_factors(op, v), numbers(v[2]) if len(v) > 2 else None)
 
 
 def _quantize(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
     return quantize_a8(v[0]) if _result_type(op).element == A8 else to_abf16(v[0])
+
+
+def _argmax(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
+    return ops.argmax(*v)
+
+
+def _top_k(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
+    return ops.top_k(v[0], int(_result_type(op).shape[1]), *v[1:])
+
+
+def _head_candidates(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
+    columns = int(_result_type(op).shape[1])
+    return ops.head_candidates(*_factors(op, v), get(op, "count"), columns)
 
 
 def _rope_table(run: Interpreter, op: ir.OpView, _: list[Any]) -> Any:
@@ -313,7 +333,9 @@ _HANDLERS: Mapping[str, Handler] = {
     "infc.activation": lambda run, op, v: ops.activation(v[0], get(op, "kind")),
     "infc.softcap": lambda run, op, v: ops.softcap(v[0], get(op, "cap")),
     "infc.select_rows": lambda run, op, v: v[0][v[1]],
-    "infc.argmax": lambda run, op, v: ops.argmax(v[0]),
+    "infc.argmax": _argmax,
+    "infc.top_k": _top_k,
+    "infc.head_candidates": _head_candidates,
     "infc.quantize": _quantize,
     "infc.kv_cache": _kv_cache,
     "infc.kv_append": _kv_append,

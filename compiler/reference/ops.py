@@ -112,7 +112,35 @@ def softcap(x: F32, cap: float) -> F32:
     return out
 
 
-def argmax(x: F32) -> I32:
-    """The index of each row's largest element, the lowest of equals."""
+def argmax(x: F32, ids: I32 | None = None) -> I32:
+    """The index of each row's largest element, the lowest of equals: `[r, n]` -> `[r]`."""
+    if ids is not None:
+        return top_k(x, 1, ids)[1][:, 0]
     found: I32 = np.argmax(x, axis=-1).astype(np.int32)
     return found
+
+
+def top_k(x: F32, count: int, ids: I32 | None = None) -> tuple[F32, I32]:
+    """The largest elements of each row and their indices, best first, of equals the lowest index.
+
+    `[r, n]` -> `[r, count]` twice; with `ids` `[r, n]` an index is what stands there. What is no
+    number comes last, as minus infinity.
+    """
+    if ids is None:
+        ids = np.broadcast_to(np.arange(x.shape[1], dtype=np.int32), x.shape)
+    values = np.where(np.isnan(x), np.float32(-np.inf), x)
+    order = np.lexsort((ids, -values), axis=-1)[:, :count]
+    return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def head_candidates(x: F32, matrix: F32, count: int, columns: int) -> tuple[F32, I32]:
+    """The `count` best logits of `x @ matrix.T` in the first of `columns` places, nothing behind.
+
+    A place with nothing holds minus infinity and index 0.
+    """
+    values, ids = top_k(linear(x, matrix, None), count)
+    behind = ((0, 0), (0, columns - count))
+    return (
+        np.pad(values, behind, constant_values=np.float32(-np.inf)),
+        np.pad(ids, behind),
+    )

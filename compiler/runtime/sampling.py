@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,13 @@ class Sampler:
         """Whether `sample` is the index of the largest logit, whatever the history."""
         return self.options.temperature == 0.0 and self.options.repetition_penalty == 1.0
 
+    @property
+    def top(self) -> int:
+        """How many of the largest logits `sample_top` chooses from; 0 where all are needed."""
+        options = self.options
+        penalized = options.repetition_penalty != 1.0
+        return 0 if options.temperature == 0.0 or penalized else options.top_k
+
     def clone(self) -> Sampler:
         """A sampler that goes on exactly as this one would."""
         twin = Sampler(self.options)
@@ -104,16 +112,27 @@ class Sampler:
         if self.options.repetition_penalty != 1.0:
             logits = self._penalize(logits, history)
         best = int(np.argmax(logits))  # the first of equals; the first NaN if there is one
-        if not math.isfinite(logits[best]):
-            raise UserError(
-                Code.NUMERIC,
-                f"expected finite logits, got {float(logits[best])} for token {best}",
-                hint="the model's weights may be damaged, or its numbers too large for its dtype",
-            )
+        _check_finite(float(logits[best]), best)
         if self.options.temperature == 0.0:
             return best
-        ids, weights = self._candidates(logits, float(logits[best]))
-        return self._draw(ids, weights)
+        top_k = self.options.top_k
+        ids = _largest(logits, top_k) if top_k else np.arange(len(logits))
+        return self._draw(*self._candidates(ids, logits[ids], float(logits[best])))
+
+    def sample_top(self, largest: NDArray[Any]) -> int:
+        """Choose a token where the `top` largest logits are known: the token that `sample` chooses.
+
+        Args:
+            largest: `TOP_ENTRY` [top], the largest first, of equals the lowest index.
+
+        Raises:
+            UserError: NUMERIC where the largest is not finite.
+        """
+        best = float(largest["logit"][0])
+        _check_finite(best, int(largest["id"][0]))
+        ascending = largest[np.argsort(largest["id"])]
+        ids = ascending["id"].astype(np.int64)
+        return self._draw(*self._candidates(ids, ascending["logit"], best))
 
     def _penalize(
         self, logits: NDArray[np.float32], history: Sequence[int] | NDArray[np.int32]
@@ -127,12 +146,12 @@ class Sampler:
         return logits
 
     def _candidates(
-        self, logits: NDArray[np.float32], largest: float
+        self, ids: NDArray[np.int64], logits: NDArray[np.float32], largest: float
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The ids that may be drawn and their weights, float64, not normalised."""
+        """Of some ids, ascending, those that may be drawn and their weights, float64, not
+        normalised."""
         options = self.options
-        ids = _largest(logits, options.top_k) if options.top_k else np.arange(len(logits))
-        weights = np.exp((logits[ids].astype(np.float64) - largest) / options.temperature)
+        weights = np.exp((logits.astype(np.float64) - largest) / options.temperature)
         if options.top_p < 1.0:
             ids, weights = _nucleus(ids, weights, options.top_p)
         if options.min_p > 0.0:
@@ -150,6 +169,15 @@ class Sampler:
         # rounding can put `at` on the very end: the last token with any weight then
         last = int(np.searchsorted(cumulative, cumulative[-1]))
         return int(ids[min(position, last)])
+
+
+def _check_finite(logit: float, token: int) -> None:
+    if not math.isfinite(logit):
+        raise UserError(
+            Code.NUMERIC,
+            f"expected finite logits, got {logit} for token {token}",
+            hint="the model's weights may be damaged, or its numbers too large for its dtype",
+        )
 
 
 def _largest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -171,15 +171,17 @@ class Session:
     def next_token(self, sampler: Sampler) -> int:
         """Append the token chosen last, if there is one, and choose the next.
 
-        A greedy sampler takes the index from the program: no logits are made.
+        A greedy sampler takes the index from the program, one that looks at few of the largest
+        logits takes those: the others are not made.
 
         Raises:
             UserError: INF5003 where nothing was prefilled; INF5004, INF5005.
         """
-        output = OutputKind.ARGMAX if sampler.greedy else OutputKind.LOGITS
+        output, top_k = self._output(sampler)
 
         def append(tokens: NDArray[np.int32]) -> int:
-            return self._choose(self._run(Phase.DECODE, tokens, 1, output)[0], sampler)
+            made = self._run(Phase.DECODE, tokens, 1, output, top_k)[0]
+            return self._choose(made, output, sampler)
 
         with self._exclusive():
             if self._chosen is not None:
@@ -197,17 +199,30 @@ class Session:
 
     def prefill_next(self, token_ids: Sequence[int], sampler: Sampler) -> int:
         """Append tokens and choose the next: `prefill` then `next_token`, without the logits."""
-        output = OutputKind.ARGMAX if sampler.greedy else OutputKind.LOGITS
+        output, top_k = self._output(sampler)
 
         def append(tokens: NDArray[np.int32]) -> int:
-            return self._choose(self._prefill(tokens, output), sampler)
+            return self._choose(self._prefill(tokens, output, top_k), output, sampler)
 
         with self._exclusive():
             return self._append(token_ids, append)
 
-    def _choose(self, output: NDArray[Any], sampler: Sampler) -> int:
-        """The next token, of one row of logits `[vocab]` or of an index `[]`."""
-        token = int(output) if sampler.greedy else sampler.sample(output, self._tokens)
+    def _output(self, sampler: Sampler) -> tuple[OutputKind, int]:
+        """The least that a sampler needs of a call, and how many top tokens that is."""
+        if sampler.greedy:
+            return OutputKind.ARGMAX, 0
+        if 0 < sampler.top <= self.limits.max_top_k:
+            return OutputKind.TOP_K, sampler.top
+        return OutputKind.LOGITS, 0
+
+    def _choose(self, made: NDArray[Any], output: OutputKind, sampler: Sampler) -> int:
+        """The next token, of one row of what a call made."""
+        if output is OutputKind.ARGMAX:
+            token = int(made)
+        elif output is OutputKind.TOP_K:
+            token = sampler.sample_top(made)
+        else:
+            token = sampler.sample(made, self._tokens)
         self._set_next(None, token)
         return token
 
@@ -217,14 +232,16 @@ class Session:
             logits.setflags(write=False)
         self._logits, self._chosen = logits, chosen
 
-    def _prefill(self, tokens: NDArray[np.int32], output: OutputKind) -> NDArray[Any]:
+    def _prefill(
+        self, tokens: NDArray[np.int32], output: OutputKind, top_k: int = 0
+    ) -> NDArray[Any]:
         """Append `[n]` tokens; the output of the last."""
         chunk = self.limits.max_tokens[Phase.PREFILL]
         *pieces, last = [tokens[i : i + chunk] for i in range(0, len(tokens), chunk)]
         for piece in pieces:
             # Only the last piece's logits are wanted.
-            self._run(Phase.PREFILL, piece, 0, output)
-        row: NDArray[Any] = self._run(Phase.PREFILL, last, 1, output)[0]
+            self._run(Phase.PREFILL, piece, 0, output, top_k)
+        row: NDArray[Any] = self._run(Phase.PREFILL, last, 1, output, top_k)[0]
         return row
 
     def _prefill_all(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -239,7 +256,12 @@ class Session:
         return rows
 
     def _run(
-        self, phase: Phase, tokens: NDArray[np.int32], last_rows: int, output: OutputKind
+        self,
+        phase: Phase,
+        tokens: NDArray[np.int32],
+        last_rows: int,
+        output: OutputKind,
+        top_k: int = 0,
     ) -> NDArray[Any]:
         """One call of a program: append `[t]` tokens, return the output of the last few rows."""
         start, count = self.position, len(tokens)
@@ -252,6 +274,7 @@ class Session:
             positions=np.arange(start, start + count, dtype=np.int32),
             logit_rows=np.arange(count - last_rows, count, dtype=np.int32),
             output=output,
+            top_k=top_k,
         )
         if phase is Phase.DECODE:
             # Over sooner than anybody could notice: an interrupt is raised behind it.

@@ -7,6 +7,7 @@ lacks is exported from the other in the logical form and imported.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,7 @@ class SplitRunnable:
             max_context=decode.limits.max_context,
             max_slots=decode.limits.max_slots,
             max_threads=min(prefill.limits.max_threads, decode.limits.max_threads),
+            max_top_k=min(prefill.limits.max_top_k, decode.limits.max_top_k),
         )
 
     @property
@@ -111,7 +113,7 @@ class SplitRunnable:
         *,
         threads: int,
         cancel: Cancellation | None = None,
-    ) -> NDArray[np.float32] | NDArray[np.int32]:
+    ) -> NDArray[Any]:
         """Run a program on its side."""
         cache = self._prepare(phase, call, kv)
         return self.sides[phase].run(phase, call, cache, threads=threads, cancel=cancel)

@@ -124,8 +124,15 @@ class Backend(Protocol):
     def work(self, kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
         """Bytes, operations and barriers of a kernel under a mapping: what the cost model ranks."""
 
-    def weight_layout(self, tensor: TensorType) -> tuple[str, int]:
-        """The packed layout of a weight, by name, and its bytes: by shape and storage alone."""
+    def splits(self, tensor: TensorType) -> bool:
+        """Whether it can keep a matrix in two planes and find the best products of a row from a
+        part of them: a kernel for `infc.head_candidates`."""
+
+    def weight_layout(self, tensor: TensorType, *, split: bool = False) -> tuple[str, int]:
+        """The packed layout of a weight, by name, and its bytes: by shape and storage alone.
+
+        `split` asks for two planes, where `splits` has said yes.
+        """
 
     def pipeline(self, shared: Pipeline) -> Pipeline:
         """The shared pipeline, edited."""

@@ -29,6 +29,11 @@ class OutputKind(IntEnum):
 
     LOGITS = 0
     ARGMAX = 1
+    TOP_K = 2
+
+
+TOP_ENTRY = np.dtype([("logit", "<f4"), ("id", "<i4")])
+"""One of the largest logits of a row."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Limits:
         max_context: positions a sequence.
         max_slots: sequences the KV cache holds.
         max_threads: threads a call may be run by.
+        max_top_k: of the largest logits a call may ask for so many.
     """
 
     max_tokens: tuple[int, int]
@@ -48,6 +54,7 @@ class Limits:
     max_context: int
     max_slots: int
     max_threads: int
+    max_top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def limits_of(signature: Mapping[str, Any]) -> Limits:
         max_context=signature["max_context"],
         max_slots=signature["max_slots"],
         max_threads=signature["max_threads"],
+        max_top_k=signature["max_top_k"],
     )
 
 
@@ -106,6 +114,8 @@ class Call:
         positions: int32 `[t]`, the position of each token in its sequence, consecutive.
         logit_rows: int32 `[r]`, the rows whose logits are wanted; none where only the cache is
             to be filled.
+        output: what is wanted of each of them.
+        top_k: for TOP_K, how many of the largest logits, 1 to `Limits.max_top_k`.
     """
 
     tokens: NDArray[np.int32]
@@ -114,6 +124,7 @@ class Call:
     positions: NDArray[np.int32]
     logit_rows: NDArray[np.int32]
     output: OutputKind = OutputKind.LOGITS
+    top_k: int = 0
 
 
 class Cancellation(threading.Event):
@@ -187,8 +198,9 @@ class Runnable(Protocol):
         *,
         threads: int,
         cancel: Cancellation | None = None,
-    ) -> NDArray[np.float32] | NDArray[np.int32]:
-        """Run one program: float32 `[r, vocab]` logits, or int32 `[r]` for ARGMAX.
+    ) -> NDArray[Any]:
+        """Run one program: float32 `[r, vocab]` logits, or int32 `[r]` for ARGMAX, or for TOP_K
+        `TOP_ENTRY` `[r, top_k]`, the largest logit first, of equals the lowest index.
 
         Raises UserError (INF5006) where `cancel` was set; the KV cache then holds undefined values
         at the positions of this call and right ones before. The same after any exception, also

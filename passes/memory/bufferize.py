@@ -53,7 +53,8 @@ class _PackedWeights:
     def reference(self, op: ir.OpView) -> ir.Value:
         """A value for the packed form of a weight or of a rope table."""
         tensor = TensorType.of(op.operation.results[0].type)
-        layout, size_bytes = self.ctx.backend.weight_layout(tensor)
+        split = get(op, "split", False)
+        layout, size_bytes = self.ctx.backend.weight_layout(tensor, split=split)
         described = attributes_of(op)
         described.pop("infc.layer", None)
         key = (str(described), str(tensor))

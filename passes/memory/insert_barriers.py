@@ -91,7 +91,7 @@ def missing_barriers(function: ir.OpView, functions: dict[str, ir.OpView]) -> li
 
 def _accesses(op: ir.OpView, kernel: ir.OpView) -> tuple[list[Region], list[Region]]:
     """What a call of a kernel reads and writes of the memory that all threads share."""
-    written = _written_arguments(kernel)
+    written = written_arguments(kernel)
     reads: list[Region] = []
     writes: list[Region] = []
     for index, operand in enumerate(op.operation.operands):
@@ -102,7 +102,8 @@ def _accesses(op: ir.OpView, kernel: ir.OpView) -> tuple[list[Region], list[Regi
     return reads, writes
 
 
-def _written_arguments(kernel: ir.OpView) -> set[int]:
+def written_arguments(kernel: ir.OpView) -> set[int]:
+    """Which arguments of a kernel it writes, a cache that it appends to among them."""
     written = set()
     for op in body(kernel):
         if op.operation.name == "infc.write":

@@ -1,7 +1,7 @@
 """One graph becomes two programs, each with its own shapes and an explicit KV cache.
 
     func @model(tokens, positions)         module @prefill { func @main(tokens, positions,
-      attention q, k, v               -->      slots, rows) -> (logits, best)
+      attention q, k, v               -->      slots, rows) -> (logits, best, top)
                                                  cache = kv_cache; kv_append; kv_attention }
                                            module @decode  { ... the same ops, few rows ... }
 
@@ -24,6 +24,8 @@ from infc.passes.walk import body
 from infc.pipeline.options import CompileOptions
 from infc.pipeline.passes import FunctionPass, PassContext
 
+TOP_K = 64
+"""A call may ask for this many of the largest logits, or for the whole vocabulary's."""
 RING_MULTIPLE = 16
 """Capacities are multiples of this many positions, so that blocks of positions never straddle."""
 
@@ -65,6 +67,7 @@ def _signature(
         "vocab_size": int(TensorType.of(_logits(model).type).shape[1]),
         "max_tokens": [rows["prefill"], rows["decode"]],
         "max_logit_rows": [logit_rows["prefill"], logit_rows["decode"]],
+        "max_top_k": min(TOP_K, int(TensorType.of(_logits(model).type).shape[1])),
         "max_context": options.max_context,
         "max_slots": options.max_batch,
         "max_threads": options.max_threads,
@@ -112,7 +115,13 @@ def _build_program(
     row_ids = TensorType(("t",), "i32")
     wanted = TensorType(("r",), "i32")
     vocab = TensorType.of(_logits(model).type).shape[1]
-    results = [TensorType(("r", vocab), "f32").mlir(), wanted.mlir()]
+    top = min(TOP_K, int(vocab))
+    results = [
+        TensorType(("r", vocab), "f32").mlir(),
+        wanted.mlir(),
+        TensorType(("r", top), "f32").mlir(),
+        TensorType(("r", top), "i32").mlir(),
+    ]
     with ir.InsertionPoint(program.regions[0].blocks[0]), model.location:
         ops.create("infc.dim", sym_name="t", min=1, max=rows)
         ops.create("infc.dim", sym_name="r", min=0, max=logit_rows)
@@ -153,7 +162,9 @@ class _ProgramBuilder:
                     # The return has no place in the model; what makes the logits has.
                     with logits.owner.location:
                         best = ops.argmax(logits)
-                    func.ReturnOp([logits, best])
+                        columns = int(TensorType.of(logits.type).shape[1])
+                        top = ops.top_k(logits, count=min(TOP_K, columns))
+                    func.ReturnOp([logits, best, *top])
                 elif op.operation.name == "infc.attention":
                     self.attention(op)
                 else:

@@ -9,7 +9,7 @@
 | matmul | linear of one input; act(gate) * up; softcap; to bf16 | no trips for the gate |
 | rotary | norms of heads, rope, kv_append | keys go straight to the cache |
 | attention | kv_attention | |
-| argmax | argmax | |
+| argmax, top_k, head | argmax, top_k, head_candidates | |
 
 Requires: layers outlined. Guarantees: functions hold only calls, weights, caches and tables; equal
 kernels of a program are one function; each has `infc.kernel`. Does not handle: fusing a product's
@@ -42,7 +42,10 @@ _KINDS = {
     "infc.kv_append": "rotary",
     "infc.kv_attention": "attention",
     "infc.argmax": "argmax",
+    "infc.top_k": "top_k",
+    "infc.head_candidates": "head",
 }
+_ALONE = frozenset({"attention", "argmax", "top_k", "head", "matmul"})
 _EPILOGUE = frozenset({"infc.activation", "infc.mul", "infc.softcap"})
 
 
@@ -111,7 +114,7 @@ def _joins(op: ir.OpView, kind: str, group: Group, ctx: PassContext) -> bool:
             return True
         ctx.decline(op, "needs whole rows of the product before it")
         return False
-    if kind != group.kind or kind in ("attention", "argmax", "matmul"):
+    if kind != group.kind or kind in _ALONE:
         return False
     return kind == "rotary" or _rows(op) == _rows(group.ops[0])
 

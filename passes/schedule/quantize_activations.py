@@ -47,7 +47,9 @@ def _quantize_input(
     rows, kind = TensorType.of(x.type).shape[0], TensorType.of(matrix.type)
     form = forms.best(kind, forms.typical[rows] if isinstance(rows, str) else rows)
     if form not in ACTIVATION_FORMS:
-        forms.ctx.decline(op, f"{kind.element} weights of {kind.shape[1]} columns take {form} inputs")
+        forms.ctx.decline(
+            op, f"{kind.element} weights of {kind.shape[1]} columns take {form} inputs"
+        )
         return
     if (x, form) not in made:
         with ir.InsertionPoint(op), op.location:

@@ -31,9 +31,7 @@ def summarize(
     return _Summary(kernel, phase, maxima, options).result()
 
 
-def typical_dims(
-    phase: str, maxima: Mapping[str, int], options: CompileOptions
-) -> dict[str, int]:
+def typical_dims(phase: str, maxima: Mapping[str, int], options: CompileOptions) -> dict[str, int]:
     """The value of each symbolic dimension in the expected use: tokens `t`, rows of logits `r`."""
     typical = {"t": options.prompt, "r": 1} if phase == "prefill" else {}
     return {name: min(typical.get(name, options.batch), most) for name, most in maxima.items()}
@@ -95,7 +93,7 @@ class _Summary:
     def count_operations(self, op: ir.OpView) -> None:
         name = op.operation.name
         operands = list(op.operation.operands)
-        if name == "infc.linear":
+        if name in ("infc.linear", "infc.head_candidates"):
             matrix = TensorType.of(operands[1].type)
             n, k = (int(d) for d in matrix.shape)
             self.matrices.append((n, k, matrix.element))

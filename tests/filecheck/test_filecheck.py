@@ -31,7 +31,7 @@ FOLDER = Path(__file__).resolve().parent
 SHARED_PASSES = {
     "graph": ("canonicalize", "split-phases"),
     "phase": ("outline-layers", "quantize-activations"),
-    "schedule": ("fuse-kernels", "choose-mappings", "bufferize"),
+    "schedule": ("split-head", "fuse-kernels", "choose-mappings", "bufferize"),
     "memory": ("plan-memory", "insert-barriers", "pack-weights", "record-plan"),
 }
 """The passes by the level of their input, which is the folder their file is in."""

@@ -384,7 +384,7 @@ def _emit_plain(b: Builder, spec: HeadSpec) -> str:
 
 
 def _emit_sparse(b: Builder, spec: HeadSpec) -> str:
-    """Define `@name(...) -> (f32, i64)`: multiply those rows of some panels that can enter the list;
+    """Define `@name(...) -> (f32, i64)`: multiply rows of some panels that can enter the list;
     the second result is how many they were."""
     name = f"split_sparse_{spec.layout.name}_n{spec.n}_k{spec.k}"
     bounds = spec.products.emit_bounds(b)

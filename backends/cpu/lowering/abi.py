@@ -34,6 +34,9 @@ class InfcCall(ctypes.Structure):
         ("best", ctypes.c_void_p),
         ("cancel", ctypes.c_void_p),
         ("trace", ctypes.c_void_p),
+        ("top_logits", ctypes.c_void_p),
+        ("top_ids", ctypes.c_void_p),
+        ("top_k", ctypes.c_int32),
     )
 
 
@@ -58,6 +61,7 @@ INFO_FIELDS = (
     "decode_kernel_calls",
     "kv_bytes",
     "weight_bytes",
+    "max_top_k",
 )
 """Fields of the exported constant `infc_info`, int64 each, in order."""
 

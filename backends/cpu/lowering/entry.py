@@ -8,7 +8,7 @@ from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.kernels.sync import BARRIER_BYTES, BARRIER_NAME
 from infc.backends.cpu.lowering import abi
 from infc.backends.cpu.lowering.forms import Environment
-from infc.backends.cpu.lowering.programs import MainArguments, ProgramLowering
+from infc.backends.cpu.lowering.programs import KINDS, MainArguments, ProgramLowering
 from infc.ir.mlir import ir, llvm
 
 
@@ -93,6 +93,10 @@ class _Entry:
             self.between(self.number("n_sequences"), 1, s["max_slots"] + 1),
             self.between(self.threads, 1, s["max_threads"] + 1),
             self.between(self.thread, 0, self.threads),
+            b.bit_or(
+                b.cmp("ne", self.number("output_kind"), KINDS.index("top_k")),
+                self.between(self.number("top_k"), 1, s["max_top_k"] + 1),
+            ),
         )
         (result,) = b.when(
             limits, lambda: [self.arrays_in_range()], lambda: [b.const(0, b.i1)], [b.i1]
@@ -152,6 +156,7 @@ class _Entry:
             arena,
             b.at(trace, 8),
             b.ext_u(traces, b.i64),
+            self.number("top_k"),
         )
         # Entry 0 of the trace is the start.
         self.program.emit_trace(env, -1)
@@ -162,13 +167,14 @@ class _Entry:
                     self.pointer("positions"),
                     row_slots,
                     *(self.pointer(f) for f in ("logit_rows", "logits", "best")),
+                    *(self.pointer(f) for f in ("top_logits", "top_ids")),
                 ],
                 spaces={"arena": b.at(arena, control.size_bytes), "thread": b.at(arena, own)},
                 weights=self.pointer("weights"),
                 kv=self.pointer("kv"),
                 flags=flags,
                 cancel=cancel,
-                wants_best=b.cmp("eq", self.number("output_kind"), 1),
+                kind=self.number("output_kind"),
                 env=env,
             )
         )

@@ -21,7 +21,6 @@ from infc.backends.cpu.kernels.kv_layout import KVLayer
 from infc.backends.cpu.kernels.layouts import layout_named
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec, Segment, emit_matmul
 from infc.backends.cpu.kernels.rotary import RotarySpec, emit_rotary_append
-from infc.backends.cpu.kernels.rows import emit_argmax
 from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
@@ -41,6 +40,8 @@ class Environment:
     """Where the cycle counter behind the function's first kernel goes."""
     traces: Value
     """i64: 1 where this thread writes the trace, else 0."""
+    wanted: Value | None = None
+    """Top tokens that the call asks for; known in main."""
 
     def numbers(self) -> list[Value]:
         """What a layer function is passed behind its buffers, in order."""
@@ -96,7 +97,7 @@ class Form:
         pointers: for each pointer argument of the emitted function, the operand of the call.
         symbol: whose value is the number of rows.
         order: the emitted function's arguments: `p` all pointers left, `1` one pointer,
-            `m`, `i`, `n` rows, thread and threads.
+            `m`, `i`, `n` rows, thread and threads, `k` top tokens wanted, `o` the number one.
     """
 
     name: str
@@ -116,9 +117,18 @@ class Form:
                 values += pointers[: len(pointers) - keep]
                 pointers = pointers[len(pointers) - keep :]
             else:
-                number = {"m": env.rows[self.symbol], "i": env.thread, "n": env.threads}[letter]
-                values.append(number)
+                values.append(self.number(b, letter, env))
         b.call(self.name, values)
+
+    def number(self, b: Builder, letter: str, env: Environment) -> Value:
+        """The value of a numeric argument."""
+        if letter == "o":
+            return b.idx(1)
+        if letter == "k":
+            if env.wanted is None:
+                raise InternalError("only main knows how many top tokens are wanted")
+            return env.wanted
+        return {"m": env.rows[self.symbol], "i": env.thread, "n": env.threads}[letter]
 
 
 def matmul_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
@@ -147,13 +157,17 @@ def matmul_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
         max_rows=rows,
         out=ABF16 if rounded else "f32",
     )
-    fields = ("row_tile", "col_tile", "unroll", "prefetch_bytes")
-    mapping = MatmulMapping(**{field: int(body.mapping[field]) for field in fields})
-    emit_matmul(b, name, spec, mapping)
+    emit_matmul(b, name, spec, matmul_mapping(body))
     made = [*(op.operation.results[0] for op in [*products, *body.named("mul"), *caps, *rounded])]
     outputs = [body.target[value] for value in made if value in body.target]
     pointers = (body.source[x], *weights, *biases, *outputs)
     return Form(name, pointers, body.row_symbol(), "1minp")
+
+
+def matmul_mapping(body: KernelBody) -> MatmulMapping:
+    """How a product is mapped."""
+    fields = ("row_tile", "col_tile", "unroll", "prefetch_bytes")
+    return MatmulMapping(**{field: int(body.mapping[field]) for field in fields})
 
 
 def rotary_form(b: Builder, name: str, body: KernelBody, slots: int) -> Form:
@@ -224,15 +238,6 @@ def attention_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
         len(body.arguments) - 1,
     )
     return Form(name, pointers, "t", "pmin1")
-
-
-def argmax_form(b: Builder, name: str, body: KernelBody) -> Form:
-    """The best token of each row of logits."""
-    (op,) = body.named("argmax")
-    x = op.operation.operands[0]
-    emit_argmax(b, name, int(TensorType.of(x.type).shape[1]))
-    pointers = (body.source[x], body.target[op.operation.results[0]])
-    return Form(name, pointers, body.row_symbol(), "pmin")
 
 
 def attention_spec(

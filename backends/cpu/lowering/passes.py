@@ -45,6 +45,7 @@ def lower_programs(module: ir.Module, ctx: PassContext) -> None:
         "max_threads": signature["max_threads"],
         "kv_bytes": kv.total_bytes,
         "weight_bytes": get(module.operation, "infc.weight_bytes"),
+        "max_top_k": signature["max_top_k"],
     }
     names = []
     for number, program in enumerate(list(programs(module))):

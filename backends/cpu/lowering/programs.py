@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.kernels.kv_layout import KVLayout
@@ -12,17 +13,27 @@ from infc.backends.cpu.lowering.forms import (
     Environment,
     Form,
     KernelBody,
-    argmax_form,
     attention_form,
     matmul_form,
     rotary_form,
+)
+from infc.backends.cpu.lowering.head_forms import (
+    argmax_form,
+    head_form,
+    head_logits_form,
+    reads_split,
+    top_k_form,
 )
 from infc.backends.cpu.lowering.row_kernel import row_form
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.ir.types import BufferType
+from infc.passes.memory.demand import OUTPUTS, demanded_by, kinds_of_call
 from infc.passes.walk import body, dim_maxima, program_functions
+
+KINDS = ("logits", "argmax", "top_k")
+"""The kinds of output by their number in a call."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +41,14 @@ class MainArguments:
     """What the entry point hands to the body of a program."""
 
     operands: list[Value]
-    """tokens, positions, row slots, logit rows, logits, best: pointers."""
+    """tokens, positions, row slots, logit rows; logits, best, top logits and top ids: pointers."""
     spaces: dict[str, Value]
     weights: Value
     kv: Value
     flags: Value
     cancel: Value
-    wants_best: Value
+    kind: Value
+    """i64: the kind of output that the call asks for."""
     env: Environment
 
 
@@ -53,14 +65,11 @@ class ProgramLowering:
         self.weight_offsets = weight_offsets
         self.functions = {get(f, "sym_name"): f for f in program_functions(program)}
         self.forms: dict[str, Form] = {}
-        self.argmax: set[str] = set()
         for name, function in self.functions.items():
             kind = get(function, "infc.kernel")
             if kind is not None:
                 with function.location:
                     self.forms[name] = self.emit_kernel(name, KernelBody(function))
-                if kind == "argmax":
-                    self.argmax.add(name)
         for name, function in self.functions.items():
             if name not in self.forms and name != "main":
                 with function.location:
@@ -90,13 +99,18 @@ class ProgramLowering:
             return row_form(self.b, native, kernel)
         if kernel.kind == "matmul":
             rows = self.maxima[kernel.row_symbol()]
-            return matmul_form(self.b, native, kernel, rows)
+            form = head_logits_form if reads_split(kernel) else matmul_form
+            return form(self.b, native, kernel, rows)
         if kernel.kind == "rotary":
             return rotary_form(self.b, native, kernel, self.kv.slots)
         if kernel.kind == "attention":
             return attention_form(self.b, native, kernel, rows)
         if kernel.kind == "argmax":
             return argmax_form(self.b, native, kernel)
+        if kernel.kind == "top_k":
+            return top_k_form(self.b, native, kernel)
+        if kernel.kind == "head":
+            return head_form(self.b, native, kernel, self.maxima[kernel.row_symbol()])
         raise InternalError(f"unknown kernel kind '{kernel.kind}'")
 
     def emit_layer(self, name: str, function: ir.OpView) -> None:
@@ -165,8 +179,9 @@ class ProgramLowering:
         """
         b = self.b
         places: dict[Value, Value] = dict(
-            zip(self.main.regions[0].blocks[0].arguments, main.operands, strict=True)
+            zip(self.main.regions[0].blocks[0].arguments, main.operands, strict=False)
         )
+        needs = demanded_by(self.main, self.functions)
         stopped: Value = b.const(0, b.i1)
         step = 0
         for op in body(self.main):
@@ -186,7 +201,7 @@ class ProgramLowering:
                 else:
                     if "infc.layer" in op.operation.attributes:
                         stopped = self.emit_cancel_point(get(op, "infc.layer"), stopped, main)
-                    step += self.emit_guarded(op, places, stopped, main, step)
+                    step += self.emit_guarded(op, places, stopped, main, step, needs)
         return stopped
 
     def emit_guarded(
@@ -196,14 +211,19 @@ class ProgramLowering:
         stopped: Value,
         main: MainArguments,
         step: int,
+        needs: dict[Value, frozenset[str]],
     ) -> int:
-        """A step that only runs while the call is not cancelled; returns its kernels."""
+        """A step that only runs while the call is not cancelled, and asks for what it makes;
+        returns its kernels."""
         b, kernels = self.b, 0
         runs = b.bit_xor(stopped, b.const(1, b.i1))
         if op.operation.name == "func.call":
             callee = get(op, "callee")
-            if callee in self.argmax:
-                runs = b.bit_and(runs, main.wants_best)
+            every = frozenset(OUTPUTS)
+            kinds = kinds_of_call(op, self.functions, needs, every)
+            if kinds != every:
+                asked = [b.cmp("eq", main.kind, KINDS.index(kind)) for kind in sorted(kinds)]
+                runs = b.bit_and(runs, reduce(b.bit_or, asked))
             if callee in self.forms and self.forms[callee].symbol == "r":
                 # A call that only fills the cache asks for no logits: the head is not read.
                 runs = b.bit_and(runs, b.cmp("sgt", main.env.rows["r"], 0))

@@ -18,6 +18,8 @@ from infc.backends.cpu.kernels.rows import (
     emit_rms_norm_row,
     emit_softcap_row,
 )
+from infc.backends.cpu.kernels.split_embed import emit_split_embed_row
+from infc.backends.cpu.kernels.split_layout import split_layout_named
 from infc.backends.cpu.lowering.forms import Form, KernelBody
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
@@ -74,9 +76,8 @@ class _RowEmitter:
             emit(b, self.place(operands[0], row), out, d)
         elif name == "embed":
             argument = self.body.source[operands[1]]
-            layout = layout_named(self.body.buffer(argument).layout)
             token = self.load_index(operands[0], row)
-            emit_embed_row(b, layout, self.buffers[argument], d, token, out, get(op, "scale"))
+            self.embed(argument, token, out, get(op, "scale"))
         elif name == "select_rows":
             chosen = self.load_index(operands[1], row)
             emit_copy_row(b, self.place(operands[0], chosen), out, d)
@@ -86,6 +87,16 @@ class _RowEmitter:
             self.gate(op, row, out, d)
         elif name != "activation":
             raise InternalError(f"no row kernel for {name}", location=str(op.location))
+
+    def embed(self, argument: int, token: Value, out: Value, scale: float) -> None:
+        """A row of the table that an argument is."""
+        table = self.body.buffer(argument)
+        n, k = (int(d) for d in table.tensor.shape)
+        split, buffer = split_layout_named(table.layout), self.buffers[argument]
+        if split is not None:
+            emit_split_embed_row(self.b, split, buffer, n, k, token, out, scale)
+        else:
+            emit_embed_row(self.b, layout_named(table.layout), buffer, k, token, out, scale)
 
     def gate(self, op: ir.OpView, row: Value, out: Value, d: int) -> None:
         """`activation(gate) * up`, the only product of rows that models have."""

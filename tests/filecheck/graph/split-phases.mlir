@@ -13,7 +13,7 @@
 // CHECK-DAG: "infc.dim"() {max = 8 : i64, {{.*}}sym_name = "t"}
 // CHECK-DAG: "infc.dim"() {max = 8 : i64, {{.*}}sym_name = "r"}
 // CHECK: func.func @main(
-// CHECK-SAME: -> (tensor<?x48xf32, ["r", 48]>, tensor<?xi32, ["r"]>)
+// CHECK-SAME: -> (tensor<?x48xf32, ["r", 48]>, tensor<?xi32, ["r"]>, tensor<?x48xf32, ["r", 48]>, tensor<?x48xi32, ["r", 48]>)
 // CHECK: [[X:%[0-9]+]] = "infc.embed"(%arg0
 // CHECK-NOT: "infc.attention"
 // CHECK: [[C:%[0-9]+]] = "infc.kv_cache"() {index = 0 : i64, infc.layer = 0 : i64} : () -> !infc.kv<"f16", 1 : i64, 64 : i64, 16 : i64, 4 : i64>
@@ -22,7 +22,8 @@
 // CHECK: [[S:%[0-9]+]] = "infc.select_rows"([[Y]], %arg3)
 // CHECK-NEXT: [[L:%[0-9]+]] = "infc.linear"([[S]]
 // CHECK-NEXT: [[B:%[0-9]+]] = "infc.argmax"([[L]])
-// CHECK-NEXT: return [[L]], [[B]]
+// CHECK-NEXT: [[T:%[0-9]+]]:2 = "infc.top_k"([[L]])
+// CHECK-NEXT: return [[L]], [[B]], [[T]]#0, [[T]]#1
 // CHECK-LABEL: module @decode
 // CHECK: "infc.dim"() {max = 1 : i64
 !x = tensor<?x64xf32, ["t", 64]>

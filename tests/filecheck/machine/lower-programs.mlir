@@ -35,7 +35,7 @@
 !ty = tensor<?x32xf32, ["r", 32]>
 !tw = tensor<32x32xf32>
 module attributes {infc.level = "memory", infc.options = {}, infc.weight_bytes = 4160 : i64,
-    infc.signature = {vocab_size = 32 : i64, max_context = 64 : i64, max_slots = 1 : i64,
+    infc.signature = {vocab_size = 32 : i64, max_top_k = 32 : i64, max_context = 64 : i64, max_slots = 1 : i64,
         max_threads = 4 : i64, max_tokens = [2, 2], max_logit_rows = [2, 2], kv_heads = 1 : i64,
         head_dim = 16 : i64, kv_dtype = "f32", windows = [0], capacity = [64]}} {
   "infc.device"() {sym_name = "device0", target = "cpu:x86-64-v3"} : () -> ()
