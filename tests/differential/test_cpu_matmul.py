@@ -261,6 +261,37 @@ def test_products_are_right(programs: dict[str, Program], isa: str, name: str) -
         assert (np.abs(out - value) <= error).all()
 
 
+EXTREME = ("q8_0", "q6_k", "q5_0", "q5_1", "q4_1", "q2_k")
+
+
+@pytest.mark.parametrize(
+    ("isa", "name"), [(i, name) for i in ISAS for name in kernels_of(i) if name in EXTREME]
+)
+def test_largest_products_do_not_overflow(
+    programs: dict[str, Program], isa: str, name: str
+) -> None:
+    """Some paths sum products in 16 bits: all of them as large as codes and activations get."""
+    case = Case(name)
+    storage, (n, k) = STORAGE_TYPES[KERNELS[name][2][0][0]], (case.spec.segments[0].n, case.spec.k)
+    layout = case.spec.segments[0].layout
+    codes = np.zeros((n, k), np.uint8)
+    codes[::2] = (1 << storage.bits) - 1
+    scales = np.ones((n, k // storage.group), np.float32)
+    minima = -scales if storage.has_min else None
+    pack(
+        layout,
+        [Codes(codes, storage.zero_point, scales, minima, storage.group)],
+        n,
+        k,
+        case.packed[0],
+    )
+    case.values[0] = unpack(layout, case.packed[0], n, k)
+    case.x[:] = 1
+    case.x[1::2] = -1
+    for out, (value, error) in zip(case.run(programs[isa], 130), case.expected(), strict=True):
+        assert (np.abs(out - value) <= error).all()
+
+
 @pytest.mark.parametrize(("isa", "name"), [(i, name) for i in ISAS for name in kernels_of(i)])
 def test_bits_depend_on_neither_rows_nor_threads(
     programs: dict[str, Program], isa: str, name: str
