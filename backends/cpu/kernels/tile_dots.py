@@ -156,7 +156,7 @@ def _steps_in_16_bits(bits: int) -> int:
     A pair of products of unsigned codes of `bits` bits with a8 codes is at most
     `2 * 127 * (2**bits - 1)`.
     """
-    return (2**15 - 1) // (2 * 127 * (2**bits - 1))
+    return (2**15 - 1) // (2 * 127 * ((1 << bits) - 1))
 
 
 def _step_operands(
@@ -189,8 +189,8 @@ def _row_pair(b: Builder, first: Value, second: Value, octet: int) -> Value:
     """8 a8 codes of each of two rows: `vector<16xi8>`."""
     halves = b.vec(2, b.i64)
     at = _REGISTER_BYTES * (octet // 2)
-    both = [b.load(b.at(row, at), halves, _REGISTER_BYTES) for row in (first, second)]
-    return b.bitcast(b.shuffle(*both, [octet % 2, 2 + octet % 2]), b.vec(_REGISTER_BYTES, b.i8))
+    x, y = (b.load(b.at(row, at), halves, _REGISTER_BYTES) for row in (first, second))
+    return b.bitcast(b.shuffle(x, y, [octet % 2, 2 + octet % 2]), b.vec(_REGISTER_BYTES, b.i8))
 
 
 def _row(b: Builder, sums: Sequence[Value], row: int) -> Value:
