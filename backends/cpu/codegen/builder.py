@@ -389,7 +389,7 @@ class Builder:
             acc = self.shuffle(accumulator, accumulator, range(4 * part, 4 * part + 4))
             x, y = (self.shuffle(v, v, range(16 * part, 16 * part + 16)) for v in (a, b))
             quarters.append(self.intrinsic(name, acc.type, acc, x, y))
-        low, high = (self.shuffle(*quarters[i : i + 2], range(8)) for i in (0, 2))
+        low, high = (self.shuffle(quarters[i], quarters[i + 1], range(8)) for i in (0, 2))
         return self.shuffle(low, high, range(16))
 
     def intrinsic(self, name: str, result: Type | None, *operands: Value) -> Value:
@@ -455,6 +455,10 @@ class Builder:
     def prefetch(self, pointer: Value, locality: int = 3) -> None:
         """Hint that a line will be read soon: `locality` 3 into the nearest cache, 2 the next."""
         llvm.Prefetch(pointer, 0, locality, 1)
+
+    def prefetch_to_write(self, pointer: Value) -> None:
+        """Hint that a line will be written soon."""
+        llvm.Prefetch(pointer, 1, 3, 1)
 
     # ---- control ---------------------------------------------------------------------------
 
