@@ -1,4 +1,8 @@
-"""What is in an artifact: each kernel's work beside its bound, and the map of its memory."""
+"""What is in an artifact: each kernel's work beside its bound, and the map of its memory.
+
+The kernels are those of greedy generation: others run only where a call asks for logits or for the
+top tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,8 @@ from infc.cost.estimate import total
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.loading import available_threads, load_runnable
-from infc.driver.prediction import scaled_work
-from infc.target.runnable import Call, Phase
+from infc.driver.prediction import greedy_kernels, scaled_work
+from infc.target.runnable import Call, OutputKind, Phase
 from infc.target.schema import ComputeUnit, Memory, Target
 
 REPEATS = 3
@@ -181,8 +185,7 @@ def _explain_program(
     kernels, estimates = [], []
     bandwidth: dict[str, float] = {}
     rates: dict[str, float] = {}
-    described: Mapping[str, Any] = manifest.cost_estimate
-    for kernel in described.get(phase, []):
+    for kernel in greedy_kernels(artifact, phase):
         launches = int(kernel["launches"])
         work = scaled_work(kernel, phase, 1, tokens)
         estimate = estimate_work(work, target, measured.threads).scale(launches)
@@ -325,4 +328,5 @@ def _call(phase: Phase, prompt: int, position: int) -> Call:
         slots=np.zeros(1, np.int32),
         positions=np.arange(start, start + count, dtype=np.int32),
         logit_rows=np.array([count - 1], np.int32),
+        output=OutputKind.ARGMAX,
     )

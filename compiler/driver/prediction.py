@@ -35,7 +35,8 @@ class PhasePrediction:
 def predict(
     artifact: Artifact, *, prompt_tokens: int, new_tokens: int, threads: int
 ) -> dict[str, PhasePrediction | None]:
-    """Predictions for both phases; None where the artifact holds no estimate."""
+    """Predictions of greedy generation for both phases; None where the artifact holds no
+    estimate."""
     limits = artifact.manifest.programs["prefill"]
     chunk = int(limits["max_tokens"][0])
     calls = {"prefill": -(-prompt_tokens // chunk), "decode": new_tokens}
@@ -49,7 +50,7 @@ def predict(
 def _predict_phase(
     artifact: Artifact, phase: str, calls: int, tokens: int, threads: int
 ) -> PhasePrediction | None:
-    kernels = artifact.manifest.cost_estimate.get(phase)
+    kernels = greedy_kernels(artifact, phase)
     if not kernels:
         return None
     target = Target.from_json(json.dumps(artifact.manifest.targets[phase]))
@@ -65,6 +66,12 @@ def _predict_phase(
         operations=sum(sum(work.operations.values()) * count for work, count in works),
         bound=whole.bound,
     )
+
+
+def greedy_kernels(artifact: Artifact, phase: str) -> list[Mapping[str, Any]]:
+    """The kernels that run where a call asks for the best token."""
+    kernels: list[Mapping[str, Any]] = artifact.manifest.cost_estimate.get(phase, [])
+    return [kernel for kernel in kernels if "argmax" in kernel["outputs"]]
 
 
 def scaled_work(kernel: Mapping[str, Any], phase: str, calls: int, tokens: int) -> Work:

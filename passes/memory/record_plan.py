@@ -1,8 +1,8 @@
 """What the plan promises, written down where lowering cannot lose it: the module's `infc.report`.
 
 Requires: planned memory and mapped kernels. Guarantees: `infc.report` has, for both programs, each
-kernel's launches, work and estimate, and each buffer's place and lifetime; `infc explain`, `infc
-bench` and the artifact's manifest read it from there.
+kernel's launches, work and estimate and the outputs of a call that it works for, and each buffer's
+place and lifetime; `infc explain`, `infc bench` and the artifact's manifest read it from there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from infc.ir.attributes import get, to_attribute
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
 from infc.ir.types import BufferType
+from infc.passes.memory.demand import OUTPUTS, demanded_by, kinds_of_call
 from infc.passes.walk import body, program_functions, programs
 from infc.pipeline.passes import FunctionPass, PassContext
 
@@ -28,12 +29,14 @@ def _program_report(program: ir.OpView) -> dict[str, Any]:
     functions = {get(f, "sym_name"): f for f in program_functions(program)}
     order = _order("main", functions)
     launches = Counter(order)
+    outputs = _outputs(functions)
     kernels = [
         {
             "kernel": name,
             "kind": get(function, "infc.kernel"),
             "location": _name_of(function),
             "launches": launches[name],
+            "outputs": sorted(outputs[name]),
             "mapping": get(function, "infc.mapping"),
             **get(function, "infc.work"),
         }
@@ -46,6 +49,20 @@ def _program_report(program: ir.OpView) -> dict[str, Any]:
         if get(function, "infc.plan") is not None
     }
     return {"kernels": kernels, "order": order, "plans": plans}
+
+
+def _outputs(functions: dict[str, ir.OpView]) -> dict[str, frozenset[str]]:
+    """The kinds of output that each kernel works for: those called in layers for all of them."""
+    main, every = functions["main"], frozenset(OUTPUTS)
+    needs = demanded_by(main, functions)
+    found: dict[str, frozenset[str]] = {}
+    for op in body(main):
+        if op.operation.name != "func.call":
+            continue
+        kinds = kinds_of_call(op, functions, needs, every)
+        for kernel in _order(get(op, "callee"), functions) or [get(op, "callee")]:
+            found[kernel] = found.get(kernel, frozenset()) | kinds
+    return found
 
 
 def _order(name: str, functions: dict[str, ir.OpView]) -> list[str]:

@@ -1,7 +1,7 @@
 // Launches are counted through layers; buffers are listed with the place in the model they serve.
 // RUN: infc opt %s --pipeline record-plan | filecheck %s
 
-// CHECK: infc.report = {decode = {kernels = [{barriers = 1 : i64, bytes = {dram = 64 : i64}, kernel = "k0_rows", kind = "rows", launches = 3 : i64, location = "norm", mapping = {partition = "rows"}, operations = {f32 = 256 : i64}, rows = 1 : i64}]
+// CHECK: infc.report = {decode = {kernels = [{barriers = 1 : i64, bytes = {dram = 64 : i64}, kernel = "k0_rows", kind = "rows", launches = 3 : i64, location = "norm", mapping = {partition = "rows"}, operations = {f32 = 256 : i64}, outputs = ["argmax", "logits", "top_k"], rows = 1 : i64}]
 // CHECK-SAME: plans = {
 // CHECK-SAME: layer0 = {arena = {height_bytes = 0 : i64, lower_bound_bytes = 0 : i64}, buffers = []
 // CHECK-SAME: main = {arena = {height_bytes = 512 : i64, lower_bound_bytes = 512 : i64}
