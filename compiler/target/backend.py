@@ -42,6 +42,7 @@ class KernelSummary:
         activation_bytes: bytes of activations and cache it moves, for `typical_rows`.
         shapes: dimensions by name (`heads`, `kv_heads`, `head_dim`, `window`, `context`).
         matrices: `(n, k, storage type)` of each weight matrix of a product.
+        kv_dtype: of the cache that attention reads; else empty.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class KernelSummary:
     activation_bytes: int
     shapes: Mapping[str, int]
     matrices: tuple[tuple[int, int, str], ...] = ()
+    kv_dtype: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class _Summary:
         self.context = min(options.prompt + options.new_tokens, options.max_context)
         self.operations: dict[str, float] = defaultdict(float)
         self.shapes: dict[str, int] = {}
+        self.kv_dtype = ""
         self.matrices: list[tuple[int, int, str]] = []
         self.weight_bytes = 0
         self.activation_bytes = 0
@@ -73,6 +74,7 @@ class _Summary:
             activation_bytes=self.activation_bytes,
             shapes=self.shapes,
             matrices=tuple(self.matrices),
+            kv_dtype=self.kv_dtype,
         )
 
     def number(self, dim: Dim, values: Mapping[str, int]) -> int:
@@ -121,6 +123,7 @@ class _Summary:
         mean = min(seen, (t + 1) // 2) if self.phase == "prefill" else seen
         self.operations["f32"] += 4.0 * t * mean * int(width)
         self.activation_bytes += seen * cache.position_bytes
+        self.kv_dtype = cache.dtype
         self.shapes |= {
             "heads": get(op, "heads"),
             "kv_heads": cache.kv_heads,

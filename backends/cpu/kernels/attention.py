@@ -9,19 +9,23 @@ The numbers of a row do not depend on the unit it is in: every sum runs over its
 blocks begin at absolute multiples of `key_block`, and a block in which a row sees nothing leaves
 its state exactly as it was (its terms are 0 and its correction is `2 ** 0 = 1`).
 
-Where calls have few rows, a unit is a part of the keys of one row (`attention_parts`).
+Where calls have few rows, a unit is a part of the keys of one row (`attention_parts`). Where they
+have many and the processor has tile registers, both products are bf16 (`attention_tiles`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infc.backends.cpu.codegen.amx import TILE_ROWS
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.attention_block import LOG2_E, MASKED, BlockEmitter
 from infc.backends.cpu.kernels.attention_operands import Block
 from infc.backends.cpu.kernels.attention_parts import Parts, part_layout
 from infc.backends.cpu.kernels.attention_shape import Scratch, Shape, widest_panel
+from infc.backends.cpu.kernels.attention_tiles import emit_tile_attention
+from infc.backends.cpu.kernels.attention_tiles_shape import STEP_KEYS, TileScratch, TileShape
 from infc.backends.cpu.kernels.attention_units import AttentionArguments, Unit, Units
 from infc.backends.cpu.kernels.kv_layout import STRIP, KVLayer
 from infc.backends.cpu.kernels.rows import F32_BYTES, for_each_vector, load_f32, store_f32
@@ -38,6 +42,7 @@ class AttentionSpec:
         scale: factor of the scores.
         softcap: `c` of `c * tanh(score / c)`, or `None`.
         max_rows: rows in one call, at most.
+        out: form of the output rows `[heads * head_dim]`: `f32`, or with tiles also `abf16`.
     """
 
     heads: int
@@ -46,6 +51,7 @@ class AttentionSpec:
     scale: float
     softcap: float | None
     max_rows: int
+    out: str = "f32"
 
     @property
     def group(self) -> int:
@@ -62,11 +68,14 @@ class AttentionMapping:
         key_block: keys of a block, a multiple of 16; it is part of the order of summation.
         parts: the most parts that a row's keys are divided into, which is part of the order too;
             with more than one a unit has one row.
+        tiles: whether both products are bf16 ones on tile registers; key blocks are then multiples
+            of 32, and units have many rows.
     """
 
     row_tile: int
     key_block: int
     parts: int = 1
+    tiles: bool = False
 
 
 PARTS = 16
@@ -87,6 +96,8 @@ def split_candidates(spec: AttentionSpec) -> list[AttentionMapping]:
 def candidates(spec: AttentionSpec, isa: Isa) -> list[AttentionMapping]:
     """Mappings for calls of many rows, the default first."""
     lanes = spec.max_rows * spec.group
+    if isa.amx and lanes >= TILE_ROWS and spec.kv.dtype != "f32":
+        return _tile_candidates(spec, lanes)
     # Wider tiles share a staged block among more lanes; narrower ones balance short prompts better.
     panels = (4, 8, 2)
     tiles = [min(lanes, max(spec.group, count * widest_panel(isa))) for count in panels]
@@ -97,8 +108,21 @@ def candidates(spec: AttentionSpec, isa: Isa) -> list[AttentionMapping]:
     ]
 
 
+def _tile_candidates(spec: AttentionSpec, lanes: int) -> list[AttentionMapping]:
+    """A cache in f32 is there for exact numbers and has none."""
+    longest = -(-spec.kv.capacity // STEP_KEYS) * STEP_KEYS
+    mappings = [
+        AttentionMapping(min(lanes, tile), min(longest, key_block), tiles=True)
+        for key_block in (256, 512)
+        for tile in (256, 512)
+    ]
+    return list(dict.fromkeys(mappings))
+
+
 def attention_scratch_bytes(spec: AttentionSpec, mapping: AttentionMapping) -> int:
     """Bytes of scratch of one thread, aligned to 64 bytes."""
+    if mapping.tiles:
+        return TileScratch.plan(_tile_shape(spec, mapping)).total
     return Scratch.plan(_shape(spec, mapping)).total
 
 
@@ -123,22 +147,40 @@ def _shape(spec: AttentionSpec, mapping: AttentionMapping) -> Shape:
     return Shape(spec.kv, spec.window, spec.softcap, mapping.key_block, lanes)
 
 
+def _tile_shape(spec: AttentionSpec, mapping: AttentionMapping) -> TileShape:
+    return TileShape(
+        heads=spec.heads,
+        kv=spec.kv,
+        window=spec.window,
+        scale=spec.scale,
+        softcap=spec.softcap,
+        key_block=mapping.key_block,
+        rows=_rows_a_tile(spec, mapping),
+        out=spec.out,
+    )
+
+
 def emit_attention(b: Builder, name: str, spec: AttentionSpec, mapping: AttentionMapping) -> None:
     """Define `@name(q, kv, out, positions, row_slots: ptr, m, thread, threads: i64, scratch: ptr)`.
 
     Row `r` at `positions[r]` of `row_slots[r]` attends to itself and what is before it, as far as
-    the window goes; its key must have been appended. `q` and `out` are f32 `[m, heads, head_dim]`,
-    `kv` is the layer's cache, `scratch` the calling thread's own.
+    the window goes; its key must have been appended. `q` is f32 `[m, heads, head_dim]`, `out` the
+    same or `abf16` rows, `kv` is the layer's cache, `scratch` the calling thread's own.
 
     Mappings with parts take two pointers more: `shared`, of `attention_shared_bytes`, and
     `arrivals`, i32 `[max_rows, kv_heads]`, zero before the first call and after every call.
     """
+    if mapping.tiles and not b.isa.amx:
+        raise ValueError(f"tiles need tile registers, which {b.isa.cpu} lacks")
     split = mapping.parts > 1
     arguments = [*[b.ptr] * 5, *[b.i64] * 3, *[b.ptr] * (3 if split else 1)]
     with b.function(name, arguments) as values:
         shared = values[-2:] if split else []
         a = AttentionArguments(*values[: len(values) - len(shared)])
-        _Attention(b, spec, mapping, a, *shared).emit()
+        if mapping.tiles:
+            emit_tile_attention(b, _tile_shape(spec, mapping), a)
+        else:
+            _Attention(b, spec, mapping, a, *shared).emit()
         b.ret()
 
 

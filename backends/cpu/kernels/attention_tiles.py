@@ -39,6 +39,8 @@ from infc.backends.cpu.kernels.rows import F32_BYTES, for_each_vector, load_f32,
 from infc.reference.abf16 import abf16_padded, abf16_row_bytes
 
 _BF16_BYTES = 2
+_LINE_BYTES = 64
+_SECOND_CACHE = 2
 
 
 def emit_tile_attention(b: Builder, shape: TileShape, arguments: AttentionArguments) -> None:
@@ -63,8 +65,10 @@ class _TileAttention:
         self.units.each_lane(unit, lambda lane, row, _head: self._store_position(lane, row))
         self._fill_group(unit)
         state = LaneState(
-            partial(self._with_place, unit, self._begin),
-            partial(self._with_place, unit, self._finish),
+            begin=partial(self._with_place, unit, self._begin),
+            finish=partial(self._with_place, unit, self._finish),
+            await_begin=partial(self._with_place, unit, self._await_begin),
+            await_finish=partial(self._with_place, unit, self._await_finish),
         )
 
         def block(index: Value) -> None:
@@ -97,8 +101,7 @@ class _TileAttention:
         """Scale and round the query, clear the lane's state but for the weighted values."""
         b, parts, shape = self.b, self.parts, self.shape
         head_dim = shape.kv.head_dim
-        index = b.add(b.mul(row, shape.heads), head)
-        source = b.at(self.a.q, b.mul(index, head_dim * F32_BYTES))
+        source = self._query(row, head)
         query = self._part(parts.queries, lane, shape.query_bytes)
         # Scores are in units of log2(e); with a cap the cap needs them as they are.
         scale = b.const(shape.scale * (LOG2_E if shape.softcap is None else 1.0), self.vector)
@@ -114,6 +117,27 @@ class _TileAttention:
             b.store(emit_rounded(b, *halves), b.at(query, first * _BF16_BYTES), TILE_ROW_BYTES)
         store_f32(b, zero, self._part(parts.weights, lane, LANES * F32_BYTES), 0)
         b.store(b.const(MASKED, b.f32), self._part(parts.maxima, lane, F32_BYTES), F32_BYTES)
+
+    def _await_begin(self, _lane: Value, row: Value, head: Value) -> None:
+        """Ask for the query."""
+        b = self.b
+        query = self._query(row, head)
+        for at in range(0, self.shape.kv.head_dim * F32_BYTES, _LINE_BYTES):
+            b.prefetch(b.at(query, at), _SECOND_CACHE)
+
+    def _await_finish(self, _lane: Value, row: Value, head: Value) -> None:
+        """Ask for the room of the output."""
+        b, shape = self.b, self.shape
+        size = F32_BYTES if shape.out == "f32" else _BF16_BYTES
+        out = self._output(row, head)
+        for at in range(0, shape.kv.head_dim * size, _LINE_BYTES):
+            b.prefetch_to_write(b.at(out, at))
+
+    def _query(self, row: Value, head: Value) -> Value:
+        """Where a lane's query begins."""
+        b, shape = self.b, self.shape
+        index = b.add(b.mul(row, shape.heads), head)
+        return b.at(self.a.q, b.mul(index, shape.kv.head_dim * F32_BYTES))
 
     def _store_position(self, lane: Value, row: Value) -> None:
         b = self.b

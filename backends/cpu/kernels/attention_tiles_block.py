@@ -47,11 +47,14 @@ _TILE_SUM_BYTES = STRIP * F32_BYTES
 class LaneState:
     """What is done for a lane before its first block of keys and behind its last one.
 
-    While a lane's numbers are in the nearest cache, and the stores overlap with tile products.
+    That way its numbers are in the nearest cache. What `begin` reads and `finish` writes is asked
+    for some time before, by `await_begin` and `await_finish`.
     """
 
     begin: Callable[[Value], None]
     finish: Callable[[Value], None]
+    await_begin: Callable[[Value], None]
+    await_finish: Callable[[Value], None]
 
 
 class TileBlockEmitter:
@@ -73,7 +76,7 @@ class TileBlockEmitter:
         self.staging.emit(block)
 
         def group(tall: int, first: Value) -> None:
-            self._group(block, first, b.min(b.sub(lanes, first), LANE_GROUP), tall, state)
+            self._group(block, first, lanes, tall, state)
 
         # What is left of 16 lanes or fewer needs only half of the tiles.
         pairs = b.mul(b.div(b.add(lanes, TILE_ROWS - 1), LANE_GROUP), LANE_GROUP)
@@ -81,18 +84,25 @@ class TileBlockEmitter:
         b.when(b.cmp("slt", pairs, lanes), lambda: group(1, pairs))
 
     def _group(
-        self, block: TileBlock, group: Value, lanes: Value, tall: int, state: LaneState
+        self, block: TileBlock, group: Value, all_lanes: Value, tall: int, state: LaneState
     ) -> None:
         b = self.b
+        lanes = b.min(b.sub(all_lanes, group), LANE_GROUP)
         keys = self._range(block, group, tall)
 
         def each(body: Callable[[Value], None]) -> None:
             b.loop(0, lanes, body=lambda index: body(b.add(group, index)))
 
+        def prefetch(lane: Value) -> None:
+            next_lane = b.add(lane, LANE_GROUP)
+            begins = b.bit_and(keys.is_first, b.cmp("slt", next_lane, all_lanes))
+            b.when(begins, lambda: state.await_begin(next_lane))
+            b.when(keys.is_last, lambda: state.await_finish(lane))
+
         def some() -> None:
             b.when(keys.is_first, lambda: each(state.begin))
             self._scores(keys, group, tall)
-            changed = self.softmax.emit(keys, group, lanes, tall)
+            changed = self.softmax.emit(keys, group, lanes, tall, prefetch)
             corrects = b.bit_and(changed, b.bit_xor(keys.is_first, b.const(1, b.i1)))
             b.when(corrects, lambda: self._correct(group, lanes))
             self._weigh(keys, group, tall)

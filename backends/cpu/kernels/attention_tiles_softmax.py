@@ -83,7 +83,14 @@ class Softmax:
         self.parts = TileScratch.plan(shape)
         self.vector = b.vec(LANES, b.f32)
 
-    def emit(self, keys: Range, group: Value, lanes: Value, tall: int) -> Value:
+    def emit(
+        self,
+        keys: Range,
+        group: Value,
+        lanes: Value,
+        tall: int,
+        beside: Callable[[Value], None],
+    ) -> Value:
         """Turn the scores of a group into terms, bring maxima and sums up to date.
 
         The maxima of all lanes come first: each is a chain of dependent steps, and many chains at
@@ -94,6 +101,7 @@ class Softmax:
             group: the first lane.
             lanes: lanes of the group.
             tall: tiles of lanes in the group.
+            beside: prefetches for a lane; nothing here waits for memory.
 
         Returns:
             `i1`: whether any correction may be other than 1.
@@ -103,7 +111,12 @@ class Softmax:
         changed = b.const(0, b.i1)
         for tile in range(tall):
             changed = b.bit_or(changed, self._corrections(group, tile))
-        b.loop(0, lanes, body=lambda index: self._terms(keys, b.add(group, index), index))
+
+        def lane(index: Value) -> None:
+            beside(b.add(group, index))
+            self._terms(keys, b.add(group, index), index)
+
+        b.loop(0, lanes, body=lane)
         return changed
 
     def _scores(self, index: Value) -> Value:
