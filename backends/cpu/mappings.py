@@ -64,14 +64,18 @@ def _matmul_spec(kernel: KernelSummary) -> matmul.MatmulSpec:
 
 def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
     shapes = kernel.shapes
-    kind = KVType("f32", shapes["kv_heads"], shapes["head_dim"], 16, shapes["window"])
+    capacity, window = shapes["capacity"], shapes["window"]
+    kind = KVType(kernel.kv_dtype, shapes["kv_heads"], shapes["head_dim"], capacity, window)
     spec = attention_spec(kind, shapes["heads"], 1.0, 0.0, kernel.rows)
+    few = kernel.phase == "decode"
+    mappings = attention.split_candidates(spec) if few else attention.candidates(spec, isa)
     return [
         {
             **asdict(mapping),
             "scratch_bytes": attention.attention_scratch_bytes(spec, mapping),
+            "shared_bytes": attention.attention_shared_bytes(spec, mapping),
         }
-        for mapping in attention.candidates(spec, isa)
+        for mapping in mappings
     ]
 
 
@@ -94,8 +98,11 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
     cores = target.unit("cores").count if replicated else 1
     weights = kernel.weight_bytes * (_head_share(kernel) if kernel.kind == "head" else 1.0)
     moved = weights + (kernel.activation_bytes if kernel.kind == "attention" else 0)
+    operations = kernel.operations
+    if mapping.get("tiles"):  # what is left in f32 is a few operations a score
+        operations = {"bf16": operations["f32"]}
     return Work(
         bytes={target.memories[0].name: float(moved)},
-        operations={dtype: count * cores for dtype, count in kernel.operations.items()},
+        operations={dtype: count * cores for dtype, count in operations.items()},
         barriers=0 if replicated else 1,
     )

@@ -236,11 +236,13 @@ class _Program:
         return ops.alloc(frame, BufferType(FRAME, "frame", space), offset=-1, size_bytes=0)
 
     def scratch(self, kernel: ir.OpView, frame: dict[str, ir.Value]) -> list[ir.Value]:
-        size_bytes = get(kernel, "infc.mapping", {}).get("scratch_bytes", 0)
-        if not size_bytes:
-            return []
-        kind = BufferType(TensorType((size_bytes,), "i8"), "frame", "thread")
-        return [ops.alloc(frame["thread"], kind, offset=-1, size_bytes=size_bytes)]
+        """A kernel's own room: of each thread, and of all of them together."""
+        mapping, made = get(kernel, "infc.mapping", {}), []
+        for field, space in (("scratch_bytes", "thread"), ("shared_bytes", "arena")):
+            if size_bytes := mapping.get(field, 0):
+                kind = BufferType(TensorType((size_bytes,), "i8"), "frame", space)
+                made.append(ops.alloc(frame[space], kind, offset=-1, size_bytes=size_bytes))
+        return made
 
     # ---- kernels ----
 

@@ -20,7 +20,7 @@ from infc.ir import ops
 from infc.ir.attributes import get
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
-from infc.ir.types import BufferType, is_kv
+from infc.ir.types import BufferType, is_buffer, is_kv
 from infc.passes.walk import body, program_functions, programs
 from infc.pipeline.passes import FunctionPass, PassContext
 
@@ -104,7 +104,13 @@ def _accesses(op: ir.OpView, kernel: ir.OpView) -> tuple[list[Region], list[Regi
 
 def written_arguments(kernel: ir.OpView) -> set[int]:
     """Which arguments of a kernel it writes, a cache that it appends to among them."""
-    written = set()
+    block = kernel.regions[0].blocks[0]
+    # Scratch is written whatever else happens.
+    written = {
+        argument.arg_number
+        for argument in block.arguments
+        if is_buffer(argument.type) and BufferType.of(argument.type).layout == "frame"
+    }
     for op in body(kernel):
         if op.operation.name == "infc.write":
             written.add(ir.BlockArgument(op.operation.operands[1]).arg_number)

@@ -122,7 +122,7 @@ def test_watermark(cpu: CpuRunnable, artifact: Path, phase: Phase, threads: int)
     }
     name = phase.name.lower()
     control = cpu.info[f"{name}_arena_bytes"] - heights["arena"]
-    assert control == ControlBlock.of(128, 2, cpu.limits.max_tokens[phase]).size_bytes
+    assert control == ControlBlock.of(128, 0, 2, cpu.limits.max_tokens[phase]).size_bytes
     arena[control:] = PATTERN
     lengths = [6, 5, 5] if phase is Phase.PREFILL else [1, 1, 1]
     assert sum(lengths) == cpu.limits.max_tokens[phase] in (CHUNK, SLOTS)
@@ -151,7 +151,7 @@ def test_memory_a_call_begins_with_means_nothing(cpu: CpuRunnable) -> None:
         logits = []
         kv = cpu.new_kv()
         for phase, start in ((Phase.PREFILL, 0), (Phase.DECODE, 5)):
-            block = ControlBlock.of(128, 2, cpu.limits.max_tokens[phase])
+            block = ControlBlock.of(128, 0, 2, cpu.limits.max_tokens[phase])
             cpu.arena(phase, 2).bytes[block.size_bytes :] = pattern
             tokens = random_tokens(cpu.vocab_size, 5 if phase is Phase.PREFILL else 1)
             logits.append(cpu.run(phase, make_call([tokens], starts=[start]), kv, threads=2))
@@ -210,7 +210,7 @@ def test_the_arena_is_as_large_as_the_plan_says(cpu: CpuRunnable, artifact: Path
         for threads in (1, 4):
             memory = cpu.arena(phase, threads)
             own = cpu.info[f"{phase.name.lower()}_thread_bytes"]
-            block = ControlBlock.of(128, 2, cpu.limits.max_tokens[phase]).size_bytes
+            block = ControlBlock.of(128, 0, 2, cpu.limits.max_tokens[phase]).size_bytes
             assert memory.size_bytes == block + height + threads * own
             assert memory.address % 64 == 0
     exported = ctypes.c_int64.in_dll(cpu._library, "infc_info")

@@ -76,18 +76,22 @@ class ControlBlock:
     """The start of an arena, used by the program itself.
 
     Attributes:
+        arrivals: byte offset of the int32 counts by which a kernel's threads learn who is last;
+            zero between kernels. They lie behind the barrier.
         flags: byte offset of one int32 for each layer: whether the call was cancelled there.
         row_slots: byte offset of the slot of each row, int32.
         size_bytes: bytes before the planned buffers, a multiple of 64.
     """
 
+    arrivals: int
     flags: int
     row_slots: int
     size_bytes: int
 
     @staticmethod
-    def of(barrier_bytes: int, layers: int, max_tokens: int) -> ControlBlock:
-        """The layout for a program."""
-        row_slots = -(-(barrier_bytes + 4 * (layers + 1)) // 64) * 64
+    def of(barrier_bytes: int, arrivals: int, layers: int, max_tokens: int) -> ControlBlock:
+        """The layout for a program with so many int32 `arrivals`."""
+        flags = -(-(barrier_bytes + 4 * arrivals) // 64) * 64
+        row_slots = -(-(flags + 4 * (layers + 1)) // 64) * 64
         size = -(-(row_slots + 4 * max_tokens) // 64) * 64
-        return ControlBlock(barrier_bytes, row_slots, size)
+        return ControlBlock(barrier_bytes, flags, row_slots, size)

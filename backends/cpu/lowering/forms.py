@@ -15,12 +15,14 @@ from infc.backends.cpu.kernels.attention import (
     AttentionMapping,
     AttentionSpec,
     attention_scratch_bytes,
+    attention_shared_bytes,
     emit_attention,
 )
 from infc.backends.cpu.kernels.kv_layout import KVLayer
 from infc.backends.cpu.kernels.layouts import layout_named
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec, Segment, emit_matmul
 from infc.backends.cpu.kernels.rotary import RotarySpec, emit_rotary_append
+from infc.backends.cpu.kernels.sync import BARRIER_BYTES
 from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
@@ -97,7 +99,8 @@ class Form:
         pointers: for each pointer argument of the emitted function, the operand of the call.
         symbol: whose value is the number of rows.
         order: the emitted function's arguments: `p` all pointers left, `1` one pointer,
-            `m`, `i`, `n` rows, thread and threads, `k` top tokens wanted, `o` the number one.
+            `m`, `i`, `n` rows, thread and threads, `k` top tokens wanted, `o` the number one,
+            `a` where the arrivals lie.
     """
 
     name: str
@@ -124,6 +127,8 @@ class Form:
         """The value of a numeric argument."""
         if letter == "o":
             return b.idx(1)
+        if letter == "a":
+            return b.at(env.barrier, BARRIER_BYTES)
         if letter == "k":
             if env.wanted is None:
                 raise InternalError("only main knows how many top tokens are wanted")
@@ -219,25 +224,36 @@ def attention_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
     spec = attention_spec(
         KVType.of(cache.type), get(op, "heads"), get(op, "scale"), get(op, "softcap"), rows
     )
-    mapping = AttentionMapping(int(body.mapping["row_tile"]), int(body.mapping["key_block"]))
-    needed = attention_scratch_bytes(spec, mapping)
-    if int(body.mapping["scratch_bytes"]) < needed:
-        raise UserError(
-            Code.PLAN,
-            f"expected scratch_bytes of at least {needed}, got {body.mapping['scratch_bytes']}",
-            location=str(op.location),
-            hint="larger tiles need more scratch: raise it with them, before plan-memory",
-        )
+    mapping = AttentionMapping(
+        row_tile=int(body.mapping["row_tile"]),
+        key_block=int(body.mapping["key_block"]),
+        parts=int(body.mapping["parts"]),
+        tiles=bool(body.mapping["tiles"]),
+    )
+    room = {
+        "scratch_bytes": attention_scratch_bytes(spec, mapping),
+        "shared_bytes": attention_shared_bytes(spec, mapping),
+    }
+    for field, needed in room.items():
+        if int(body.mapping.get(field, 0)) < needed:
+            raise UserError(
+                Code.PLAN,
+                f"expected {field} of at least {needed}, got {body.mapping.get(field, 0)}",
+                location=str(op.location),
+                hint="larger tiles and more parts need more of it: raise it before plan-memory",
+            )
     emit_attention(b, name, spec, mapping)
+    divided = mapping.parts > 1
+    last = len(body.arguments)
     pointers = (
         body.source[q],
         body.source[cache],
         body.target[op.operation.results[0]],
         body.source[positions],
         body.source[row_slots],
-        len(body.arguments) - 1,
+        *((last - 2, last - 1) if divided else (last - 1,)),
     )
-    return Form(name, pointers, "t", "pmin1")
+    return Form(name, pointers, "t", "pmin11a" if divided else "pmin1")
 
 
 def attention_spec(

@@ -90,7 +90,11 @@ class ProgramLowering:
 
     def control_block(self, barrier_bytes: int) -> ControlBlock:
         """The layout of the start of the arena."""
-        return ControlBlock.of(barrier_bytes, self.layer_count(), self.maxima["t"])
+        rows = self.maxima["t"]
+        mappings = [get(function, "infc.mapping", {}) for function in self.functions.values()]
+        divided = any(mapping.get("parts", 1) > 1 for mapping in mappings)
+        arrivals = rows * self.kv.kv_heads if divided else 0
+        return ControlBlock.of(barrier_bytes, arrivals, self.layer_count(), rows)
 
     def emit_kernel(self, name: str, kernel: KernelBody) -> Form:
         """The function of a kernel, in the form that its kind has."""
