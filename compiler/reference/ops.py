@@ -124,13 +124,14 @@ def top_k(x: F32, count: int, ids: I32 | None = None) -> tuple[F32, I32]:
     """The largest elements of each row and their indices, best first, of equals the lowest index.
 
     `[r, n]` -> `[r, count]` twice; with `ids` `[r, n]` an index is what stands there. What is no
-    number comes last, as minus infinity.
+    number counts as minus infinity, and minus infinity has index 0.
     """
     if ids is None:
         ids = np.broadcast_to(np.arange(x.shape[1], dtype=np.int32), x.shape)
     values = np.where(np.isnan(x), np.float32(-np.inf), x)
     order = np.lexsort((ids, -values), axis=-1)[:, :count]
-    return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
+    largest, found = np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
+    return largest, np.where(largest == -np.inf, np.int32(0), found)
 
 
 def head_candidates(x: F32, matrix: F32, count: int, columns: int) -> tuple[F32, I32]:
