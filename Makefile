@@ -32,7 +32,7 @@ check: $(VENV)/dev.stamp ## The gate before a commit: format, lint, types, fast 
 
 bench: $(VENV)/dev.stamp $(MODEL) ## Measure infc's speed and compile time (more: benchmarks/README.md).
 	$(BIN)/infc compile $(MODEL) --target cpu --max-context 1024 -o $(DEMO)/bench.infc
-	cd benchmarks && $(abspath $(BIN))/python speed.py --model $(abspath $(MODEL)) \
+	cd benchmarks && $(abspath $(BIN))/python compare.py --quick --model $(abspath $(MODEL)) \
 		--engine "infc=$(abspath $(BIN))/python engines/infc_server.py $(abspath $(DEMO))/bench.infc"
 	cd benchmarks && $(abspath $(BIN))/python compile_time.py run --model $(abspath $(MODEL))
 

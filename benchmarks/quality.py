@@ -72,16 +72,20 @@ def most_likely(logits: NDArray[np.float32]) -> dict[str, Any]:
 
 def engine_logits(
     command: str, texts: dict[str, list[int]]
-) -> tuple[dict[str, Any], NDArray[np.float32]]:
-    """The engine's description and its logits, `[positions, vocab]`."""
-    rows = []
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """The engine's description and its logits, `[positions, vocab]`, by how the ids were given.
+
+    `prompt` gives each text at once; `stepwise` one token after the other, as decoding does.
+    """
+    rows: dict[str, list[NDArray[np.float32]]] = {"prompt": [], "stepwise": []}
     with tempfile.TemporaryDirectory() as folder, Client(shlex.split(command)) as engine:
         about = engine.call("hello")
-        for ids in texts.values():
-            path = Path(folder) / "logits.npy"
-            engine.call("logits", ids=ids, path=str(path))
-            rows.append(np.load(path))
-    return about, np.concatenate(rows)
+        path = Path(folder) / "logits.npy"
+        for form, pieces in rows.items():
+            for ids in texts.values():
+                engine.call("logits", ids=ids, path=str(path), stepwise=form == "stepwise")
+                pieces.append(np.load(path))
+    return about, {form: np.concatenate(pieces) for form, pieces in rows.items()}
 
 
 @click.command()
@@ -110,24 +114,34 @@ def main(
     oracle = np.load(oracle_path)
     today = datetime.date.today().isoformat()
     table = Table(title=f"{model.name}: distance from float32, {today}")
-    for heading in ("engine", "positions", "mean KL, nats", "largest KL", "same first token"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
+    headings = (
+        "engine",
+        "ids given",
+        "positions",
+        "mean KL, nats",
+        "largest KL",
+        "same first token",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in headings[:2] else "right")
     engines = []
     for named in named_commands:
         name, _, command = named.partition("=")
         about, logits = engine_logits(command, texts)
-        result = compare(oracle, logits, texts)
-        engines.append({"name": name, **about, **result})
-        table.add_row(
-            name,
-            str(result["positions"]),
-            f"{result['mean_kl_nats']:.5f}",
-            f"{result['max_kl_nats']:.4f}",
-            f"{result['top1_agreement']:.1%}",
-        )
+        results = {form: compare(oracle, rows, texts) for form, rows in logits.items()}
+        engines.append({"name": name, **about, **results})
+        for form, result in results.items():
+            table.add_row(
+                name,
+                form,
+                str(result["positions"]),
+                f"{result['mean_kl_nats']:.5f}",
+                f"{result['max_kl_nats']:.4f}",
+                f"{result['top1_agreement']:.1%}",
+            )
     Console().print(table)
     record = {
-        "schema_version": 1,
+        "schema_version": 2,
         "date": today,
         "machine": describe_machine(),
         "model": {

@@ -50,9 +50,12 @@ class Infc:
                 token = self._session.next_token(self._greedy)
         return {"seconds": watch.seconds, "token": token}
 
-    def logits(self, ids: list[int], path: str) -> dict[str, Any]:
+    def logits(self, ids: list[int], path: str, stepwise: bool) -> dict[str, Any]:
         self._session.reset()
-        rows = self._session.prefill(ids, all_logits=True)
+        if stepwise:
+            rows = np.stack([self._session.prefill(ids[:1]), *map(self._session.decode, ids[1:])])
+        else:
+            rows = self._session.prefill(ids, all_logits=True)
         np.save(path, rows)
         return {"shape": list(rows.shape)}
 
@@ -65,7 +68,7 @@ def main() -> None:
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--max-context", type=int, default=1024)
     arguments = parser.parse_args()
-    serve(Infc(arguments.model, arguments.threads, arguments.target, arguments.max_context))
+    serve(lambda: Infc(arguments.model, arguments.threads, arguments.target, arguments.max_context))
 
 
 if __name__ == "__main__":

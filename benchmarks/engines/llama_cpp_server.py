@@ -68,12 +68,18 @@ class LlamaCpp:
                 token = self._sample()
         return {"seconds": watch.seconds, "token": token}
 
-    def logits(self, ids: list[int], path: str) -> dict[str, Any]:
+    def logits(self, ids: list[int], path: str, stepwise: bool) -> dict[str, Any]:
         self._clear()
+        pieces = [[token] for token in ids] if stepwise else [ids]
+        rows = np.concatenate([self._rows(piece) for piece in pieces])
+        np.save(path, rows)
+        return {"shape": list(rows.shape)}
+
+    def _rows(self, ids: list[int]) -> Any:
         self._decode(ids, all_logits=True)
         rows = llama_cpp.llama_get_logits(self._context)
-        np.save(path, np.ctypeslib.as_array(rows, (len(ids), self._size)))
-        return {"shape": [len(ids), self._size]}
+        # A copy: the next call writes into the same memory.
+        return np.ctypeslib.as_array(rows, (len(ids), self._size)).copy()
 
     def _clear(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
@@ -103,7 +109,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-context", type=int, default=1024)
     arguments = parser.parse_args()
-    serve(LlamaCpp(arguments.model, arguments.threads, arguments.max_context))
+    serve(lambda: LlamaCpp(arguments.model, arguments.threads, arguments.max_context))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
 An engine is a process of its own that stays alive, so that both sides of a comparison stay warm
 while one of them is idle, and so that each can live in its own Python environment. Requests are
-`{"op": NAME, ...arguments}`; the answer is the operation's result, or `{"error": TEXT}`.
+`{"op": NAME, ...arguments}`; the answer is the operation's result, or `{"error": TEXT}`. Every
+engine's command takes `--threads N`.
 
 | operation | arguments | result |
 |---|---|---|
-| hello | | engine, version, threads, system |
+| hello | | engine, version, threads, system; load_seconds, without Python's imports |
 | tokenize | text | ids, with the model's beginning-of-text token |
 | prefill | ids | seconds from an empty cache to the first token, token |
 | decode | ids, tokens | seconds for so many further greedy tokens, token |
-| logits | ids, path | writes float32 `[len(ids), vocab]` to a .npy file; shape |
+| logits | ids, path, stepwise | writes float32 `[len(ids), vocab]` to a .npy file; shape |
+
+`stepwise` appends the ids one at a time, as decoding does: engines may compute in other forms then.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -33,7 +36,7 @@ class Engine(Protocol):
     def tokenize(self, text: str) -> dict[str, Any]: ...
     def prefill(self, ids: list[int]) -> dict[str, Any]: ...
     def decode(self, ids: list[int], tokens: int) -> dict[str, Any]: ...
-    def logits(self, ids: list[int], path: str) -> dict[str, Any]: ...
+    def logits(self, ids: list[int], path: str, stepwise: bool) -> dict[str, Any]: ...
 
 
 class Stopwatch:
@@ -49,10 +52,12 @@ class Stopwatch:
         self.seconds = time.perf_counter() - self._start
 
 
-def serve(engine: Engine) -> None:
+def serve(build: Callable[[], Engine]) -> None:
     """Answer requests until stdin ends; what the engine itself prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    with Stopwatch() as loading:
+        engine = build()
     operations = ("hello", "tokenize", "prefill", "decode", "logits")
     for line in sys.stdin:
         request = json.loads(line)
@@ -61,8 +66,14 @@ def serve(engine: Engine) -> None:
             answer = getattr(engine, op)(**request)
         else:
             answer = {"error": f"unknown operation {op}"}
+        if op == "hello":
+            answer["load_seconds"] = loading.seconds
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+class EngineError(Exception):
+    """An engine died or refused; the text is its own."""
 
 
 class Client:
@@ -98,7 +109,11 @@ class Client:
         os.close(self._log)
 
     def call(self, op: str, **arguments: Any) -> dict[str, Any]:
-        """One request; stops the program with the engine's own words where it fails."""
+        """One request.
+
+        Raises:
+            EngineError: with the engine's own words.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -111,17 +126,17 @@ class Client:
             self._give_up(op)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise SystemExit(f"{self._command[0]}: {answer['error']}")
+            raise EngineError(f"{self._command[0]}: {answer['error']}")
         return answer
 
-    def resident_bytes(self) -> int:
-        """Resident memory of the engine's process."""
+    def peak_resident_bytes(self) -> int:
+        """The most memory the engine's process has held, pages of files that it maps included."""
         status = Path(f"/proc/{self.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
 
     def _give_up(self, op: str) -> NoReturn:
         self._process.wait(30)
         log = os.pread(self._log, os.fstat(self._log).st_size, 0).decode(errors="replace")
         said = "\n".join(log.splitlines()[-20:])
-        raise SystemExit(f"{shlex.join(self._command)} died in {op}:\n{said}")
+        raise EngineError(f"{shlex.join(self._command)} died in {op}:\n{said}")

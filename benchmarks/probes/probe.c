@@ -1,8 +1,12 @@
-/* What the machine gives at this moment: read bandwidth, and int8 dot products a second.
+/* What the machine gives at this moment: read bandwidth, and the peaks of its dot products.
  *
  * Usage: probe THREADS MEBIBYTES. Prints one JSON object. The buffer should be far larger than the
- * last-level cache. Each thread reads its own half once, best of three passes; the dot product is
- * vpdpbusd on 512-bit registers, or 256-bit where there is no AVX-512 VNNI, or null.
+ * last-level cache. Each thread reads its own part once, best of three passes. A peak counts
+ * multiplications and additions, and is null where the processor lacks the instruction:
+ *   int8_operations_per_s      vpdpbusd on 512-bit registers, or 256-bit where only AVX-VNNI is
+ *   bf16_operations_per_s      vdpbf16ps on 512-bit registers
+ *   amx_int8_operations_per_s  tdpbssd on full tiles
+ *   amx_bf16_operations_per_s  tdpbf16ps on full tiles
  */
 #include <immintrin.h>
 #include <pthread.h>
@@ -10,14 +14,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { MAX_THREADS = 256, PASSES = 3, BURSTS = 40, DOT_STEPS = 150000, DOT_CHAINS = 12 };
+enum { TILE_STEPS = 6000, TILE_CHAINS = 4 };
 
 static pthread_barrier_t barrier;
 static char *buffer;
 static size_t bytes_per_thread;
-static double pass_seconds[PASSES], dot_seconds[MAX_THREADS];
+static double pass_seconds[PASSES];
 static volatile int64_t sink;
 
 static double now(void) {
@@ -63,12 +70,10 @@ static inline dot_t dot(dot_t s, dot_t a, dot_t b) { return _mm512_dpbusd_epi32(
 typedef __m256i dot_t;
 static inline dot_t dot_set(int v) { return _mm256_set1_epi8(v); }
 static inline dot_t dot(dot_t s, dot_t a, dot_t b) { return _mm256_dpbusd_avx_epi32(s, a, b); }
-#else
-#define DOT_LANES 0
 #endif
 
-static void run_dots(void) {
-#if DOT_LANES
+#if defined(DOT_LANES)
+static void run_int8(void) {
   dot_t sums[DOT_CHAINS];
 #pragma GCC unroll 12
   for (int c = 0; c < DOT_CHAINS; c++) {
@@ -86,8 +91,96 @@ static void run_dots(void) {
   int32_t lane;
   memcpy(&lane, &sums[0], sizeof lane);
   sink += lane;
-#endif
 }
+#endif
+
+#if defined(__AVX512BF16__)
+static void run_bf16(void) {
+  __m512 sums[DOT_CHAINS];
+#pragma GCC unroll 12
+  for (int c = 0; c < DOT_CHAINS; c++) {
+    sums[c] = _mm512_setzero_ps();
+    __asm__("" : "+v"(sums[c]));
+  }
+  const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = a; /* ones */
+  for (int i = 0; i < DOT_STEPS; i++) {
+#pragma GCC unroll 12
+    for (int c = 0; c < DOT_CHAINS; c++) sums[c] = _mm512_dpbf16_ps(sums[c], a, b);
+  }
+#pragma GCC unroll 12
+  for (int c = 1; c < DOT_CHAINS; c++) sums[0] = _mm512_add_ps(sums[0], sums[c]);
+  sink += (int64_t)_mm512_reduce_add_ps(sums[0]);
+}
+#endif
+
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
+#define TILES 1
+static int have_tiles; /* Linux lends the tile registers to processes that ask for them. */
+
+static void ask_for_tiles(void) {
+  const int request_permission = 0x1023, tile_data = 18;
+  have_tiles = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+/* All eight tiles of 16 rows of 64 bytes, zeros. */
+static void configure_tiles(void) {
+  struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  } config = {.palette = 1};
+  for (int t = 0; t < 8; t++) config.row_bytes[t] = 64, config.rows[t] = 16;
+  __asm__ volatile("ldtilecfg %0" ::"m"(config));
+}
+
+/* Four independent sums, as many as two by two blocks of tiles have. */
+#define RUN_TILES(dot)                                       \
+  configure_tiles();                                         \
+  for (int i = 0; i < TILE_STEPS; i++)                       \
+    __asm__ volatile(dot " %%tmm6, %%tmm4, %%tmm0\n"         \
+                     dot " %%tmm7, %%tmm4, %%tmm1\n"         \
+                     dot " %%tmm6, %%tmm5, %%tmm2\n"         \
+                     dot " %%tmm7, %%tmm5, %%tmm3\n" ::);    \
+  __asm__ volatile("tilerelease" ::)
+
+static void run_amx_int8(void) { RUN_TILES("tdpbssd"); }
+static void run_amx_bf16(void) { RUN_TILES("tdpbf16ps"); }
+#else
+#define TILES 0
+enum { have_tiles = 0 };
+static void ask_for_tiles(void) {}
+#endif
+
+/* A burst of one instruction: null where it is missing; operations a burst. */
+typedef struct {
+  const char *name;
+  void (*run)(void);
+  double operations;
+} peak_t;
+
+static const peak_t peaks[] = {
+#if defined(DOT_LANES)
+    {"int8", run_int8, 2.0 * DOT_LANES * DOT_CHAINS * DOT_STEPS},
+#else
+    {"int8", NULL, 0},
+#endif
+#if defined(__AVX512BF16__)
+    {"bf16", run_bf16, 2.0 * 32 * DOT_CHAINS * DOT_STEPS},
+#else
+    {"bf16", NULL, 0},
+#endif
+#if TILES
+    {"amx_int8", run_amx_int8, 2.0 * 16 * 16 * 64 * TILE_CHAINS * TILE_STEPS},
+    {"amx_bf16", run_amx_bf16, 2.0 * 16 * 16 * 32 * TILE_CHAINS * TILE_STEPS},
+#else
+    {"amx_int8", NULL, 0},
+    {"amx_bf16", NULL, 0},
+#endif
+};
+enum { PEAKS = sizeof peaks / sizeof *peaks, FIRST_TILE_PEAK = 2 };
+static double burst_seconds[PEAKS][MAX_THREADS];
+
+static int missing(int p) { return !peaks[p].run || (p >= FIRST_TILE_PEAK && !have_tiles); }
 
 static void *work(void *argument) {
   size_t thread = (size_t)argument;
@@ -101,12 +194,15 @@ static void *work(void *argument) {
     if (thread == 0) pass_seconds[pass] = now() - start;
   }
   /* Short bursts, the best of many: one that is interrupted says nothing about the peak. */
-  for (int burst = 0; burst < BURSTS; burst++) {
-    pthread_barrier_wait(&barrier);
-    double start = now();
-    run_dots();
-    double seconds = now() - start;
-    if (burst == 0 || seconds < dot_seconds[thread]) dot_seconds[thread] = seconds;
+  for (int p = 0; p < PEAKS; p++) {
+    if (missing(p)) continue;
+    for (int burst = 0; burst < BURSTS; burst++) {
+      pthread_barrier_wait(&barrier);
+      double start = now();
+      peaks[p].run();
+      double seconds = now() - start;
+      if (burst == 0 || seconds < burst_seconds[p][thread]) burst_seconds[p][thread] = seconds;
+    }
   }
   return NULL;
 }
@@ -124,6 +220,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "out of memory\n");
     return 1;
   }
+  ask_for_tiles();
   pthread_t others[MAX_THREADS];
   for (size_t t = 1; t < threads; t++)
     if (pthread_create(&others[t], NULL, work, (void *)t) != 0) return 1;
@@ -132,14 +229,13 @@ int main(int argc, char **argv) {
   double best = pass_seconds[0];
   for (int pass = 1; pass < PASSES; pass++)
     if (pass_seconds[pass] < best) best = pass_seconds[pass];
-  printf("{\"read_bytes_per_s\": %.4e, \"int8_operations_per_s\": ",
-         threads * bytes_per_thread / best);
-  double dots = 0;
-  for (size_t t = 0; t < threads; t++)
-    dots += 2.0 * DOT_LANES * DOT_CHAINS * DOT_STEPS / dot_seconds[t];
-  if (DOT_LANES)
-    printf("%.4e}\n", dots);
-  else
-    printf("null}\n");
+  printf("{\"read_bytes_per_s\": %.4e", threads * bytes_per_thread / best);
+  for (int p = 0; p < PEAKS; p++) {
+    double rate = 0;
+    for (size_t t = 0; t < threads; t++) rate += peaks[p].operations / burst_seconds[p][t];
+    printf(missing(p) ? ", \"%s_operations_per_s\": null" : ", \"%s_operations_per_s\": %.4e",
+           peaks[p].name, rate);
+  }
+  printf("}\n");
   return 0;
 }
