@@ -83,6 +83,7 @@ def test_the_arena_does_not_grow_with_the_context(
     small_models: SmallModels, pair: tuple[Runnable, Runnable]
 ) -> None:
     model = small_models.model("gemma2", num_hidden_layers=2, max_position_embeddings=CONTEXT)
-    short = small_models.runnable(model, "cpu", max_context=1024)
     _, cpu = pair
+    dtype = cpu.kv_shape.dtype
+    short = small_models.runnable(model, "cpu", max_context=1024, kv_dtype=dtype)
     assert cpu.planned_bytes == short.planned_bytes

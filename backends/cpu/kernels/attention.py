@@ -25,7 +25,7 @@ from infc.backends.cpu.kernels.attention_operands import Block
 from infc.backends.cpu.kernels.attention_parts import Parts, part_layout
 from infc.backends.cpu.kernels.attention_shape import Scratch, Shape, widest_panel
 from infc.backends.cpu.kernels.attention_tiles import emit_tile_attention
-from infc.backends.cpu.kernels.attention_tiles_shape import STEP_KEYS, TileScratch, TileShape
+from infc.backends.cpu.kernels.attention_tiles_shape import TileScratch, TileShape
 from infc.backends.cpu.kernels.attention_units import AttentionArguments, Unit, Units
 from infc.backends.cpu.kernels.kv_layout import STRIP, KVLayer
 from infc.backends.cpu.kernels.rows import F32_BYTES, for_each_vector, load_f32, store_f32
@@ -96,6 +96,7 @@ def split_candidates(spec: AttentionSpec) -> list[AttentionMapping]:
 def candidates(spec: AttentionSpec, isa: Isa) -> list[AttentionMapping]:
     """Mappings for calls of many rows, the default first."""
     lanes = spec.max_rows * spec.group
+    # A cache in f32 is there for the sake of exact numbers.
     if isa.amx and lanes >= TILE_ROWS and spec.kv.dtype != "f32":
         return _tile_candidates(spec, lanes)
     # Wider tiles share a staged block among more lanes; narrower ones balance short prompts better.
@@ -109,14 +110,11 @@ def candidates(spec: AttentionSpec, isa: Isa) -> list[AttentionMapping]:
 
 
 def _tile_candidates(spec: AttentionSpec, lanes: int) -> list[AttentionMapping]:
-    """A cache in f32 is there for exact numbers and has none."""
-    longest = -(-spec.kv.capacity // STEP_KEYS) * STEP_KEYS
-    mappings = [
-        AttentionMapping(min(lanes, tile), min(longest, key_block), tiles=True)
-        for key_block in (256, 512)
-        for tile in (256, 512)
+    """Mappings for calls of many rows on tile registers, the default first."""
+    tiles = dict.fromkeys(min(lanes, tile) for tile in (256, 512))
+    return [
+        AttentionMapping(tile, key_block, tiles=True) for key_block in (256, 512) for tile in tiles
     ]
-    return list(dict.fromkeys(mappings))
 
 
 def attention_scratch_bytes(spec: AttentionSpec, mapping: AttentionMapping) -> int:
