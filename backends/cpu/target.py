@@ -93,7 +93,8 @@ def host_target(host: Host) -> Target:
         if (wide or not feature.startswith("avx512")) and (tiles or not feature.startswith("amx"))
     }
     cores = base.unit("cores").model_dump() | {"count": host.cores}
-    if "avx512bf16" not in features:
+    bf16_dot = not features.isdisjoint({"avx512bf16", "bf16"})
+    if not bf16_dot:
         cores["operations_per_s"].pop("bf16", None)
         cores["lanes"].pop("bf16", None)
     memories = _memories(base, host)
@@ -105,7 +106,7 @@ def host_target(host: Host) -> Target:
         "cpu": host.cpu,
         "disabled": ",".join(sorted(host.disabled | (host.features - features))),
         "dot_i8": _dot_i8(features),
-        "bf16_dot": "avx512bf16" in features,
+        "bf16_dot": bf16_dot,
     }
     return Target.model_validate(
         base.model_dump()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
 
+import emulated
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -36,11 +41,12 @@ from infc.reference.abf16 import (
 
 ISAS = [
     name
-    for name in ("cpu:x86-64-amx", "cpu:x86-64-v4")
+    for name in ("cpu:x86-64-amx", "cpu:x86-64-v4", "cpu:aarch64-v8.6")
     if not missing_features(resolve_cpu(name), host_features())
 ]
-if not ISAS:
-    pytest.skip("needs a processor with AVX-512 BF16", allow_module_level=True)
+EMULATED = [] if emulated.problem() else ["cpu:aarch64-v8.6"]
+if not ISAS + EMULATED:
+    pytest.skip("needs a processor with products of bf16", allow_module_level=True)
 
 ROWS = (1, 5, 16, 17, 31, 32, 33, 70)
 # name -> (k, [(n, storage, bias)], options). Between them: all layouts, odd n and k, several
@@ -91,13 +97,31 @@ def weights(
     return out, unpack(layout, out, n, k)
 
 
-@pytest.fixture(scope="module", params=ISAS)
+class NativeLibrary:
+    """Functions of a shared object, called by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+
+    def call(self, name: str, *operands: NDArray[np.generic] | int) -> None:
+        self.library[name](
+            *(
+                ctypes.c_int64(v) if isinstance(v, int) else ctypes.c_void_p(v.ctypes.data)
+                for v in operands
+            )
+        )
+
+
+Library: TypeAlias = NativeLibrary | emulated.EmulatedLibrary
+
+
+@pytest.fixture(scope="module", params=ISAS + EMULATED)
 def isa(request: pytest.FixtureRequest) -> Isa:
     return isa_of(resolve_cpu(request.param))
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory, isa: Isa) -> ctypes.CDLL:
+def library(tmp_path_factory: pytest.TempPathFactory, isa: Isa) -> Iterator[Library]:
     path = tmp_path_factory.mktemp("blocked") / "kernels.so"
     with ir.Context(), ir.Location.unknown():
         module = ir.Module.create()
@@ -116,13 +140,18 @@ def library(tmp_path_factory: pytest.TempPathFactory, isa: Isa) -> ctypes.CDLL:
                 b.ret()
         lower_to_llvm(module)
         path.write_bytes(link_shared(emit_object(module, isa)))
-    return ctypes.CDLL(str(path))
+    if isa.architecture == platform.machine():
+        yield NativeLibrary(path)
+        return
+    away = emulated.EmulatedLibrary(isa, path)
+    yield away
+    away.close()
 
 
 class Case:
     """Operands of a kernel, and how to run it."""
 
-    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+    def __init__(self, library: Library, name: str) -> None:
         self.library, self.name, self.spec = library, name, spec_of(name)
         self.x = np.random.default_rng(7).standard_normal((max(ROWS), self.spec.k), np.float32)
         rng = np.random.default_rng(8)
@@ -144,12 +173,8 @@ class Case:
         sizes = [abf16_row_bytes(n) if rounded else 4 * n for n in self.spec.outputs]
         outs = [aligned(m * size + 64) for size in sizes]
         operands = [*self.packed, *(b for b in self.biases if b is not None), *outs]
-        pointers = [ctypes.c_void_p(a.ctypes.data) for a in operands]
         for thread in range(threads):
-            numbers = [ctypes.c_int64(v) for v in (m, thread, threads)]
-            self.library[f"{self.name}_{mapping}"](
-                ctypes.c_void_p(x.ctypes.data), *numbers, *pointers
-            )
+            self.library.call(f"{self.name}_{mapping}", x, m, thread, threads, *operands)
         results = []
         for out, size, n in zip(outs, sizes, self.spec.outputs, strict=True):
             assert (out[m * size :] == 0xA5).all()  # nothing behind the last row
@@ -178,7 +203,7 @@ class Case:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_products_are_right(library: ctypes.CDLL, name: str) -> None:
+def test_products_are_right(library: Library, name: str) -> None:
     case = Case(library, name)
     allowed = 2.0**-8 if case.spec.out == "abf16" else 1e-5
     for out, value in zip(case.run(70), case.expected(), strict=True):
@@ -187,7 +212,7 @@ def test_products_are_right(library: ctypes.CDLL, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_rows_threads_and_mappings_change_no_bit(library: ctypes.CDLL, isa: Isa, name: str) -> None:
+def test_rows_threads_and_mappings_change_no_bit(library: Library, isa: Isa, name: str) -> None:
     case = Case(library, name)
     whole = case.run(70)
     mappings = len(candidates(case.spec, isa))
@@ -202,10 +227,10 @@ def test_rows_threads_and_mappings_change_no_bit(library: ctypes.CDLL, isa: Isa,
 
 
 @pytest.mark.parametrize("k", [16, 32, 37, 100])
-def test_rows_are_rounded_and_padded_with_zeros(library: ctypes.CDLL, k: int) -> None:
+def test_rows_are_rounded_and_padded_with_zeros(library: Library, k: int) -> None:
     x = np.random.default_rng(k).standard_normal((1, k)).astype(np.float32)
     x[0, :4] = [0.0, 1.00390625, 1.01171875, -3e38]  # ties go to even; large numbers stay finite
     out = aligned(abf16_row_bytes(k))
-    library[f"round_{k}"](ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data))
+    library.call(f"round_{k}", x, out)
     wanted = to_abf16(x)[0, : 2 * abf16_padded(k)]
     np.testing.assert_array_equal(out[: 2 * abf16_padded(k)], wanted)

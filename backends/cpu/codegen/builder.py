@@ -382,12 +382,22 @@ class Builder:
         """`dot_i8` of two `vector<64xi8>` read as s8, on AArch64."""
         return self._quarters("llvm.aarch64.neon.sdot", accumulator, a, b)
 
+    def dot_bf16(self, accumulator: Value, a: Value, b: Value) -> Value:
+        """`accumulator[i] += a[2i] * b[2i] + a[2i + 1] * b[2i + 1]`, rounded as the processor does.
+
+        Takes `vector<16xf32>` and two `vector<32xbf16>`; needs `Isa.bf16_dot`.
+        """
+        if self.isa.architecture == "aarch64":
+            return self._quarters("llvm.aarch64.neon.bfdot", accumulator, a, b)
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        return self.intrinsic(name, accumulator.type, accumulator, a, b)
+
     def _quarters(self, name: str, accumulator: Value, a: Value, b: Value) -> Value:
         """A dot product instruction of 16-byte registers, for each quarter of the operands."""
-        quarters = []
+        quarters, lanes = [], ir.VectorType(a.type).shape[0] // 4
         for part in range(4):
             acc = self.shuffle(accumulator, accumulator, range(4 * part, 4 * part + 4))
-            x, y = (self.shuffle(v, v, range(16 * part, 16 * part + 16)) for v in (a, b))
+            x, y = (self.shuffle(v, v, range(lanes * part, lanes * (part + 1))) for v in (a, b))
             quarters.append(self.intrinsic(name, acc.type, acc, x, y))
         low, high = (self.shuffle(quarters[i], quarters[i + 1], range(8)) for i in (0, 2))
         return self.shuffle(low, high, range(16))

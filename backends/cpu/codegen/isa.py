@@ -18,7 +18,7 @@ class Isa:
         dot_i8: how four products of bytes are summed into an i32 lane:
             `avx512-vnni`, `avx-vnni` (256 bit), or `avx2` (maddubs, maddwd);
             `neon-i8mm` (usdot, and smmla for tiles), or `neon-dot` (sdot).
-        bf16_dot: whether `vdpbf16ps` exists.
+        bf16_dot: whether `vdpbf16ps` exists, on AArch64 `bfdot`.
         amx: whether there are tile registers and their bf16 products (then `bf16_dot` too).
     """
 
@@ -30,3 +30,8 @@ class Isa:
     dot_i8: str
     bf16_dot: bool
     amx: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """`x86_64` or `aarch64`."""
+        return self.triple.partition("-")[0]

@@ -1,8 +1,8 @@
 """The micro-kernels of products in bf16: some rows of x with some staged panels, along all of k.
 
 A micro-kernel is its block heights and widths, and how it emits one block. `TileBlocks` multiplies
-with AMX tiles, `DotBlocks` with `vdpbf16ps`. Sums run along k in an order that does not depend on
-the block, so that any block gives an element the same bits.
+with AMX tiles, `DotBlocks` with dot products of pairs in vector registers. Sums run along k in an
+order that does not depend on the block, so that any block gives an element the same bits.
 """
 
 from __future__ import annotations
@@ -91,7 +91,12 @@ def micro_kernel(b: Builder, k: int, *, panels_stay: bool) -> MicroKernel:
 
 def block_height(isa: Isa) -> int:
     """Rows of the largest block."""
-    return TileBlocks.heights[0] if isa.amx else DotBlocks.heights[0]
+    return TileBlocks.heights[0] if isa.amx else _dot_heights(isa)[0]
+
+
+def _dot_heights(isa: Isa) -> tuple[int, ...]:
+    """Rows of blocks that leave room for the operands in the vector registers."""
+    return (6, 1) if isa.vector_bytes >= 64 else (2, 1)
 
 
 class TileBlocks:
@@ -141,13 +146,12 @@ class TileBlocks:
 
 
 class DotBlocks:
-    """Six rows by four panels of sums in vector registers."""
-
-    heights = (6, 1)
-    widths = (4, 2, 1)
+    """Six rows by four panels of sums in vector registers; two by two in narrow ones."""
 
     def __init__(self, b: Builder, k: int) -> None:
         self.b, self.k = b, k
+        self.heights: tuple[int, ...] = _dot_heights(b.isa)
+        self.widths: tuple[int, ...] = (4, 2, 1) if self.heights[0] > 2 else (2, 1)
 
     def start(self, height: int, rows: Value) -> None:
         """Nothing to do."""
@@ -165,16 +169,7 @@ class DotBlocks:
             for r, row in enumerate(rows):
                 pair = b.load(b.at(row, b.mul(index, _PAIR_BYTES)), b.i32, _PAIR_BYTES)
                 left = b.bitcast(b.splat(pair), pairs)
-                for c in range(wide):
-                    out.append(
-                        b.intrinsic(
-                            "llvm.x86.avx512bf16.dpbf16ps.512",
-                            floats,
-                            sums[r * wide + c],
-                            left,
-                            right[c],
-                        )
-                    )
+                out += [b.dot_bf16(sums[r * wide + c], left, right[c]) for c in range(wide)]
             return out
 
         zeros = [b.const(0.0, floats)] * (block.height * wide)

@@ -95,6 +95,9 @@ def _stage_floats(b: Builder, layout: PackedLayout, k: int, packed: Value, stage
 
 def emit_rounded(b: Builder, first: Value, second: Value) -> Value:
     """The numbers of two `f32[16]` as `bf16[32]`, one vector behind the other."""
+    if b.isa.architecture == "aarch64":
+        halves = [b.trunc_f(numbers, b.vec(LANES, b.bf16)) for numbers in (first, second)]
+        return b.shuffle(halves[0], halves[1], range(2 * LANES))
     return b.intrinsic(
         "llvm.x86.avx512bf16.cvtne2ps2bf16.512", b.vec(2 * LANES, b.bf16), second, first
     )

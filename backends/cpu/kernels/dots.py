@@ -63,7 +63,7 @@ def emit_dot(b: Builder, sums: Value, codes: Value, activations: Value, signed: 
     """
     if not signed:
         return b.dot_i8(sums, codes, activations)
-    if b.isa.dot_i8.startswith("neon"):
+    if b.isa.architecture == "aarch64":
         return b.dot_s8_neon(sums, codes, activations)
     half = b.vec(_VECTOR_BYTES // 2, b.i8)
     parts = []
@@ -81,7 +81,7 @@ def emit_broadcast_step(b: Builder, codes: Value, step: int) -> Value:
     x86 repeats what it loads; the dot products of AArch64 pick one of four steps in a register.
     There whole vectors of four steps are read, 16-byte aligned.
     """
-    if b.isa.dot_i8.startswith("neon"):
+    if b.isa.architecture == "aarch64":
         four = b.load(b.at(codes, 4 * STEP * (step // 4)), b.vec(4, b.i32), 16)
         word = b.shuffle(four, four, [step % 4] * LANES)
     else:
