@@ -132,7 +132,7 @@ def test_an_unknown_cpu_target() -> None:
     assert str(caught.value) == (
         "error[INF3001]: no CPU target is named 'cpu:x86-64-v9'\n"
         "   = hint: known ones: cpu, cpu:x86-64-amx, cpu:x86-64-v4, cpu:x86-64-v3, "
-            "cpu:aarch64-v8.6, cpu:aarch64"
+        "cpu:aarch64-v8.6, cpu:aarch64"
     )
 
 
