@@ -59,15 +59,15 @@ class Block:
 
 
 class MicroKernel(Protocol):
-    """How blocks are multiplied.
+    """How blocks are multiplied."""
 
-    Attributes:
-        heights: rows of a block, largest first; blocks of the last one may have fewer.
-        widths: panels of a block, largest first.
-    """
+    @property
+    def heights(self) -> tuple[int, ...]:
+        """Rows of a block, largest first; blocks of the last one may have fewer."""
 
-    heights: tuple[int, ...]
-    widths: tuple[int, ...]
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Panels of a block, largest first."""
 
     def start(self, height: int, rows: Value) -> None:
         """Make ready for blocks of `height`, of which `rows` rows are there."""
