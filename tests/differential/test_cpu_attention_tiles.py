@@ -224,7 +224,7 @@ def test_tiles_are_for_many_rows_and_caches_that_are_rounded_anyway() -> None:
         spec = AttentionSpec(4, layer, None, 0.125, None, rows)
         choices[dtype, rows] = candidates(spec, isa)
         assert all(attention_scratch_bytes(spec, m) % 64 == 0 for m in choices[dtype, rows])
-    assert choices["f16", 512][0] == AttentionMapping(256, 256, tiles=True)
+    assert choices["f16", 512][0] == AttentionMapping(512, 512, tiles=True)
     assert not any(mapping.tiles for mapping in choices["f32", 512] + choices["f16", 2])
 
 

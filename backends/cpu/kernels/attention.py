@@ -111,9 +111,9 @@ def candidates(spec: AttentionSpec, isa: Isa) -> list[AttentionMapping]:
 
 def _tile_candidates(spec: AttentionSpec, lanes: int) -> list[AttentionMapping]:
     """Mappings for calls of many rows on tile registers, the default first."""
-    tiles = dict.fromkeys(min(lanes, tile) for tile in (256, 512))
+    tiles = dict.fromkeys(min(lanes, tile) for tile in (512, 256))
     return [
-        AttentionMapping(tile, key_block, tiles=True) for key_block in (256, 512) for tile in tiles
+        AttentionMapping(tile, key_block, tiles=True) for key_block in (512, 256) for tile in tiles
     ]
 
 

@@ -12,9 +12,6 @@ it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from infc.backends.cpu.codegen.amx import (
     TILE_K,
     TILE_ROW_BYTES,
@@ -65,10 +62,10 @@ class _TileAttention:
         self.units.each_lane(unit, lambda lane, row, _head: self._store_position(lane, row))
         self._fill_group(unit)
         state = LaneState(
-            begin=partial(self._with_place, unit, self._begin),
-            finish=partial(self._with_place, unit, self._finish),
-            await_begin=partial(self._with_place, unit, self._await_begin),
-            await_finish=partial(self._with_place, unit, self._await_finish),
+            begin=lambda lane, home: self._begin(home, *self._row_and_head(unit, lane)),
+            finish=lambda lane, home: self._finish(home, *self._row_and_head(unit, lane)),
+            await_begin=lambda lane: self._await_begin(*self._row_and_head(unit, lane)),
+            await_finish=lambda lane: self._await_finish(*self._row_and_head(unit, lane)),
         )
 
         def block(index: Value) -> None:
@@ -89,20 +86,18 @@ class _TileAttention:
         """The place of a lane in a part of the scratch."""
         return self.b.at(self.a.scratch, self.b.add(self.b.mul(lane, lane_bytes), part))
 
-    def _with_place(
-        self, unit: Unit, body: Callable[[Value, Value, Value], None], lane: Value
-    ) -> None:
-        """Run `body(lane, row, head)`, `head` being a query head."""
+    def _row_and_head(self, unit: Unit, lane: Value) -> tuple[Value, Value]:
+        """The row and the query head of a lane."""
         b = self.b
         row = b.add(unit.start, b.div(lane, unit.heads))
-        body(lane, row, b.add(unit.first_head, b.rem(lane, unit.heads)))
+        return row, b.add(unit.first_head, b.rem(lane, unit.heads))
 
-    def _begin(self, lane: Value, row: Value, head: Value) -> None:
+    def _begin(self, home: Value, row: Value, head: Value) -> None:
         """Scale and round the query, clear the lane's state but for the weighted values."""
         b, parts, shape = self.b, self.parts, self.shape
         head_dim = shape.kv.head_dim
         source = self._query(row, head)
-        query = self._part(parts.queries, lane, shape.query_bytes)
+        query = self._part(parts.queries, home, shape.query_bytes)
         # Scores are in units of log2(e); with a cap the cap needs them as they are.
         scale = b.const(shape.scale * (LOG2_E if shape.softcap is None else 1.0), self.vector)
         zero = b.const(0.0, self.vector)
@@ -115,17 +110,17 @@ class _TileAttention:
                     x = b.fmul(load_f32(b, source, start * F32_BYTES, lanes), scale)
                 halves.append(x)
             b.store(emit_rounded(b, *halves), b.at(query, first * _BF16_BYTES), TILE_ROW_BYTES)
-        store_f32(b, zero, self._part(parts.weights, lane, LANES * F32_BYTES), 0)
-        b.store(b.const(MASKED, b.f32), self._part(parts.maxima, lane, F32_BYTES), F32_BYTES)
+        store_f32(b, zero, self._part(parts.weights, home, LANES * F32_BYTES), 0)
+        b.store(b.const(MASKED, b.f32), self._part(parts.maxima, home, F32_BYTES), F32_BYTES)
 
-    def _await_begin(self, _lane: Value, row: Value, head: Value) -> None:
+    def _await_begin(self, row: Value, head: Value) -> None:
         """Ask for the query."""
         b = self.b
         query = self._query(row, head)
         for at in range(0, self.shape.kv.head_dim * F32_BYTES, _LINE_BYTES):
             b.prefetch(b.at(query, at), _SECOND_CACHE)
 
-    def _await_finish(self, _lane: Value, row: Value, head: Value) -> None:
+    def _await_finish(self, row: Value, head: Value) -> None:
         """Ask for the room of the output."""
         b, shape = self.b, self.shape
         size = F32_BYTES if shape.out == "f32" else _BF16_BYTES
@@ -151,15 +146,15 @@ class _TileAttention:
         last = b.sub(unit.end, 1)
         b.loop(unit.lanes, whole, body=lambda lane: self._store_position(lane, last))
 
-    def _finish(self, lane: Value, row: Value, head: Value) -> None:
+    def _finish(self, home: Value, row: Value, head: Value) -> None:
         """Divide by the sum of the terms and write the lane's output."""
         b, parts, shape = self.b, self.parts, self.shape
         head_dim = shape.kv.head_dim
-        weights = self._part(parts.weights, lane, LANES * F32_BYTES)
+        weights = self._part(parts.weights, home, LANES * F32_BYTES)
         total = b.reduce("add", load_f32(b, weights, 0))
         inverse = b.splat(b.fdiv(b.const(1.0, b.f32), total))
         zero = b.const(0.0, self.vector)
-        sums = self._part(parts.sums, lane, shape.sum_bytes)
+        sums = self._part(parts.sums, home, shape.sum_bytes)
         out = self._output(row, head)
 
         def divide(at: Value, lanes: int) -> None:

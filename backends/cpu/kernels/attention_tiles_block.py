@@ -31,7 +31,7 @@ from infc.backends.cpu.kernels.attention_tiles_shape import (
     TileScratch,
     TileShape,
 )
-from infc.backends.cpu.kernels.attention_tiles_softmax import Range, Softmax
+from infc.backends.cpu.kernels.attention_tiles_softmax import LaneGroup, Range, Softmax
 from infc.backends.cpu.kernels.attention_tiles_stage import Staging, TileBlock
 from infc.backends.cpu.kernels.kv_layout import STRIP
 from infc.backends.cpu.kernels.rows import F32_BYTES, load_f32, store_f32
@@ -48,11 +48,12 @@ class LaneState:
     """What is done for a lane before its first block of keys and behind its last one.
 
     That way its numbers are in the nearest cache. What `begin` reads and `finish` writes is asked
-    for some time before, by `await_begin` and `await_finish`.
+    for some time before, by `await_begin` and `await_finish`. All are given the lane; the first two
+    also its place in the scratch.
     """
 
-    begin: Callable[[Value], None]
-    finish: Callable[[Value], None]
+    begin: Callable[[Value, Value], None]
+    finish: Callable[[Value, Value], None]
     await_begin: Callable[[Value], None]
     await_finish: Callable[[Value], None]
 
@@ -89,9 +90,12 @@ class TileBlockEmitter:
         b = self.b
         lanes = b.min(b.sub(all_lanes, group), LANE_GROUP)
         keys = self._range(block, group, tall)
+        # Groups that see one block only share a place, which stays in the nearest caches.
+        alone = b.bit_and(keys.is_first, keys.is_last)
+        home = b.select(alone, b.idx(self.shape.lanes), group)
 
-        def each(body: Callable[[Value], None]) -> None:
-            b.loop(0, lanes, body=lambda index: body(b.add(group, index)))
+        def each(body: Callable[[Value, Value], None]) -> None:
+            b.loop(0, lanes, body=lambda index: body(b.add(group, index), b.add(home, index)))
 
         def prefetch(lane: Value) -> None:
             next_lane = b.add(lane, LANE_GROUP)
@@ -101,11 +105,11 @@ class TileBlockEmitter:
 
         def some() -> None:
             b.when(keys.is_first, lambda: each(state.begin))
-            self._scores(keys, group, tall)
-            changed = self.softmax.emit(keys, group, lanes, tall, prefetch)
+            self._scores(keys, home, tall)
+            changed = self.softmax.emit(keys, LaneGroup(group, home, lanes, tall), prefetch)
             corrects = b.bit_and(changed, b.bit_xor(keys.is_first, b.const(1, b.i1)))
-            b.when(corrects, lambda: self._correct(group, lanes))
-            self._weigh(keys, group, tall)
+            b.when(corrects, lambda: self._correct(home, lanes))
+            self._weigh(keys, home, tall)
             b.when(keys.is_last, lambda: each(state.finish))
 
         b.when(b.cmp("slt", keys.start, keys.stop), some)
@@ -144,10 +148,10 @@ class TileBlockEmitter:
 
     # ---- scores ----------------------------------------------------------------------------
 
-    def _scores(self, keys: Range, group: Value, tall: int) -> None:
+    def _scores(self, keys: Range, home: Value, tall: int) -> None:
         """`scores[lane, key] = sum(query[lane, d] * key[d, key])`, summed over d in order."""
         b, shape, parts = self.b, self.shape, self.parts
-        queries = b.at(self.base, b.add(b.mul(group, shape.query_bytes), parts.queries))
+        queries = b.at(self.base, b.add(b.mul(home, shape.query_bytes), parts.queries))
         scores = b.at(self.base, parts.scores)
 
         def step(index: Value) -> None:
@@ -184,14 +188,14 @@ class TileBlockEmitter:
 
     # ---- weighted values -------------------------------------------------------------------
 
-    def _correct(self, group: Value, lanes: Value) -> None:
+    def _correct(self, home: Value, lanes: Value) -> None:
         """Multiply the sums of a group by its corrections."""
         b, shape, parts = self.b, self.shape, self.parts
 
         def lane(index: Value) -> None:
             at = b.at(self.base, b.add(b.mul(index, F32_BYTES), parts.corrections))
             correction = b.splat(b.load(at, b.f32, F32_BYTES))
-            offset = b.mul(b.add(group, index), shape.sum_bytes)
+            offset = b.mul(b.add(home, index), shape.sum_bytes)
             sums = b.at(self.base, b.add(offset, parts.sums))
             for v in range(shape.vectors):
                 at_byte = v * _TILE_SUM_BYTES
@@ -199,18 +203,18 @@ class TileBlockEmitter:
 
         b.loop(0, lanes, body=lane)
 
-    def _weigh(self, keys: Range, group: Value, tall: int) -> None:
+    def _weigh(self, keys: Range, home: Value, tall: int) -> None:
         """`sums[lane, d] += sum(term[lane, key] * value[key, d])`, summed over keys in order."""
         b, vectors = self.b, self.shape.vectors
         even = vectors // 2 * 2
-        b.loop(0, even, 2, body=lambda vector: self._weigh_tiles(keys, group, vector, tall, 2))
+        b.loop(0, even, 2, body=lambda vector: self._weigh_tiles(keys, home, vector, tall, 2))
         if even < vectors:
-            self._weigh_tiles(keys, group, b.idx(even), tall, 1)
+            self._weigh_tiles(keys, home, b.idx(even), tall, 1)
 
-    def _weigh_tiles(self, keys: Range, group: Value, vector: Value, tall: int, wide: int) -> None:
+    def _weigh_tiles(self, keys: Range, home: Value, vector: Value, tall: int, wide: int) -> None:
         """The part of `_weigh` of one or two vectors of elements."""
         b, shape, parts = self.b, self.shape, self.parts
-        offset = b.add(b.mul(group, shape.sum_bytes), b.mul(vector, _TILE_SUM_BYTES))
+        offset = b.add(b.mul(home, shape.sum_bytes), b.mul(vector, _TILE_SUM_BYTES))
         sums = b.at(self.base, b.add(offset, parts.sums))
         places = [
             (2 * r + c, b.at(sums, r * TILE_ROWS * shape.sum_bytes + c * _TILE_SUM_BYTES))

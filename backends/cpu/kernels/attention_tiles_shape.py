@@ -93,7 +93,10 @@ class TileShape:
 
 @dataclass(frozen=True)
 class TileScratch:
-    """Byte offsets in a thread's scratch; all parts begin on a line."""
+    """Byte offsets in a thread's scratch; all parts begin on a line.
+
+    Beside the lanes of a unit there is a group more: the home of groups that see one block only.
+    """
 
     config: int  # the tile configuration
     queries: int  # bf16 [lane, steps * 32]: scaled
@@ -110,7 +113,7 @@ class TileScratch:
     @classmethod
     def plan(cls, shape: TileShape) -> TileScratch:
         """Lay the parts out one after the other."""
-        lanes = shape.lanes
+        lanes = shape.lanes + LANE_GROUP
         sizes = (
             CONFIG_BYTES,
             lanes * shape.query_bytes,

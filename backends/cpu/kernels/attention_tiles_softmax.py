@@ -51,6 +51,23 @@ class Range:
     is_last: Value
 
 
+@dataclass(frozen=True)
+class LaneGroup:
+    """Up to 32 lanes whose scores are computed together.
+
+    Attributes:
+        first: the first lane of the unit.
+        home: where their state begins, as a lane of the scratch.
+        lanes: how many there are.
+        tall: tiles that hold them.
+    """
+
+    first: Value
+    home: Value
+    lanes: Value
+    tall: int
+
+
 def emit_maximum(b: Builder, x: Value, y: Value) -> Value:
     """The larger of two `f32[16]`, and `y` where `x` is no number: one instruction."""
     rounding = b.const(_CURRENT_ROUNDING, b.i32)
@@ -83,14 +100,7 @@ class Softmax:
         self.parts = TileScratch.plan(shape)
         self.vector = b.vec(LANES, b.f32)
 
-    def emit(
-        self,
-        keys: Range,
-        group: Value,
-        lanes: Value,
-        tall: int,
-        beside: Callable[[Value], None],
-    ) -> Value:
+    def emit(self, keys: Range, group: LaneGroup, beside: Callable[[Value], None]) -> Value:
         """Turn the scores of a group into terms, bring maxima and sums up to date.
 
         The maxima of all lanes come first: each is a chain of dependent steps, and many chains at
@@ -98,25 +108,23 @@ class Softmax:
 
         Args:
             keys: the steps that have scores.
-            group: the first lane.
-            lanes: lanes of the group.
-            tall: tiles of lanes in the group.
+            group: the lanes.
             beside: prefetches for a lane; nothing here waits for memory.
 
         Returns:
             `i1`: whether any correction may be other than 1.
         """
         b = self.b
-        b.loop(0, lanes, body=lambda index: self._largest(keys, b.add(group, index), index))
+        b.loop(0, group.lanes, body=lambda index: self._largest(keys, group, index))
         changed = b.const(0, b.i1)
-        for tile in range(tall):
+        for tile in range(group.tall):
             changed = b.bit_or(changed, self._corrections(group, tile))
 
         def lane(index: Value) -> None:
-            beside(b.add(group, index))
-            self._terms(keys, b.add(group, index), index)
+            beside(b.add(group.first, index))
+            self._terms(keys, group, index)
 
-        b.loop(0, lanes, body=lane)
+        b.loop(0, group.lanes, body=lane)
         return changed
 
     def _scores(self, index: Value) -> Value:
@@ -128,11 +136,11 @@ class Softmax:
         """The place of a lane in a part that has one number a lane."""
         return self.b.at(self.base, self.b.add(self.b.mul(lane, F32_BYTES), part))
 
-    def _corrections(self, group: Value, tile: int) -> Value:
+    def _corrections(self, group: LaneGroup, tile: int) -> Value:
         """New maxima and the corrections of 16 lanes; whether any maximum changed."""
         b, parts = self.b, self.parts
         corrections_at = b.at(self.base, parts.corrections + tile * _VECTOR_BYTES)
-        maxima_at = b.at(self._scalar(parts.maxima, group), tile * _VECTOR_BYTES)
+        maxima_at = b.at(self._scalar(parts.maxima, group.home), tile * _VECTOR_BYTES)
         before = b.load(maxima_at, self.vector, F32_BYTES)
         largest = b.load(corrections_at, self.vector, F32_BYTES)
         now = emit_maximum(b, b.round_even(largest), before)
@@ -147,14 +155,15 @@ class Softmax:
 
     # ---- maximum ---------------------------------------------------------------------------
 
-    def _largest(self, keys: Range, lane: Value, index: Value) -> None:
+    def _largest(self, keys: Range, group: LaneGroup, index: Value) -> None:
         """Cap the scores, mask what the lane does not see, store the largest one.
 
         It goes to the place of the correction that is computed from it.
         """
         b = self.b
         scores = self._scores(index)
-        position = b.splat(b.load(self._scalar(self.parts.positions, lane), b.i32, F32_BYTES))
+        position_at = self._scalar(self.parts.positions, b.add(group.first, index))
+        position = b.splat(b.load(position_at, b.i32, F32_BYTES))
         lowest = b.const(float("-inf"), self.vector)
 
         def step(is_clear: bool) -> Callable[..., list[Value]]:
@@ -202,10 +211,10 @@ class Softmax:
 
     # ---- terms -----------------------------------------------------------------------------
 
-    def _terms(self, keys: Range, lane: Value, index: Value) -> None:
+    def _terms(self, keys: Range, group: LaneGroup, index: Value) -> None:
         """Overwrite the scores with bf16 terms, which take half of the room, and add them up."""
         b, parts = self.b, self.parts
-        scores = self._scores(index)
+        scores, lane = self._scores(index), b.add(group.home, index)
         maximum = b.splat(b.load(self._scalar(parts.maxima, lane), b.f32, F32_BYTES))
         correction = b.splat(b.load(self._scalar(parts.corrections, index), b.f32, F32_BYTES))
         weights_at = b.at(self.base, b.add(b.mul(lane, _VECTOR_BYTES), parts.weights))
