@@ -20,6 +20,7 @@ from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.loading import available_threads, load_runnable
 from infc.driver.prediction import greedy_kernels, scaled_work
+from infc.ir.kv_storage import position_bytes
 from infc.target.runnable import Call, OutputKind, Phase
 from infc.target.schema import ComputeUnit, Memory, Target
 
@@ -107,6 +108,15 @@ class BufferRow:
 
 
 @dataclass(frozen=True)
+class CacheRow:
+    """The KV cache of a session: what every slot may come to hold, without a layout's padding."""
+
+    dtype: str
+    slots: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Explanation:
     """All rows, in the order of the programs.
 
@@ -123,6 +133,7 @@ class Explanation:
     compiler: str
     member_bytes: Mapping[str, int]
     threads: int | None
+    kv_cache: CacheRow
     programs: tuple[ProgramRow, ...]
     kernels: tuple[KernelRow, ...]
     frames: tuple[FrameRow, ...]
@@ -169,11 +180,18 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
         manifest.toolchain.get("infc", "unknown"),
         {name: record.size_bytes for name, record in manifest.members.items()},
         measured.threads,
+        _cache(manifest.kv_layout),
         tuple(programs),
         tuple(kernels),
         tuple(frames),
         tuple(buffers),
     )
+
+
+def _cache(layout: Mapping[str, Any]) -> CacheRow:
+    position = layout["kv_heads"] * position_bytes(layout["kv_dtype"], layout["head_dim"])
+    slots = int(layout["max_slots"])
+    return CacheRow(layout["kv_dtype"], slots, slots * sum(layout["capacity"]) * position)
 
 
 def _explain_program(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from small_models import SmallModels
+from small_models import SLOTS, SmallModels
 
 from infc import driver
 from infc.cli import artifact_page, main
@@ -99,12 +99,15 @@ def test_json(artifact: Path, explanation: Explanation) -> None:
         "compiler",
         "member_bytes",
         "threads",
+        "kv_cache",
         "programs",
         "kernels",
         "frames",
         "buffers",
     ]
     assert found["schema_version"] == 1
+    cache = found["kv_cache"]
+    assert (cache["dtype"], cache["slots"]) == ("f32", SLOTS)
     kernel, expected = found["kernels"][2], explanation.kernels[2]
     assert list(kernel) == [
         "program",
@@ -126,6 +129,21 @@ def test_json(artifact: Path, explanation: Explanation) -> None:
         row.offset_bytes for row in explanation.buffers
     ]
     assert found["frames"][0]["height_bytes"] >= found["frames"][0]["lower_bound_bytes"]
+
+
+@pytest.mark.parametrize(("dtype", "element_bytes", "scales"), [("f16", 2, 0), ("int8", 1, 2)])
+def test_the_cache_is_stated(
+    small_models: SmallModels, dtype: str, element_bytes: int, scales: int
+) -> None:
+    model = small_models.model("gemma2", num_hidden_layers=2)
+    artifact = small_models.artifact(model, "reference", kv_dtype=dtype)
+    shape = small_models.runnable(model, "reference", kv_dtype=dtype).kv_shape
+    assert shape.head_dim <= 32  # one scale a key
+    position = shape.kv_heads * 2 * (shape.head_dim * element_bytes + scales)
+    cache = driver.explain(artifact).kv_cache
+    assert cache.size_bytes == SLOTS * sum(shape.capacity) * position
+    shown = CliRunner().invoke(main, ["explain", str(artifact)]).stdout
+    assert shown.endswith(f"KV cache: {dtype}, {human_bytes(cache.size_bytes)} for {SLOTS} slots\n")
 
 
 def test_the_page_has_the_figures(explanation: Explanation) -> None:

@@ -12,7 +12,7 @@ import click
 from infc.cli.output import print_json, write_text
 from infc.cli.tables import print_markdown, print_table
 from infc.cli.units import human_bytes, human_count, human_seconds
-from infc.diagnostics import Code, UserError
+from infc.diagnostics import Code, UserError, count
 
 if TYPE_CHECKING:
     from infc.driver import Explanation
@@ -117,3 +117,6 @@ def _print_explanation(explanation: Explanation) -> None:
         ],
         right=["offset", "size", "from launch", "to launch"],
     )
+    cache = explanation.kv_cache
+    held = f"{human_bytes(cache.size_bytes)} for {count(cache.slots, 'slot')}"
+    write_text(f"\nKV cache: {cache.dtype}, {held}\n")
