@@ -2,7 +2,8 @@
  *
  * A program is run by `threads` threads together: each calls it with the same `call`, its own number
  * `thread` in [0, threads) and the same `threads`; all return the same status. Nothing is allocated
- * and no system call is made besides futex, where a thread has waited for another for long.
+ * and no system call is made besides futex, where a thread has waited for another for long, and in a
+ * model compiled for AMX arch_prctl, which asks for its tiles; INFC_NO_TILES where that is refused.
  *
  * infc_lead and infc_help keep such threads between calls: each helper thread runs infc_help, which
  * serves every infc_lead of the same team and returns when one says INFC_DISMISS. A helper sleeps
@@ -23,7 +24,7 @@ extern "C" {
 
 enum { INFC_ABI_VERSION = 1 };
 enum { INFC_LOGITS = 0, INFC_ARGMAX = 1, INFC_TOP_K = 2 };
-enum { INFC_OK = 0, INFC_WRONG_ABI = 1, INFC_OUT_OF_RANGE = 2, INFC_CANCELLED = 3 };
+enum { INFC_OK = 0, INFC_WRONG_ABI = 1, INFC_OUT_OF_RANGE = 2, INFC_CANCELLED = 3, INFC_NO_TILES = 4 };
 
 typedef struct infc_call {
     uint32_t abi_version;         /* INFC_ABI_VERSION */

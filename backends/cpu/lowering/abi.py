@@ -40,7 +40,7 @@ class InfcCall(ctypes.Structure):
     )
 
 
-OK, WRONG_ABI, OUT_OF_RANGE, CANCELLED = 0, 1, 2, 3
+OK, WRONG_ABI, OUT_OF_RANGE, CANCELLED, NO_TILES = range(5)
 """What a program returns."""
 
 INFO_FIELDS = (

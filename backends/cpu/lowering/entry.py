@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
+from infc.backends.cpu.codegen.amx import emit_request_tiles
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.kernels.sync import BARRIER_BYTES, BARRIER_NAME
 from infc.backends.cpu.lowering import abi
@@ -26,7 +27,7 @@ def emit_entry(b: Builder, program: ProgramLowering, signature: dict[str, int]) 
             entry.right_version(),
             lambda: b.when(
                 entry.in_range(),
-                lambda: [entry.run()],
+                lambda: entry.run_where_allowed(),
                 lambda: [b.const(abi.OUT_OF_RANGE, b.i32)],
                 [b.i32],
             ),
@@ -75,6 +76,18 @@ class _Entry:
     def between(self, value: Value, low: int, high: Value | int) -> Value:
         """`low <= value < high`."""
         return self.b.bit_and(self.b.cmp("sge", value, low), self.b.cmp("slt", value, high))
+
+    def run_where_allowed(self) -> list[Value]:
+        """Run the program, if the system lends it the registers it needs; the status."""
+        b = self.b
+        if not b.isa.amx:
+            return [self.run()]
+        return b.when(
+            emit_request_tiles(b),
+            lambda: [self.run()],
+            lambda: [b.const(abi.NO_TILES, b.i32)],
+            [b.i32],
+        )
 
     def right_version(self) -> Value:
         b = self.b
