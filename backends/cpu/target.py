@@ -22,6 +22,9 @@ _CLASSES = {
     "aarch64": ("aarch64-v8.6", "aarch64"),
 }
 """Target files by architecture, the most capable first."""
+_SLOW_BF16 = 80e9
+"""A `vdpbf16ps` every other cycle at 2.5 GHz: what Intel cores do (own measurement on Emerald Rapids:
+90 GFLOP/s; AMD's do one a cycle or more), so that products in float32 are faster there."""
 _AVX512 = frozenset({"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni"})
 """Without VNNI AVX-512 is not worth its lower clock here, so such a host counts as x86-64-v3."""
 _LEAST = {
@@ -97,6 +100,8 @@ def host_target(host: Host) -> Target:
     if not bf16_dot:
         cores["operations_per_s"].pop("bf16", None)
         cores["lanes"].pop("bf16", None)
+    elif "avx512bf16" in features and not tiles and not host.cpu.startswith("znver"):
+        cores["operations_per_s"]["bf16"] = _SLOW_BF16
     memories = _memories(base, host)
     probed = "probed: Linux /proc and /sys, LLVM's processor name and features"
     sizes = [f"memories.{memory.name}.size_bytes" for memory in memories]

@@ -100,6 +100,20 @@ def test_a_host_with_vnni_and_bf16_uses_512_bits() -> None:
     assert "bf16" in target.unit("cores").operations_per_s
 
 
+@pytest.mark.parametrize(("cpu", "is_faster"), [("cooperlake", False), ("znver5", True)])
+def test_bf16_without_tiles_is_slow_on_intel(cpu: str, is_faster: bool) -> None:
+    rates = host_target(replace(SERVER, cpu=cpu)).unit("cores").operations_per_s
+    assert (rates["bf16"] >= rates["f32"]) is is_faster
+
+
+def test_a_host_with_tiles_uses_them_where_the_system_lets_it() -> None:
+    tiles = host_target(replace(SERVER, features=SERVER.features | {"amx-bf16", "amx-tile"}))
+    assert isa_of(tiles).amx
+    assert not isa_of(host_target(SERVER)).amx
+    less = replace(SERVER, features=(SERVER.features | {"amx-tile"}) - {"avx512bf16"})
+    assert not {"amx-bf16", "amx-tile"} & host_target(less).features
+
+
 def test_without_bf16_there_is_no_bf16_arithmetic() -> None:
     target = host_target(replace(SERVER, features=SERVER.features - {"avx512bf16"}))
     assert not isa_of(target).bf16_dot

@@ -35,7 +35,7 @@ _ROWS_OFFSET = 48
 
 
 def emit_request_tiles(b: Builder) -> Value:
-    """Ask Linux for the use of tiles, which every process must before its first; i1, whether it may.
+    """Ask Linux for the use of tiles, as every process must before its first; i1: whether it may.
 
     Asking again costs a system call and changes nothing. `emit_barrier` declares `syscall`.
     """
