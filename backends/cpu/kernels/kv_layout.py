@@ -212,7 +212,8 @@ class KVLayout:
 
         def view(offset: int, head_bytes: int, dtype: Any, *shape: int) -> NDArray[Any]:
             start = region + offset
-            return buffer[start : start + heads * head_bytes].view(dtype).reshape(heads, *shape)
+            part: NDArray[Any] = buffer[start : start + heads * head_bytes].view(dtype)
+            return part.reshape(heads, *shape)
 
         key_scales = value_scales = None
         if kv.scaled:
@@ -280,12 +281,15 @@ class KVLayout:
 
 
 def _widened(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
-    return (halves.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    scales: NDArray[np.float32] = (halves.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return scales
 
 
 def _narrowed(scales: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The upper halves of scales, which have no more bits than that."""
-    return (np.ascontiguousarray(scales).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    bits = np.ascontiguousarray(scales).view(np.uint32)
+    halves: NDArray[np.uint16] = (bits >> np.uint32(16)).astype(np.uint16)
+    return halves
 
 
 def kv_layout_of(signature: Mapping[str, Any]) -> KVLayout:
