@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from infc.target.runnable import Cancellation
 
 Result = TypeVar("Result")
+
+_LOOKS_SECONDS = 0.1
+"""How late an interrupt may be noticed at worst."""
 
 
 class InterruptibleCalls:
@@ -36,7 +39,11 @@ class InterruptibleCalls:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="infc-call")
             self._process = os.getpid()
         try:
-            return self._pool.submit(call, cancel).result()
+            future = self._pool.submit(call, cancel)
+            # A signal that comes just before a wait begins does not end it: look again soon.
+            while not future.done():
+                wait([future], _LOOKS_SECONDS)
+            return future.result()
         except KeyboardInterrupt:
             cancel.set()
             self._wait_until_idle()
