@@ -55,14 +55,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def here(artifact: Path) -> NDArray[np.float32]:
-    """Logits of every token: the first ones by prefill, the others by decode."""
+def here(artifact: Path, tokens: list[int] = TOKENS, count: int = PREFILLED) -> NDArray[np.float32]:
+    """Logits of every token: the first `count` by prefill, the others by decode."""
     runnable = load_runnable(open_artifact(artifact))
-    kv, left = runnable.new_kv(), TOKENS[PREFILLED:]
-    prefilled = feed(runnable, kv, TOKENS[:PREFILLED])
-    return np.concatenate(
-        [prefilled, feed(runnable, kv, left, start=PREFILLED, phase=Phase.DECODE)]
-    )
+    kv = runnable.new_kv()
+    prefilled = feed(runnable, kv, tokens[:count])
+    decoded = feed(runnable, kv, tokens[count:], start=count, phase=Phase.DECODE)
+    return np.concatenate([prefilled, decoded])
 
 
 @pytest.mark.parametrize(
@@ -86,6 +85,21 @@ def test_logits_have_the_bits_of_x86(
         for threads in (1, 2) if name == "qwen3 Q4_K" else (1,):
             got = emulated.logits(target, artifact, TOKENS, PREFILLED, threads)
             np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("dtype", ["int8", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_parts_of_a_packed_cache_have_the_bits_of_x86(
+    small_models: SmallModels, models: dict[str, Path], dtype: str
+) -> None:
+    """Keys in three parts that two threads count and merge."""
+    if missing_features(resolve_cpu("cpu:x86-64-v3"), host_features()):
+        pytest.skip("needs an x86 processor with AVX2")
+    tokens, count, options = random_tokens(300, 133), 128, {"max_context": 256, "kv_dtype": dtype}
+    model = models["gemma2 F32"]
+    expected = here(small_models.artifact(model, "cpu:x86-64-v3", **options), tokens, count)
+    artifact = small_models.artifact(model, TARGETS[0], **options)
+    got = emulated.logits(TARGETS[0], artifact, tokens, count, 2)
+    np.testing.assert_array_equal(got.view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize(
