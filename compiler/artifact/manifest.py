@@ -89,6 +89,8 @@ class Facts(_Record):
         cost_estimate: seconds, bytes, operations and bounds, as predicted.
         profiles: calibration profiles that the cost model read.
         tuning: tuning records that decided a mapping.
+        quantization: storage type -> how many weights `--quantize` converted to it, and the root
+            mean square of what they lost over that of what they were.
     """
 
     dialect_version: int
@@ -102,6 +104,7 @@ class Facts(_Record):
     cost_estimate: JsonObject
     profiles: list[JsonObject] = []
     tuning: list[JsonObject] = []
+    quantization: dict[str, JsonObject] = {}
 
 
 class Manifest(Facts):

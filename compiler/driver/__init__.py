@@ -1,7 +1,7 @@
 """The whole way, from a model to an artifact to a session; the command line and `infc` use it.
 
 `compilation` compiles and resumes, `oracle` is `--verify`, `loading` opens artifacts, `prediction`
-and `explanation` read what an artifact says about itself.
+and `explanation` read what an artifact says about itself, `quality` measures what `--quantize` did.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from infc.driver.explanation import BufferRow, Explanation, KernelRow, explain
     from infc.driver.loading import load
     from infc.driver.prediction import PhasePrediction, predict
+    from infc.driver.quality import PredictionChange, measure_prediction_change
 
 __all__ = [
     "BufferRow",
     "Explanation",
     "KernelRow",
     "PhasePrediction",
+    "PredictionChange",
     "cached_compile",
     "compile",
     "explain",
     "load",
+    "measure_prediction_change",
     "predict",
     "run_opt",
 ]
@@ -32,10 +35,12 @@ _HOMES = {
     "Explanation": "explanation",
     "KernelRow": "explanation",
     "PhasePrediction": "prediction",
+    "PredictionChange": "quality",
     "cached_compile": "compilation",
     "compile": "compilation",
     "explain": "explanation",
     "load": "loading",
+    "measure_prediction_change": "quality",
     "predict": "prediction",
     "run_opt": "compilation",
 }

@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artifact, write_artifact
@@ -19,7 +21,7 @@ from infc.driver.loading import members_of
 from infc.driver.oracle import Oracle
 from infc.frontends import check_finite, open_model
 from infc.frontends.graph import DEVICE, build_graph
-from infc.frontends.requantize import RequantizedSource
+from infc.frontends.requantize import Loss, RequantizedSource
 from infc.frontends.source import ModelSource
 from infc.ir.attributes import from_attribute, get
 from infc.ir.context import context, parse, print_module
@@ -76,7 +78,8 @@ def compile(
         output: the artifact; None keeps it in the cache (`Artifact.save` copies it).
         max_context, max_batch, chunk: limits; they bound the plan.
         prompt_tokens, new_tokens, batch: hints; they only steer the cost model.
-        quantize: `keep`, or a storage type that float matrices are converted to.
+        quantize: `keep`, or a storage type that matrices are converted to (`q8_0`, `q6_k`, `q4_k`,
+            `q4_0`, ...); `manifest.quantization` then says what they lost.
         kv_dtype: what the KV cache holds, `f32`, `f16`, `bf16` or `int8`; `auto` is f16, or f32
             where all weights are.
         dump: folder for the IR after every pass.
@@ -108,6 +111,8 @@ def compile(
             hint="leave out --prefill-target and --decode-target",
         )
     source = open_model(model)
+    folder = Path(gettempdir() if output is None else Path(output).parent)
+    job = _Job(source, report, verify=verify, remarks=remarks, folder=folder)
     try:
         if output is not None:
             inputs = [Path(model), *source.files()]
@@ -116,16 +121,15 @@ def compile(
         with ThreadPoolExecutor(1, "infc-tokenizer") as pool:
             # While LLVM generates code, Python has nothing else to do.
             tokenizer = pool.submit(_tokenizer_members, source)
-            job = _Job(source, report, verify=verify, remarks=remarks)
             compiled: dict[str, Compiled] = {}
             for number, spec in enumerate(dict.fromkeys(specs)):
-                folder = None if dump is None else Path(dump)
-                if folder is not None and number:
-                    folder = folder / "decode"
+                dumps = None if dump is None else Path(dump)
+                if dumps is not None and number:
+                    dumps = dumps / "decode"
                 compiled[spec] = (
-                    job.compile(spec, options, folder)
+                    job.compile(spec, options, dumps)
                     if resume_from is None
-                    else job.resume(Path(resume_from), folder)
+                    else job.resume(Path(resume_from), dumps)
                 )
             phases = dict(zip(PHASES, (compiled[spec] for spec in specs), strict=True))
             options = phases["decode"].options
@@ -141,7 +145,7 @@ def compile(
             oracle = job.oracle
         write_artifact(
             path,
-            _facts(source, phases),
+            _facts(source, phases, {} if job.requantized is None else job.requantized.losses),
             _members(phases) | tokenizer.result(),
             check=None
             if oracle is None
@@ -149,7 +153,7 @@ def compile(
         )
         report("done", 1.0)
     finally:
-        source.close()
+        job.close()
     return open_artifact(path)
 
 
@@ -165,7 +169,7 @@ class Compiled:
 
 
 class _Job:
-    """Compiles one model, for one or two targets."""
+    """Compiles one model, for one or two targets; large temporary files go to `folder`."""
 
     def __init__(
         self,
@@ -174,12 +178,45 @@ class _Job:
         *,
         verify: bool,
         remarks: list[Remark] | None,
+        folder: Path,
     ) -> None:
         self.source = source
+        self.folder = folder
         self.report = report
         self.verify = verify
         self.remarks = remarks
         self.oracle: Oracle | None = None
+        self._files = ExitStack()
+        self._files.callback(source.close)
+        self.requantized: RequantizedSource | None = None
+        """The weights as the options want them, where those are not the model's."""
+
+    def _weights(self, options: CompileOptions) -> ModelSource:
+        """The model's weights, or those that `options.quantize` makes of them."""
+        if options.quantize == "keep":
+            return self.source
+        if self.requantized is None:
+            try:
+                out = self._files.enter_context(TemporaryFile(dir=self.folder))  # noqa: SIM115
+            except OSError as error:
+                raise output_error(self.folder, error) from error
+            self.requantized = RequantizedSource(self.source, options.quantize, out)
+        return self.requantized
+
+    def close(self) -> None:
+        """Close the model and what was made of it."""
+        self._files.close()
+
+    def _requantize(self, weights: RequantizedSource, used: Sequence[str]) -> None:
+        try:
+            changed = weights.convert(
+                used, lambda done: self.report("quantizing weights", 0.1 * done)
+            )
+        except OSError as error:
+            raise output_error(self.folder, error) from error
+        check_finite(
+            weights, changed, hint="weights so large need --quantize keep: scales are float16"
+        )
 
     def check_artifact(self, path: Path) -> None:
         """Run what was compiled, where that was asked for."""
@@ -190,7 +227,7 @@ class _Job:
         """From the model itself."""
         with context():
             backend, target = resolve_target(spec)
-            weights = _quantized(self.source, options)
+            weights = self._weights(options)
             module = _import(weights, options, target)
             _refuse_unsupported(module, backend, target, weights)
             return self._run(module, options, backend, target, backend.pipeline(SHARED), dump)
@@ -201,7 +238,7 @@ class _Job:
             module = _resumed(path, self.source)
             try:
                 options = CompileOptions.from_module(module)
-                _check_weights(module, _quantized(self.source, options), path)
+                _check_weights(module, self._weights(options), path)
                 backend, target = _device_of(module)
                 pipeline = _rest_of(backend.pipeline(SHARED), module)
                 return self._run(module, options, backend, target, pipeline, dump)
@@ -226,8 +263,11 @@ class _Job:
         pipeline: Pipeline,
         dump: Path | None,
     ) -> Compiled:
-        weights = _quantized(self.source, options)
-        check_finite(weights, list(dict.fromkeys(weights.config.weights.values())))
+        weights = self._weights(options)
+        used = list(dict.fromkeys(weights.config.weights.values()))
+        check_finite(self.source, used)
+        if self.requantized is not None:
+            self._requantize(self.requantized, used)
         ctx = PassContext(options, target, backend)
         if self.verify and self.oracle is None:
             self.oracle = Oracle(module, weights.data)
@@ -291,10 +331,6 @@ def run_opt(
         if remarks is not None:
             remarks += ctx.remarks
         return print_module(module)
-
-
-def _quantized(source: ModelSource, options: CompileOptions) -> ModelSource:
-    return source if options.quantize == "keep" else RequantizedSource(source, options.quantize)
 
 
 def _import(source: ModelSource, options: CompileOptions, target: Target) -> ir.Module:
@@ -407,7 +443,9 @@ def _observers(report: Progress, pipeline: Pipeline, oracle: Oracle | None) -> t
     return (show,) if oracle is None else (show, oracle.check)
 
 
-def _facts(source: ModelSource, phases: Mapping[str, Compiled]) -> Facts:
+def _facts(
+    source: ModelSource, phases: Mapping[str, Compiled], losses: Mapping[str, Loss]
+) -> Facts:
     decode = phases["decode"]
     planned = {phase: part.report[phase] for phase, part in phases.items() if part.report}
     return Facts(
@@ -426,6 +464,14 @@ def _facts(source: ModelSource, phases: Mapping[str, Compiled]) -> Facts:
             for phase, report in planned.items()
         },
         cost_estimate={phase: report["kernels"] for phase, report in planned.items()},
+        quantization={
+            storage: {
+                "tensors": loss.tensors,
+                "numbers": loss.numbers,
+                "relative_rms_error": loss.relative_error,
+            }
+            for storage, loss in sorted(losses.items())
+        },
     )
 
 

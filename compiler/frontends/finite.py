@@ -16,7 +16,10 @@ _EXPONENTS = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}
 _CHUNK_BYTES = 1 << 20  # temporaries stay in the cache
 
 
-def check_finite(source: ModelSource, names: Iterable[str]) -> None:
+_DAMAGED = "the file is damaged or was converted wrongly: get it again"
+
+
+def check_finite(source: ModelSource, names: Iterable[str], *, hint: str = _DAMAGED) -> None:
     """Raises INF1008, listing the tensors, where a weight is NaN or infinite.
 
     A quantised block can only be so through its float16 fields, so only those are read.
@@ -24,6 +27,7 @@ def check_finite(source: ModelSource, names: Iterable[str]) -> None:
     Args:
         source: an opened model.
         names: tensors to look at; each is read once.
+        hint: what the user may do.
     """
     problems = []
     for name in names:
@@ -38,7 +42,7 @@ def check_finite(source: ModelSource, names: Iterable[str]) -> None:
             f"expected finite weights, got others in {len(problems)} tensors",
             location=str(source.path),
             problems=problems,
-            hint="the file is damaged or was converted wrongly: get it again",
+            hint=hint,
         )
 
 

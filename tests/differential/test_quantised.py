@@ -6,18 +6,22 @@ rounding of activations to 8 bits.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from oracle.families import make_family
-from oracle.files import BLOCK_STORAGE, write_gguf
+from oracle.files import BLOCK_STORAGE, write_gguf, write_huggingface
 from small_models import SmallModels, feed, random_tokens, relative_error
 
 import infc
 from infc.artifact import open_artifact
+from infc.cli import main
+from infc.diagnostics import UserError
 from infc.driver.loading import load_runnable
 from infc.target.runnable import Phase, Runnable
 
@@ -113,11 +117,14 @@ def assert_same_choices(got: NDArray[np.float32], expected: NDArray[np.float32])
     np.testing.assert_array_equal(got[clear].argmax(axis=1), expected[clear].argmax(axis=1))
 
 
-ROUNDING = {"q8_0": 0.5 / 127, "q4_0": 1 / 8}
-"""Largest error of a weight, as a part of the largest of its block of 32."""
+ROUNDING = {"q8_0": 0.5 / 127, "q6_k": 1 / 32, "q4_k": 1 / 8, "q4_0": 1 / 8}
+"""Largest error of a weight, as a part of the largest of its block."""
 
 
-@pytest.mark.parametrize("quantize", ["q8_0", pytest.param("q4_0", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "quantize",
+    ["q4_k", *(pytest.param(q, marks=pytest.mark.slow) for q in ROUNDING if q != "q4_k")],
+)
 def test_a_float_model_is_quantised_on_request(small_models: SmallModels, quantize: str) -> None:
     """Its matrices shrink, its numbers move a little, and both backends agree on them."""
     model = small_models.model("qwen3", **WIDE)
@@ -145,13 +152,18 @@ def test_only_matrices_are_quantised(small_models: SmallModels) -> None:
         kinds = re.findall(r'"infc.weight"\(\) \{.*norm.weight"\} : \(\) -> (\S+)', text)
         assert kinds
         assert all(kind.endswith("xf32>") for kind in kinds)
-    # 34 and 18 bytes for 32 numbers that took 128.
+    # 34 and 18 bytes for 32 numbers that took 128; the vocabulary's 210 for 256 in place of 144.
     assert sizes["q8_0"] / sizes["keep"] == pytest.approx(34 / 128, rel=0.02)
-    assert sizes["q4_0"] / sizes["keep"] == pytest.approx(18 / 128, rel=0.02)
+    _, tensors = make_family("qwen3", **WIDE)
+    matrices = {name: tensor.size for name, tensor in tensors.items() if tensor.ndim == 2}
+    vocabulary = matrices["model.embed_tokens.weight"]  # the head is tied to it
+    others = sum(matrices.values()) - vocabulary
+    expected = (18 / 32 * others + 210 / 256 * vocabulary) / (4 * (others + vocabulary))
+    assert sizes["q4_0"] / sizes["keep"] == pytest.approx(expected, rel=0.02)
 
 
-def test_a_quantised_model_is_left_as_it_is(small_models: SmallModels) -> None:
-    """Nothing is requantised: asking for another type changes no stored byte."""
+def test_fewer_bits_are_left_as_they_are(small_models: SmallModels) -> None:
+    """Asking for a type with more bits changes no stored byte."""
     model = small_models.model("qwen3", "Q4_K", **WIDE)
     options = {"max_batch": 1, "chunk": 8}
     weights = []
@@ -160,6 +172,52 @@ def test_a_quantised_model_is_left_as_it_is(small_models: SmallModels) -> None:
         with open_artifact(path) as artifact:
             weights.append(bytes(artifact.member("weights/weights.bin")))
     assert weights[0] == weights[1]
+
+
+def test_the_loss_is_reported(small_models: SmallModels, tmp_path: Path) -> None:
+    """Of the weights and of the predictions; twice the same bytes; the model is left in peace."""
+    config, tensors = make_family("qwen3", **WIDE)
+    model = tmp_path / "model"
+    model.mkdir()
+    write_huggingface(model, config, tensors, "BF16", with_tokenizer=True)
+    command = ["compile", str(model), "--target", "reference", "--max-context", "24"]
+    command += ["--quantize", "q4_k", "-o", str(tmp_path / "a.infc")]
+    texts = [CliRunner().invoke(main, [*command, *more]).stdout for more in (["--json"], [])]
+    report = json.loads(texts[0])["quantization"]
+    weights = report["weights"]
+    assert {name: loss["tensors"] for name, loss in weights.items()} == {"q4_k": 7, "q6_k": 1}
+    assert 0.05 < weights["q4_k"]["relative_rms_error"] < 0.1
+    assert report["predictions"] == 24
+    assert 0 < report["mean_divergence_nats"] < 0.1
+    assert 0.5 < report["same_choice"] <= 1
+    with open_artifact(tmp_path / "a.infc") as artifact:
+        assert artifact.manifest.quantization == weights
+        assert json.loads(texts[0])["digest"] == artifact.manifest.digest
+    assert [line.split(":")[0] for line in texts[1].splitlines()[1:]] == [
+        "  q4_k",
+        "  q6_k",
+        "  change of the predictions",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.infc", "model"]
+
+
+def test_weights_that_no_scale_can_hold(small_models: SmallModels, tmp_path: Path) -> None:
+    config, tensors = make_family("qwen3", **WIDE)
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = 1e9
+    model = tmp_path / "model"
+    model.mkdir()
+    write_huggingface(model, config, tensors)
+    with pytest.raises(UserError) as error:
+        infc.compile(model, target="reference", quantize="q8_0", output=tmp_path / "a.infc")
+    file = model / "model.safetensors"
+    assert str(error.value) == (
+        "error[INF1008]: expected finite weights, got others in 1 tensors\n"
+        f"  --> {model}\n"
+        "   - 1 scales are NaN or infinite "
+        f'({file}: tensor "model.layers.0.mlp.up_proj.weight")\n'
+        "   = hint: weights so large need --quantize keep: scales are float16"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
 def test_sessions_agree_with_runnables(small_models: SmallModels) -> None:

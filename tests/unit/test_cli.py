@@ -15,6 +15,7 @@ from fake_model import FakeRunnable, ScriptedRunnable, make_tokenizer
 
 import infc
 from infc.cli import main
+from infc.cli.quantization import quantization_text
 from infc.diagnostics import Code
 from infc.diagnostics.pages import page
 from infc.pipeline.passes import Remark
@@ -96,6 +97,8 @@ class FakeDriver(SimpleNamespace):
 ARTIFACT = SimpleNamespace(
     manifest=SimpleNamespace(
         digest="c0ffee",
+        quantization={},
+        options={"quantize": "keep"},
         targets={"prefill": {"name": "toy:a"}, "decode": {"name": "toy:a"}},
     )
 )
@@ -219,8 +222,35 @@ def test_compile_json(invoke: Invoke) -> None:
         "artifact": "out/x.infc",
         "targets": {"prefill": "toy:a", "decode": "toy:a"},
         "digest": "c0ffee",
+        "quantization": None,
         "assumptions": [],
     }
+
+
+LOSSES = {"q4_k": {"tensors": 7, "numbers": 12_500_000, "relative_rms_error": 0.0747}}
+WEIGHTS_LINE = "  q4_k: 7 matrices, 12.5 million weights, relative RMS error 7.47%\n"
+
+
+@pytest.mark.parametrize(
+    ("losses", "change", "text"),
+    [
+        ({}, None, "  all matrices take as few bits already: none was converted\n"),
+        (
+            LOSSES,
+            SimpleNamespace(tokens=192, mean_divergence=0.02916, same_choice=0.896),
+            WEIGHTS_LINE + "  change of the predictions: mean KL 0.0292 nats over 192 tokens, "
+            "the same likeliest token for 90%\n",
+        ),
+        (
+            LOSSES,
+            "the model has no tokenizer to read a text with",
+            WEIGHTS_LINE + "  change of the predictions: not measured, "
+            "the model has no tokenizer to read a text with\n",
+        ),
+    ],
+)
+def test_what_quantising_changed_in_words(losses: Any, change: Any, text: str) -> None:
+    assert quantization_text(losses, change) == text
 
 
 @pytest.fixture

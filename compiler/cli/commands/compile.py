@@ -10,10 +10,12 @@ import click
 
 from infc.cli.output import print_json, write_text
 from infc.cli.progress import progress_bar
+from infc.cli.quantization import quantization_object, quantization_text
 from infc.cli.remarks import check_pass_name, print_remarks, remarks_option
 from infc.cli.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
+    from infc.driver import PredictionChange
     from infc.pipeline.passes import Remark
 
 EPILOG = """\b
@@ -94,7 +96,7 @@ The same model, options and version of infc give the same bytes.
     default="keep",
     show_default=True,
     metavar="TYPE",
-    help="keep, or the storage type to convert weights to (q8_0, q4_0, ...).",
+    help="keep, or what to convert matrices to: q8_0, q6_k, q4_k, q4_0; says what that changed.",
 )
 @click.option(
     "--kv-dtype",
@@ -171,8 +173,14 @@ def compile_command(
             progress=progress,
             remarks=remarks,
         )
-    print_remarks(remarks, remarks_of)
     seconds = time.perf_counter() - start
+    change: PredictionChange | str | None = None
+    if artifact.manifest.quantization:
+        with progress_bar() as progress:
+            change = driver.measure_prediction_change(
+                model, artifact, target=prefill_target or target, progress=progress
+            )
+    print_remarks(remarks, remarks_of)
     peak_bytes = peak_memory_bytes()
     targets = {phase: facts["name"] for phase, facts in artifact.manifest.targets.items()}
     if as_json:
@@ -183,14 +191,20 @@ def compile_command(
                 "peak_memory_bytes": peak_bytes,
                 "targets": targets,
                 "digest": artifact.manifest.digest,
-                "assumptions": _assumptions(peak_bytes),
+                "quantization": quantization_object(artifact.manifest.quantization, change),
+                "assumptions": _assumptions(peak_bytes, change),
             }
         )
         return
     names = ", ".join(sorted(set(map(str, targets.values()))))
     memory = "" if peak_bytes is None else f", peak memory {human_bytes(peak_bytes)}"
     write_text(f"{path}: compiled for {names} in {human_seconds(seconds)}{memory}\n")
+    if artifact.manifest.options["quantize"] != "keep":
+        write_text(quantization_text(artifact.manifest.quantization, change))
 
 
-def _assumptions(peak_bytes: int | None) -> list[str]:
-    return [] if peak_bytes is not None else ["peak_memory_bytes: this system does not tell it"]
+def _assumptions(peak_bytes: int | None, change: PredictionChange | str | None) -> list[str]:
+    unknown = [] if peak_bytes is not None else ["peak_memory_bytes: this system does not tell it"]
+    if isinstance(change, str):
+        unknown.append(f"quantization.mean_divergence_nats: {change}")
+    return unknown
