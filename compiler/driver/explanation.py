@@ -65,6 +65,8 @@ class KernelRow:
         bound_kind: what kind of resource that is.
         memory_peak_seconds: what its bytes take at the machine's peak bandwidth.
         compute_peak_seconds: what its operations take at the machine's peak rate.
+        floor_seconds: the larger of both: no code on this machine can be faster.
+        floor_reached: the floor as a part of the measured time, where that is known.
     """
 
     program: str
@@ -77,8 +79,10 @@ class KernelRow:
     bound_kind: Literal["memory", "compute", "overhead"]
     memory_peak_seconds: float
     compute_peak_seconds: float
+    floor_seconds: float
     predicted_seconds: float
     measured_seconds: float | None = None
+    floor_reached: float | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,10 @@ def _explain_program(
             bandwidth[name] = _peak(target, Work(bytes={name: 1.0}), measured.threads)
         for name in work.operations:
             rates[name] = _peak(target, Work(operations={name: 1.0}), measured.threads)
+        in_memory = launches * _peak_seconds(bandwidth, work.bytes)
+        in_units = launches * _peak_seconds(rates, work.operations)
+        floor = max(in_memory, in_units)
+        seconds = measured.kernels.get(phase, {}).get(kernel["kernel"])
         kernels.append(
             KernelRow(
                 program=phase,
@@ -222,10 +230,12 @@ def _explain_program(
                 operations=sum(work.operations.values()) * launches,
                 bound=estimate.bound,
                 bound_kind=_bound_kind(target, estimate.bound),
-                memory_peak_seconds=launches * _peak_seconds(bandwidth, work.bytes),
-                compute_peak_seconds=launches * _peak_seconds(rates, work.operations),
+                memory_peak_seconds=in_memory,
+                compute_peak_seconds=in_units,
+                floor_seconds=floor,
                 predicted_seconds=estimate.mid,
-                measured_seconds=measured.kernels.get(phase, {}).get(kernel["kernel"]),
+                measured_seconds=seconds,
+                floor_reached=floor / seconds if seconds else None,
             )
         )
     launch = estimate_work(Work(launches=1), target, measured.threads)

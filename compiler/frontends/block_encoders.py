@@ -54,7 +54,8 @@ def _sum(terms: _F32) -> _F32:
     while len(terms) > 1:
         half = len(terms) // 2
         terms = terms[:half] + terms[half:]
-    return terms[0]
+    total: _F32 = terms[0]
+    return total
 
 
 def _groups(blocks: _F32, size: int) -> _F32:
@@ -64,7 +65,8 @@ def _groups(blocks: _F32, size: int) -> _F32:
 
 def _inverse(x: _F32) -> _F32:
     """1 / x, and 0 for 0."""
-    return np.divide(np.float32(1), x, out=np.zeros_like(x), where=x != 0)
+    inverse: _F32 = np.divide(np.float32(1), x, out=np.zeros_like(x), where=x != 0)
+    return inverse
 
 
 def _half(x: _F32) -> tuple[_U8, _F32]:

@@ -69,7 +69,8 @@ class FakeDriver(SimpleNamespace):
         self.calls.append(("run_opt", source, pipeline, location))
         return "module {}\n"
 
-    def explain(self, path: Path) -> Any:
+    def explain(self, path: Path, *, threads: int | None = None) -> Any:
+        self.calls.append(("explain", path, threads))
         kernel = SimpleNamespace(
             program="decode",
             kernel="mlp",
@@ -78,8 +79,10 @@ class FakeDriver(SimpleNamespace):
             bytes=2048,
             operations=1_500_000,
             bound="memory",
+            floor_seconds=0.0012,
             predicted_seconds=0.0015,
-            measured_seconds=None,
+            measured_seconds=0.0024 if threads else None,
+            floor_reached=0.5 if threads else None,
         )
         buffer = SimpleNamespace(
             program="decode",
@@ -91,7 +94,8 @@ class FakeDriver(SimpleNamespace):
             first_launch=0,
             last_launch=3,
         )
-        return SimpleNamespace(kernels=[kernel], buffers=[buffer])
+        cache = SimpleNamespace(dtype="f16", slots=1, size_bytes=4096)
+        return SimpleNamespace(kernels=[kernel], buffers=[buffer], kv_cache=cache)
 
 
 ARTIFACT = SimpleNamespace(
@@ -204,6 +208,7 @@ def test_compile_prints_where_and_what(invoke: Invoke, driver: FakeDriver) -> No
         "new_tokens": 128,
         "batch": 1,
         "quantize": "keep",
+        "kv_dtype": "auto",
         "dump": None,
         "verify": False,
         "resume_from": None,
@@ -377,12 +382,21 @@ def test_remarks_of_one_pass_or_of_all(invoke: Invoke, driver: FakeDriver, tmp_p
 
 def test_explain_an_artifact(invoke: Invoke) -> None:
     assert invoke("explain", "m.infc").stdout == (
-        "program  kernel          launches  bytes    ops  bound   predicted  measured\n"
-        "decode   mlp (layers.0)        18  2 KiB  1.5 M  memory     1.5 ms\n"
+        "program  kernel          launches  bytes    ops  bound    floor  predicted  measured  "
+        "of floor\n"
+        "decode   mlp (layers.0)        18  2 KiB  1.5 M  memory  1.2 ms     1.5 ms\n"
         "\n"
         "program  buffer                 offset  size  from launch  to launch\n"
         "decode   main: %hidden (arena)      64  2560            0          3\n"
+        "\n"
+        "KV cache: f16, 4 KiB for 1 slot\n"
     )
+
+
+def test_explain_says_how_near_the_floor_a_kernel_is(invoke: Invoke, driver: FakeDriver) -> None:
+    lines = invoke("explain", "m.infc", "--threads", 2).stdout.splitlines()
+    assert lines[1].endswith("1.2 ms     1.5 ms    2.4 ms       50%")
+    assert driver.calls == [("explain", Path("m.infc"), 2)]
 
 
 @pytest.mark.parametrize("code", list(Code))

@@ -78,6 +78,9 @@ def test_the_kernels_add_up_to_their_program(explanation: Explanation) -> None:
             # A prediction is never faster than the machine's peak.
             peak = max(row.memory_peak_seconds, row.compute_peak_seconds)
             assert row.predicted_seconds >= peak
+            assert row.floor_seconds == peak
+            if row.measured_seconds:
+                assert row.floor_reached == pytest.approx(peak / row.measured_seconds)
 
 
 def test_buffers_lie_in_their_frames(explanation: Explanation) -> None:
@@ -120,8 +123,10 @@ def test_json(artifact: Path, explanation: Explanation) -> None:
         "bound_kind",
         "memory_peak_seconds",
         "compute_peak_seconds",
+        "floor_seconds",
         "predicted_seconds",
         "measured_seconds",
+        "floor_reached",
     ]
     assert (kernel["kernel"], kernel["bytes"]) == (expected.kernel, expected.bytes)
     assert kernel["operations"] == expected.operations
@@ -188,7 +193,7 @@ def test_names_cannot_escape_into_the_page(
             for row in explanation.buffers
         ),
     )
-    monkeypatch.setattr(driver, "explain", lambda path: hostile)
+    monkeypatch.setattr(driver, "explain", lambda path, threads: hostile)
     out = tmp_path / "page.html"
     result = CliRunner().invoke(main, ["explain", str(artifact), "--html", str(out)])
     assert result.exit_code == 0
@@ -200,7 +205,13 @@ def test_names_cannot_escape_into_the_page(
 
 def test_a_target_without_kernels(small_models: SmallModels) -> None:
     model = small_models.model("gemma2", num_hidden_layers=2)
-    explanation = driver.explain(small_models.artifact(model, "reference"))
+    artifact = small_models.artifact(model, "reference")
+    text = CliRunner().invoke(main, ["explain", str(artifact)]).stdout
+    assert text.startswith(
+        "The target interprets the model: it has no kernels and plans no memory.\n"
+    )
+    assert "KV cache: " in text
+    explanation = driver.explain(artifact)
     assert [row.predicted_seconds for row in explanation.programs] == [None, None]
     page = Page(render_page(explanation))
     assert page.texts.count("not measured") == 2
@@ -249,7 +260,10 @@ def test_an_old_page_survives_a_failure(
 def test_an_error_code_has_no_page(option: list[str]) -> None:
     result = CliRunner().invoke(main, ["explain", "INF5004", *option])
     assert result.exit_code == 2
-    assert "Error: --html and --json are for artifacts, not for error codes\n" in result.stderr
+    assert (
+        "Error: --html, --threads and --json are for artifacts, not for error codes\n"
+        in result.stderr
+    )
 
 
 def test_the_page_is_not_put_over_the_artifact(artifact: Path) -> None:

@@ -26,6 +26,8 @@ Examples:
 
 Times are those of one call: a prefill of the prompt that the artifact was compiled for, or one
 decoded token. Measured ones are the middle one of three calls, predicted ones for as many threads.
+The floor is what the bytes take at the peak bandwidth, or the operations at the peak rate where
+that is longer; the last column says how much of the measured time it is.
 """
 
 
@@ -37,12 +39,20 @@ decoded token. Measured ones are the middle one of three calls, predicted ones f
     metavar="FILE",
     help="Write a page with charts of the kernels and the memory instead.",
 )
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads to measure with.  [default: one a physical core that this process may use]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def explain_command(topic: str, html: Path | None, as_json: bool) -> None:
+def explain_command(topic: str, html: Path | None, threads: int | None, as_json: bool) -> None:
     """Explain an error code, or an artifact's kernels and memory."""
     if re.fullmatch(r"INF\d+", topic, re.IGNORECASE):
-        if html is not None or as_json:
-            raise click.UsageError("--html and --json are for artifacts, not for error codes")
+        if html is not None or as_json or threads is not None:
+            raise click.UsageError(
+                "--html, --threads and --json are for artifacts, not for error codes"
+            )
         print_markdown(_page(topic.upper()))
         return
     from infc import driver
@@ -50,7 +60,7 @@ def explain_command(topic: str, html: Path | None, as_json: bool) -> None:
 
     if html is not None:
         check_output(html, folder=False, inputs=[Path(topic)])
-    explanation = driver.explain(Path(topic))
+    explanation = driver.explain(Path(topic), threads=threads)
     if html is not None:
         _write_page(html, explanation)
     if as_json:
@@ -84,8 +94,20 @@ def _page(name: str) -> str:
 
 
 def _print_explanation(explanation: Explanation) -> None:
+    if explanation.kernels:
+        _print_kernels(explanation)
+        _print_buffers(explanation)
+    else:
+        write_text("The target interprets the model: it has no kernels and plans no memory.\n")
+    cache = explanation.kv_cache
+    held = f"{human_bytes(cache.size_bytes)} for {count(cache.slots, 'slot')}"
+    write_text(f"\nKV cache: {cache.dtype}, {held}\n")
+
+
+def _print_kernels(explanation: Explanation) -> None:
+    times = ["floor", "predicted", "measured", "of floor"]
     print_table(
-        ["program", "kernel", "launches", "bytes", "ops", "bound", "predicted", "measured"],
+        ["program", "kernel", "launches", "bytes", "ops", "bound", *times],
         [
             [
                 row.program,
@@ -94,13 +116,18 @@ def _print_explanation(explanation: Explanation) -> None:
                 human_bytes(row.bytes),
                 human_count(row.operations),
                 row.bound,
+                human_seconds(row.floor_seconds),
                 human_seconds(row.predicted_seconds),
                 "" if row.measured_seconds is None else human_seconds(row.measured_seconds),
+                "" if row.floor_reached is None else f"{row.floor_reached:.0%}",
             ]
             for row in explanation.kernels
         ],
-        right=["launches", "bytes", "ops", "predicted", "measured"],
+        right=["launches", "bytes", "ops", *times],
     )
+
+
+def _print_buffers(explanation: Explanation) -> None:
     write_text("\n")
     print_table(
         ["program", "buffer", "offset", "size", "from launch", "to launch"],
@@ -117,6 +144,3 @@ def _print_explanation(explanation: Explanation) -> None:
         ],
         right=["offset", "size", "from launch", "to launch"],
     )
-    cache = explanation.kv_cache
-    held = f"{human_bytes(cache.size_bytes)} for {count(cache.slots, 'slot')}"
-    write_text(f"\nKV cache: {cache.dtype}, {held}\n")
