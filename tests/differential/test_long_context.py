@@ -1,11 +1,16 @@
 """Contexts of 32768 positions: compiled, planned and run, without waiting for so many tokens."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from oracle.families import WINDOW
 from small_models import CHUNK, SLOTS, SmallModels, feed, make_call, random_tokens, relative_error
 
+import infc
+from infc.diagnostics import UserError
 from infc.target.runnable import KVBlock, KVCache, Phase, Runnable
 
 CONTEXT = 32768
@@ -87,3 +92,20 @@ def test_the_arena_does_not_grow_with_the_context(
     dtype = cpu.kv_shape.dtype
     short = small_models.runnable(model, "cpu", max_context=1024, kv_dtype=dtype)
     assert cpu.planned_bytes == short.planned_bytes
+
+
+def test_parts_without_room_are_refused(small_models: SmallModels, tmp_path: Path) -> None:
+    model = small_models.model("gemma2", num_hidden_layers=2, max_position_embeddings=CONTEXT)
+    options = {"target": "cpu", "max_context": 256, "chunk": CHUNK}
+    infc.compile(model, output=tmp_path / "a.infc", dump=tmp_path, **options)  # type: ignore[arg-type]
+    (dump,) = tmp_path.glob("*-choose-mappings.mlir")
+    text = dump.read_text()
+    (needed,) = {int(n) for n in re.findall(r"shared_bytes = (\d+)", text)} - {0}
+    dump.write_text(text.replace(f"shared_bytes = {needed} ", f"shared_bytes = {needed - 64} "))
+    with pytest.raises(UserError) as caught:
+        infc.compile(model, output=tmp_path / "b.infc", resume_from=dump)
+    assert str(caught.value) == (
+        f"error[INF2101]: expected shared_bytes of at least {needed}, got {needed - 64}\n"
+        '  --> loc("layers.1.attention")\n'
+        "   = hint: larger tiles and more parts need more of it: raise it before plan-memory"
+    )
