@@ -264,3 +264,19 @@ def test_a_terminal_gets_colour_unless_it_asked_for_none() -> None:
         os.close(child_side)
         assert ("\x1b[31m" in text) == coloured
         assert "INF5001" in text
+
+
+@pytest.mark.parametrize("command", [["run", "", "--prompt", "Hi"], ["compile", ""]])
+def test_an_empty_path_is_not_the_current_folder(command: list[str]) -> None:
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(": expected a path, got an empty text\n")
+
+
+def test_opt_does_not_replace_what_it_reads(tmp_path: Path) -> None:
+    file = tmp_path / "a.mlir"
+    file.write_text("module {}")
+    result = CliRunner().invoke(main, ["opt", str(file), "--pipeline", "", "-o", str(file)])
+    assert result.exit_code == 1
+    assert "it is part of the input" in result.stderr
+    assert file.read_text() == "module {}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from infc.cli.output import print_json, write_text
+from infc.cli.paths import NamedPath
 from infc.cli.progress import progress_bar
 from infc.cli.quantization import quantization_object, quantization_text
 from infc.cli.remarks import check_pass_name, print_remarks, remarks_option
@@ -30,7 +31,7 @@ The same model, options and version of infc give the same bytes.
 
 
 @click.command("compile", epilog=EPILOG, short_help="Compile a model to an artifact.")
-@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL", type=NamedPath())
 @click.option(
     "--target", default="cpu", show_default=True, help="What to compile for; see `infc targets`."
 )

@@ -41,6 +41,10 @@ def opt_command(file: Path, pipeline: str, output: Path | None, remarks_of: str 
     check_pass_name(remarks_of)
     source = _read(file)
     from infc import driver
+    from infc.artifact.output import check_output, whole_file
+
+    if output is not None:
+        check_output(output, folder=False, inputs=[file])
 
     remarks: list[Remark] = []
     result = driver.run_opt(source, pipeline, location=str(file), remarks=remarks)
@@ -48,8 +52,6 @@ def opt_command(file: Path, pipeline: str, output: Path | None, remarks_of: str 
     if output is None:
         write_text(result)
         return
-    from infc.artifact.output import whole_file
-
     with whole_file(output) as out:
         out.write(result.encode())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from infc.cli.output import write_text
+from infc.cli.paths import NamedPath
 from infc.cli.progress import progress_bar
 from infc.cli.units import human_seconds
 from infc.diagnostics import Code, UserError
@@ -26,7 +27,7 @@ A model is compiled once and kept in the cache ($XDG_CACHE_HOME/infc/artifacts, 
 
 
 @click.command("run", epilog=EPILOG, short_help="Continue a prompt with a model or an artifact.")
-@click.argument("path", metavar="MODEL-OR-ARTIFACT", type=click.Path(path_type=Path))
+@click.argument("path", metavar="MODEL-OR-ARTIFACT", type=NamedPath())
 @click.option(
     "--prompt",
     required=True,
