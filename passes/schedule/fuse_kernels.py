@@ -8,7 +8,7 @@
 | rows | embed, select_rows, rms_norm, add, mul, activation, softcap, quantize | a row stays in L1 |
 | matmul | linear of one input; act(gate) * up; softcap; to bf16 | no trips for the gate |
 | rotary | norms of heads, rope, kv_append | keys go straight to the cache |
-| attention | kv_attention | |
+| attention | kv_attention; to bf16 | |
 | argmax, top_k, head | argmax, top_k, head_candidates | |
 
 Requires: layers outlined. Guarantees: functions hold only calls, weights, caches and tables; equal
@@ -110,20 +110,24 @@ def _joins(op: ir.OpView, kind: str, group: Group, ctx: PassContext) -> bool:
             return same and set(group.names()) == {"linear"}
         if op.operation.name in _EPILOGUE:
             return all(group.makes(value) for value in op.operation.operands)
-        if op.operation.name == "infc.quantize" and _rounds_product(op, group):
+        if _rounds(op, group) and TensorType.of(group.input.type).element == ABF16:
             return True
         ctx.decline(op, "needs whole rows of the product before it")
         return False
+    if group.kind == "attention" and _rounds(op, group):
+        return True
     if kind != group.kind or kind in _ALONE:
         return False
     return kind == "rotary" or _rows(op) == _rows(group.ops[0])
 
 
-def _rounds_product(op: ir.OpView, group: Group) -> bool:
-    """Whether bf16 rows are all that is wanted of a product in bf16: no whole rows are needed."""
-    value = op.operation.operands[0]
-    forms = {TensorType.of(v.type).element for v in (group.input, op.operation.results[0])}
-    return forms == {ABF16} and group.makes(value) and len(list(value.uses)) == 1
+def _rounds(op: ir.OpView, group: Group) -> bool:
+    """Whether bf16 rows are all that is wanted of the group: each element is rounded for itself."""
+    if op.operation.name != "infc.quantize":
+        return False
+    value, result = op.operation.operands[0], op.operation.results[0]
+    is_bf16 = TensorType.of(result.type).element == ABF16
+    return is_bf16 and group.makes(value) and len(list(value.uses)) == 1
 
 
 def _rows(op: ir.OpView) -> object:

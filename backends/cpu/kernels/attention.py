@@ -22,6 +22,7 @@ from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.attention_block import LOG2_E, MASKED, BlockEmitter
 from infc.backends.cpu.kernels.attention_operands import Block
+from infc.backends.cpu.kernels.attention_output import AttentionOutput
 from infc.backends.cpu.kernels.attention_parts import Parts, part_layout
 from infc.backends.cpu.kernels.attention_shape import Scratch, Shape, widest_panel
 from infc.backends.cpu.kernels.attention_tiles import emit_tile_attention
@@ -42,7 +43,7 @@ class AttentionSpec:
         scale: factor of the scores.
         softcap: `c` of `c * tanh(score / c)`, or `None`.
         max_rows: rows in one call, at most.
-        out: form of the output rows `[heads * head_dim]`: `f32`, or with tiles also `abf16`.
+        out: form of the output rows `[heads * head_dim]`: `f32` or `abf16`.
     """
 
     heads: int
@@ -200,6 +201,7 @@ class _Attention:
         self.parts = self.block.parts
         rows = _rows_a_tile(spec, mapping)
         self.units = Units(b, a, spec.kv, spec.heads, spec.window, rows)
+        self.output = AttentionOutput(b, a.out, spec.out, spec.heads, spec.kv.head_dim)
         self.divided: Parts | None = None
         if records is not None and arrivals is not None:
             layout = part_layout(self.shape, mapping.parts, spec.group)
@@ -210,7 +212,7 @@ class _Attention:
         if self.divided is None:
             self.units.each(self._whole)
         else:
-            self.divided.each(self._sum, self._finish, self._output)
+            self.divided.each(self._sum, self._finish, self.output)
 
     # ---- one unit --------------------------------------------------------------------------
 
@@ -232,14 +234,6 @@ class _Attention:
         last = b.div(unit.highest, keys_a_block)
         b.loop(b.div(unit.lowest, keys_a_block), b.add(last, 1), body=block)
 
-    def _output(self, row: Value, head: Value) -> Value:
-        """Where a row's output of a query head goes."""
-        return self.b.at(self.a.out, self._head_offset(row, head))
-
-    def _head_offset(self, row: Value, head: Value) -> Value:
-        index = self.b.add(self.b.mul(row, self.spec.heads), head)
-        return self.b.mul(index, self.spec.kv.head_dim * F32_BYTES)
-
     def _begin(self, lane: Value, row: Value, head: Value) -> None:
         """Scale the query and clear the lane's state."""
         b, parts, block = self.b, self.parts, self.block
@@ -248,7 +242,8 @@ class _Attention:
         # Scores are in units of log2(e); with a cap the cap needs them as they are.
         factor = self.spec.scale * (LOG2_E if self.spec.softcap is None else 1.0)
         scale, zero = b.const(factor, block.vector), b.const(0.0, block.vector)
-        source = b.at(self.a.q, self._head_offset(row, head))
+        index = b.add(b.mul(row, self.spec.heads), head)
+        source = b.at(self.a.q, b.mul(index, self.spec.kv.head_dim * F32_BYTES))
 
         def copy(at: Value, lanes: int) -> None:
             store_f32(b, b.fmul(load_f32(b, source, at, lanes), scale), query, at)
@@ -269,9 +264,10 @@ class _Attention:
         total = b.reduce("add", load_f32(b, self.block.part(parts.weights, lane), 0))
         inverse = b.splat(b.fdiv(b.const(1.0, b.f32), total))
         sums = self.block.part(parts.sums, lane, self.shape.dim_bytes)
-        out = self._output(row, head)
+        place = self.output.place(row, head)
 
         def divide(at: Value, lanes: int) -> None:
-            store_f32(b, b.fmul(load_f32(b, sums, at), inverse), out, at, lanes)
+            self.output.store(b.fmul(load_f32(b, sums, at), inverse), place, at, lanes)
 
         for_each_vector(b, self.spec.kv.head_dim, divide)
+        self.output.close(place, head)

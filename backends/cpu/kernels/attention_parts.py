@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.attention_block import MASKED, BlockEmitter, emit_exp2
+from infc.backends.cpu.kernels.attention_output import AttentionOutput
 from infc.backends.cpu.kernels.attention_shape import VECTOR_BYTES, Shape
 from infc.backends.cpu.kernels.attention_units import Unit, Units
 from infc.backends.cpu.kernels.rows import for_each_vector, load_f32, store_f32
@@ -112,14 +113,14 @@ class Parts:
         self,
         sum_up: Callable[[Unit], None],
         finish: Callable[[Unit], None],
-        output: Callable[[Value, Value], Value],
+        output: AttentionOutput,
     ) -> None:
         """Run the parts that fall to this thread.
 
         Args:
             sum_up: goes through a unit's keys and leaves the sums in the lanes' state.
             finish: writes the output of a unit that saw all of its row's keys.
-            output: where the output of a row and query head goes.
+            output: where rows go.
         """
         b, a, kv_heads = self.b, self.units.a, self.layout.kv_heads
 
@@ -225,20 +226,25 @@ class Parts:
         row: Value,
         pair: Value,
         division: _Division,
-        output: Callable[[Value, Value], Value],
+        output: AttentionOutput,
     ) -> None:
         """Merge the parts of all heads of a row and kv head."""
         b, layout = self.b, self.layout
         kv_head = b.rem(pair, layout.kv_heads)
 
         def merge(head: Value) -> None:
-            out = output(row, b.add(b.mul(kv_head, layout.group), head))
-            self._merge_head(self._record(pair, b.idx(0), head), division.count, out)
+            query_head = b.add(b.mul(kv_head, layout.group), head)
+            place = output.place(row, query_head)
+            first = self._record(pair, b.idx(0), head)
+            self._merge_head(first, division.count, output, place)
+            output.close(place, query_head)
 
         b.loop(0, layout.group, body=merge)
 
-    def _merge_head(self, first: Value, count: Value, out: Value) -> None:
-        """Merge the parts of a head, from its `first` record on; `out` is f32 `[head_dim]`."""
+    def _merge_head(
+        self, first: Value, count: Value, output: AttentionOutput, place: Value
+    ) -> None:
+        """Merge the parts of a head, from its `first` record on."""
         b, layout = self.b, self.layout
         vector = b.vec(LANES, b.f32)
         zero = b.const(0.0, vector)
@@ -267,7 +273,7 @@ class Parts:
                 return b.fma(load_f32(b, own, at), correction, value)
 
             (value,) = b.loop(0, count, 1, [zero], body=add)
-            store_f32(b, b.fmul(value, inverse), out, at, lanes)
+            output.store(b.fmul(value, inverse), place, at, lanes)
 
         for_each_vector(b, self.block.shape.kv.head_dim, column)
 

@@ -22,6 +22,7 @@ from infc.backends.cpu.codegen.amx import (
 )
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.attention_block import LOG2_E, MASKED
+from infc.backends.cpu.kernels.attention_output import AttentionOutput
 from infc.backends.cpu.kernels.attention_tiles_block import LaneState, TileBlockEmitter
 from infc.backends.cpu.kernels.attention_tiles_shape import (
     LANE_GROUP,
@@ -33,7 +34,6 @@ from infc.backends.cpu.kernels.attention_tiles_stage import TileBlock
 from infc.backends.cpu.kernels.attention_units import AttentionArguments, Unit, Units
 from infc.backends.cpu.kernels.bf16_panels import emit_rounded
 from infc.backends.cpu.kernels.rows import F32_BYTES, for_each_vector, load_f32, store_f32
-from infc.reference.abf16 import abf16_padded, abf16_row_bytes
 
 _BF16_BYTES = 2
 _LINE_BYTES = 64
@@ -51,6 +51,7 @@ class _TileAttention:
         self.units = Units(b, a, shape.kv, shape.heads, shape.window, shape.rows)
         self.block = TileBlockEmitter(b, shape, a.scratch)
         self.parts = TileScratch.plan(shape)
+        self.output = AttentionOutput(b, a.out, shape.out, shape.heads, shape.kv.head_dim)
         self.vector = b.vec(LANES, b.f32)
 
     def emit(self) -> None:
@@ -124,7 +125,7 @@ class _TileAttention:
         """Ask for the room of the output."""
         b, shape = self.b, self.shape
         size = F32_BYTES if shape.out == "f32" else _BF16_BYTES
-        out = self._output(row, head)
+        out = self.output.place(row, head)
         for at in range(0, shape.kv.head_dim * size, _LINE_BYTES):
             b.prefetch_to_write(b.at(out, at))
 
@@ -149,42 +150,17 @@ class _TileAttention:
     def _finish(self, home: Value, row: Value, head: Value) -> None:
         """Divide by the sum of the terms and write the lane's output."""
         b, parts, shape = self.b, self.parts, self.shape
-        head_dim = shape.kv.head_dim
         weights = self._part(parts.weights, home, LANES * F32_BYTES)
         total = b.reduce("add", load_f32(b, weights, 0))
         inverse = b.splat(b.fdiv(b.const(1.0, b.f32), total))
         zero = b.const(0.0, self.vector)
         sums = self._part(parts.sums, home, shape.sum_bytes)
-        out = self._output(row, head)
+        place = self.output.place(row, head)
 
         def divide(at: Value, lanes: int) -> None:
             # Products that vanish leave a zero of either sign; the sum with 0 has one.
             x = b.fmul(b.fadd(load_f32(b, sums, at), zero), inverse)
-            if shape.out == "abf16":
-                half = b.trunc_f(x, b.vec(LANES, b.bf16))
-                b.store_first(half, b.at(out, b.div(at, 2)), lanes, _BF16_BYTES)
-            else:
-                store_f32(b, x, out, at, lanes)
+            self.output.store(x, place, at, lanes)
 
-        for_each_vector(b, head_dim, divide)
-        numbers = shape.heads * head_dim
-        missing = abf16_padded(numbers) - numbers
-        if shape.out == "abf16" and missing:
-            is_last = b.cmp("eq", head, shape.heads - 1)
-            end = b.at(out, head_dim * _BF16_BYTES)
-            b.when(is_last, lambda: self._zeros(end, missing))
-
-    def _output(self, row: Value, head: Value) -> Value:
-        """Where a lane's output begins."""
-        b, shape = self.b, self.shape
-        head_dim = shape.kv.head_dim
-        if shape.out == "f32":
-            index = b.add(b.mul(row, shape.heads), head)
-            return b.at(self.a.out, b.mul(index, head_dim * F32_BYTES))
-        start = b.mul(row, abf16_row_bytes(shape.heads * head_dim))
-        return b.at(self.a.out, b.add(start, b.mul(head, head_dim * _BF16_BYTES)))
-
-    def _zeros(self, pointer: Value, count: int) -> None:
-        b = self.b
-        zero = b.const(0, b.vec(2 * LANES, b.i16))
-        b.store_first(zero, pointer, count, _BF16_BYTES)
+        for_each_vector(b, shape.kv.head_dim, divide)
+        self.output.close(place, head)

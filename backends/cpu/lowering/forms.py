@@ -8,7 +8,7 @@ call's operands map to the emitted function's arguments.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.kernels.attention import (
@@ -224,6 +224,8 @@ def attention_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
     spec = attention_spec(
         KVType.of(cache.type), get(op, "heads"), get(op, "scale"), get(op, "softcap"), rows
     )
+    rounded = body.named("quantize")
+    spec = replace(spec, out=ABF16 if rounded else "f32")
     mapping = AttentionMapping(
         row_tile=int(body.mapping["row_tile"]),
         key_block=int(body.mapping["key_block"]),
@@ -248,7 +250,7 @@ def attention_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
     pointers = (
         body.source[q],
         body.source[cache],
-        body.target[op.operation.results[0]],
+        body.target[(rounded or [op])[0].operation.results[0]],
         body.source[positions],
         body.source[row_slots],
         *((last - 2, last - 1) if divided else (last - 1,)),
