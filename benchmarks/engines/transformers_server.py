@@ -14,9 +14,9 @@ from protocol import Stopwatch, serve
 class Transformers:
     """A Hugging Face folder, eager or with the decoding step through `torch.compile`.
 
-    As transformers' own `generate` does it, prompts stay eager, and the cache is a static one, so
-    that shapes stay the same from token to token. Its length is a power of two, so that prompts of
-    similar length share a compilation; each takes minutes.
+    Prompts stay eager, as in transformers' own `generate`. The step is compiled once for a cache of
+    any length: a static cache keeps the length of its sliding windows as a Python number, which
+    would compile the step anew for every position.
     """
 
     def __init__(self, model: str, threads: int, dtype: str, compiled: bool) -> None:
@@ -30,7 +30,7 @@ class Transformers:
         ).eval()
         self._compiled = compiled
         forward = self._model.forward
-        self._step: Any = torch.compile(forward, dynamic=False) if compiled else forward
+        self._step: Any = torch.compile(forward, dynamic=True) if compiled else forward
 
     def hello(self) -> dict[str, Any]:
         return {
@@ -44,17 +44,17 @@ class Transformers:
         return {"ids": transformers.AutoTokenizer.from_pretrained(self._folder)(text).input_ids}
 
     def prefill(self, ids: list[int]) -> dict[str, Any]:
-        cache = self._cache(len(ids))
+        cache = transformers.DynamicCache(config=self._model.config)
         with Stopwatch() as watch:
-            token = self._run(ids, 0, cache)
+            token = self._run(self._model.forward, ids, 0, cache)
         return {"seconds": watch.seconds, "token": token}
 
     def decode(self, ids: list[int], tokens: int) -> dict[str, Any]:
-        cache = self._cache(len(ids) + tokens)
-        token = self._run(ids, 0, cache)
+        cache = transformers.DynamicCache(config=self._model.config)
+        token = self._run(self._model.forward, ids, 0, cache)
         with Stopwatch() as watch:
             for position in range(len(ids), len(ids) + tokens):
-                token = self._run([token], position, cache)
+                token = self._run(self._step, [token], position, cache)
         return {"seconds": watch.seconds, "token": token}
 
     def logits(self, ids: list[int], path: str, stepwise: bool) -> dict[str, Any]:
@@ -67,14 +67,7 @@ class Transformers:
         np.save(path, np.concatenate(rows))
         return {"shape": [len(ids), rows[0].shape[-1]]}
 
-    def _cache(self, length: int) -> Any:
-        config = self._model.config
-        if not self._compiled:
-            return transformers.DynamicCache(config=config)
-        return transformers.StaticCache(config=config, max_cache_len=1 << (length - 1).bit_length())
-
-    def _run(self, ids: list[int], position: int, cache: Any) -> int:
-        forward = self._step if len(ids) == 1 else self._model.forward
+    def _run(self, forward: Any, ids: list[int], position: int, cache: Any) -> int:
         logits = forward(
             input_ids=torch.tensor([ids]),
             past_key_values=cache,
