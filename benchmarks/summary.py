@@ -119,7 +119,11 @@ def speed_cell(entry: Record) -> str:
     cell = f"{entry['tokens_per_second']:.4g} ±{entry['spread']:.0%}"
     if "first_over_this" in entry:
         return f"{cell} ({entry['first_over_this']:.2f}x)"
-    names = {"read_bytes_per_s": "of reading", "int8_operations_per_s": "of int8"}
+    names = {
+        "read_bytes_per_s": "of reading",
+        "int8_operations_per_s": "of int8",
+        "amx_bf16_operations_per_s": "of AMX bf16",
+    }
     shares = [
         f"{entry[key]:.0%} {name}"
         for rate, name in names.items()
