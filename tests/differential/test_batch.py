@@ -109,3 +109,23 @@ def test_a_call_may_ask_for_some_rows_or_for_indices(cpu: Runnable) -> None:
     np.testing.assert_array_equal(
         cpu.run(Phase.PREFILL, best, cpu.new_kv(), threads=2), both[wanted].argmax(axis=1)
     )
+
+
+@pytest.mark.parametrize("storage", ["Q4_K", "F16"])
+def test_many_sequences_decode_together(small_models: SmallModels, storage: str) -> None:
+    """A batch as large as a tile of rows, for which the cost model may choose other arithmetic."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    model = small_models.model("qwen3", storage if storage == "Q4_K" else "GGUF-F16", **sizes)
+    count = 20
+    logits = []
+    for target in ("cpu", "reference"):
+        runnable = small_models.runnable(model, target, max_batch=count, batch=count)
+        sequences = [random_tokens(runnable.vocab_size, 3, seed) for seed in range(count)]
+        kv = runnable.new_kv()
+        for slot, tokens in enumerate(sequences):
+            call = make_call([tokens[:2]], slots=[slot], starts=[0])
+            runnable.run(Phase.PREFILL, call, kv, threads=2)
+        last = [tokens[2:] for tokens in sequences]
+        call = make_call(last, slots=list(range(count)), starts=[2] * count)
+        logits.append(runnable.run(Phase.DECODE, call, kv, threads=2))
+    assert relative_error(logits[0], logits[1]) <= 2e-2

@@ -123,3 +123,42 @@ module attributes {infc.level = "schedule", infc.options = {}} {
     }
   }
 }
+// -----
+// Rounding to bf16 needs no whole rows: it joins what makes the rows, where nothing else reads them.
+// RUN: infc opt %s --pipeline fuse-kernels | filecheck %s
+
+// CHECK-LABEL: func.func private @k0_attention(
+// CHECK-NEXT: [[A:%[0-9]+]] = "infc.kv_attention"
+// CHECK-NEXT: [[B:%[0-9]+]] = "infc.quantize"([[A]])
+// CHECK-NEXT: return [[B]]
+// CHECK-LABEL: func.func private @k1_matmul(
+// CHECK: "infc.mul"
+// CHECK-NEXT: "infc.quantize"
+// CHECK-LABEL: func.func private @k2_matmul(
+// CHECK-NEXT: "infc.linear"
+// CHECK-NEXT: return
+// CHECK-LABEL: func.func private @k3_rows(
+// CHECK-NEXT: "infc.quantize"
+!x = tensor<?x64xf32, ["t", 64]>
+!b = tensor<?x64x!infc.storage<"abf16">, ["t", 64]>
+!w = tensor<64x64x!infc.storage<"q5_0">>
+!i = tensor<?xi32, ["t"]>
+!kv = !infc.kv<"f16", 1, 32, 64, 0>
+module attributes {infc.level = "schedule", infc.options = {}} {
+  "infc.device"() {sym_name = "device0", target = "cpu:x86-64-amx"} : () -> ()
+  module @prefill attributes {infc.phase = "prefill"} {
+    "infc.dim"() {sym_name = "t", min = 1 : i64, max = 64 : i64} : () -> ()
+    func.func @main(%q: !x, %kv: !kv, %p: !i, %s: !i, %w: !w) -> (!x, !b) {
+      %a = "infc.kv_attention"(%q, %kv, %p, %s) {heads = 2 : i64, scale = 1.0 : f32, softcap = 0.0 : f32} : (!x, !kv, !i, !i) -> !x
+      %r = "infc.quantize"(%a) : (!x) -> !b
+      %g = "infc.linear"(%r, %w) : (!b, !w) -> !x
+      %u = "infc.linear"(%r, %w) : (!b, !w) -> !x
+      %o = "infc.activation"(%g) {kind = "silu"} : (!x) -> !x
+      %m = "infc.mul"(%o, %u) : (!x, !x) -> !x
+      %n = "infc.quantize"(%m) : (!x) -> !b
+      %d = "infc.linear"(%n, %w) : (!b, !w) -> !x
+      %e = "infc.quantize"(%d) : (!x) -> !b
+      return %d, %e : !x, !b
+    }
+  }
+}
