@@ -115,21 +115,21 @@ def speed_table(record: Record, entries: list[Record], threads: int) -> Table:
 
 
 def speed_cell(entry: Record) -> str:
-    """`1234 ±2% (1.61x)`, or with the shares of the limits for the first engine."""
-    cell = f"{entry['tokens_per_second']:.4g} ±{entry['spread']:.0%}"
-    if "first_over_this" in entry:
-        return f"{cell} ({entry['first_over_this']:.2f}x)"
+    """Median and spread; below, how many times faster the first engine is, or its shares."""
     names = {
         "read_bytes_per_s": "of reading",
         "int8_operations_per_s": "of int8",
         "amx_bf16_operations_per_s": "of AMX bf16",
     }
-    shares = [
+    lines = [f"{entry['tokens_per_second']:.4g} ±{entry['spread']:.0%}"]
+    if "first_over_this" in entry:
+        lines.append(f"{entry['first_over_this']:.2f}x")
+    lines += [
         f"{entry[key]:.0%} {name}"
         for rate, name in names.items()
         if (key := f"share_of_{rate}") in entry
     ]
-    return f"{cell} ({', '.join(shares)})" if shares else cell
+    return "\n".join(lines)
 
 
 def engine_table(record: Record) -> Table:
