@@ -136,7 +136,8 @@ def _best_scale(x: _F32) -> _F32:
     # The side with the larger magnitude gets the code that only negative numbers have.
     extreme = np.where(high > -low, high, low)
     inverse = _inverse(extreme)
-    best, scale = np.full_like(extreme, -1), np.zeros_like(extreme)
+    best = np.full_like(extreme, -1)
+    scale: _F32 = np.zeros_like(extreme)
     for nudge in _NUDGES_6:
         codes = np.rint(x * (inverse * np.float32(-(32 + nudge))))
         np.clip(codes, -32, 31, out=codes)
