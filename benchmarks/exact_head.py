@@ -28,7 +28,7 @@ from infc.artifact import open_artifact
 from infc.backends.cpu.backend import CpuBackend
 from infc.backends.cpu.kernels.split_head import (
     DENSE_ROWS,
-    PLAIN_STRETCHES,
+    MOST_PLAIN_STRETCHES,
     STRETCH,
     WORTH_ROWS,
 )
@@ -125,7 +125,7 @@ def rows_multiplied(logits: F32, bounds: F32, wanted: int, threads: int) -> floa
     """The share of the rows that the search multiplies, `logits` and `bounds` `[vocab]`."""
     multiplied = 0
     for thread in range(threads):
-        best, skips = np.full(wanted, -np.inf, np.float32), 0
+        best, skips, penalty = np.full(wanted, -np.inf, np.float32), 0, 1
         for first in range(thread * STRETCH, len(logits) // PANEL, threads * STRETCH):
             panels = range(first, min(first + STRETCH, len(logits) // PANEL))
             done = 0
@@ -143,7 +143,9 @@ def rows_multiplied(logits: F32, bounds: F32, wanted: int, threads: int) -> floa
             if skips:
                 skips -= 1
             elif done > WORTH_ROWS * len(panels):
-                skips = PLAIN_STRETCHES
+                skips, penalty = penalty, min(2 * penalty + 1, MOST_PLAIN_STRETCHES)
+            else:
+                penalty = 1
     return multiplied / len(logits)
 
 
@@ -186,7 +188,7 @@ def compiled(model: Path, folder: Path) -> dict[str, Path]:
     """Artifacts with the head in two planes and in one."""
     paths = {name: folder / f"{name}.infc" for name in ("reduced", "full")}
     infc.compile(model, target="cpu", max_context=512, output=paths["reduced"])
-    with mock.patch.object(CpuBackend, "splits", lambda *_: False):
+    with mock.patch.object(CpuBackend, "splits", return_value=False):
         infc.compile(model, target="cpu", max_context=512, output=paths["full"])
     return paths
 

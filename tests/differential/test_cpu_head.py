@@ -268,7 +268,7 @@ def _low_plane_decides(codes: np.ndarray, scales: np.ndarray, x: np.ndarray) -> 
 def _one_wins_by_one(codes: np.ndarray, scales: np.ndarray, x: np.ndarray) -> None:
     _ties(codes, scales, x)
     codes[:, 3] = 16
-    codes[len(codes) - 3, 3] += 1 if x[0, 3] > 0 else -1
+    codes[len(codes) - 3, 3] = 17 if x[0, 3] > 0 else 15
 
 
 def _signs(codes: np.ndarray, scales: np.ndarray, x: np.ndarray) -> None:

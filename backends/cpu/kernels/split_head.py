@@ -39,13 +39,13 @@ may be far away, arrive meanwhile."""
 STRETCH = 32
 """Panels a thread takes at a time. The threads go through the matrix side by side: vocabularies
 begin with their frequent tokens, so all of them soon know large logits."""
-DENSE_ROWS = 4
+DENSE_ROWS = 5
 """With more rows than this to multiply, a panel is multiplied whole."""
-WORTH_ROWS = 2
+WORTH_ROWS = 3
 """Where more rows a panel than this are multiplied in a stretch, bounds have cost more than they
-have saved."""
-PLAIN_STRETCHES = 7
-"""So many stretches are then multiplied whole, before bounds are tried again."""
+have saved: the next stretch is multiplied whole. Each time in a row it is twice as many and one."""
+MOST_PLAIN_STRETCHES = 15
+"""No more than this."""
 _JOINED_BYTES = 1 << 17
 """Panels put together on the stack take no more than this, or are one."""
 _JOINED_ROWS = 64
@@ -332,22 +332,24 @@ def _emit_search(b: Builder, spec: HeadSpec) -> str:
         b.call(prepare, [x, prepared])
         listed = [values, ids, wanted]
 
-        def stretch(first: Value, least: Value, skips: Value) -> list[Value]:
+        def stretch(first: Value, least: Value, plains: Value, penalty: Value) -> list[Value]:
             count = b.min(b.sub(b.idx(panels), first), STRETCH)
             operands = [x, prepared, matrix, first, count, *listed, least]
 
             def multiply() -> list[Value]:
                 (after,) = b.call(plain, operands, [b.f32])
-                return [after, b.sub(skips, 1)]
+                return [after, b.sub(plains, 1), penalty]
 
             def search() -> list[Value]:
                 after, rows = b.call(sparse, operands, [b.f32, b.i64])
                 many = b.cmp("sgt", rows, b.mul(count, WORTH_ROWS))
-                return [after, b.select(many, b.idx(PLAIN_STRETCHES), b.idx(0))]
+                larger = b.min(b.add(b.mul(penalty, 2), 1), MOST_PLAIN_STRETCHES)
+                chosen = b.select(many, penalty, b.idx(0))
+                return [after, chosen, b.select(many, larger, b.idx(1))]
 
-            return b.when(b.cmp("sgt", skips, 0), multiply, search, [b.f32, b.i64])
+            return b.when(b.cmp("sgt", plains, 0), multiply, search, [b.f32, b.i64, b.i64])
 
-        begin = [b.const(float("-inf"), b.f32), b.idx(0)]
+        begin = [b.const(float("-inf"), b.f32), b.idx(0), b.idx(1)]
         b.loop(b.mul(thread, STRETCH), panels, b.mul(threads, STRETCH), begin, body=stretch)
         b.ret()
     return name
