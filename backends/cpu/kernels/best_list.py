@@ -143,7 +143,7 @@ def emit_top_k(b: Builder, name: str, n: int, count: int) -> None:
             source = b.at(logits, b.mul(r, n * ENTRY_BYTES))
             at = b.mul(r, count * ENTRY_BYTES)
             best = [b.at(values, at), b.at(ids, at)]
-            emit_clear(b, *best, count)
+            emit_clear(b, best[0], best[1], count)
             least: Value = b.const(float("-inf"), b.f32)
             if whole:
                 operands = [source, b.idx(whole), b.idx(0), *best, wanted, least]
@@ -173,7 +173,7 @@ def emit_merge(b: Builder, name: str, parts: int, count: int) -> None:
             sources = [b.at(part_values, start), b.at(part_ids, start)]
             at = b.mul(r, count * ENTRY_BYTES)
             best = [b.at(values, at), b.at(ids, at)]
-            emit_clear(b, *best, count)
+            emit_clear(b, best[0], best[1], count)
             last = b.mul(b.sub(wanted, 1), ENTRY_BYTES)
 
             def entry(index: Value) -> None:

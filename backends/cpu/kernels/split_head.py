@@ -186,7 +186,11 @@ def emit_head_candidates(
             at = b.mul(b.add(b.mul(row, parts), thread), count * ENTRY_BYTES)
             return [b.at(values, at), b.at(ids, at)]
 
-        b.loop(0, m, body=lambda row: emit_clear(b, *of_row(row), count))
+        def clear(row: Value) -> None:
+            values_of_row, ids_of_row = of_row(row)
+            emit_clear(b, values_of_row, ids_of_row, count)
+
+        b.loop(0, m, body=clear)
 
         def single() -> None:
             b.call(search, [x, thread, threads, matrix, *of_row(b.idx(0)), wanted])

@@ -123,13 +123,17 @@ def split_layout_named(name: str) -> SplitLayout | None:
 
 
 def pack_split(
-    layout: SplitLayout, chunks: Iterable[Codes], n: int, k: int, out: NDArray[np.uint8]
+    layout: SplitLayout,
+    chunks: Iterable[Codes | NDArray[np.float32]],
+    n: int,
+    k: int,
+    out: NDArray[np.uint8],
 ) -> None:
     """Pack a matrix [n, k].
 
     Args:
         layout: of `out`.
-        chunks: the rows in order, as `layouts.pack` takes them.
+        chunks: the rows in order, as `layouts.pack` takes them; all of them codes.
         out: `layout.size_bytes(n, k)` bytes, overwritten whole.
     """
     size = layout.size_bytes(n, k)
@@ -142,11 +146,13 @@ def pack_split(
 
 
 def _high_parts(
-    layout: SplitLayout, chunks: Iterable[Codes], low: NDArray[np.uint8]
+    layout: SplitLayout, chunks: Iterable[Codes | NDArray[np.float32]], low: NDArray[np.uint8]
 ) -> Iterator[Codes]:
     """The high parts of all chunks; on the way the low parts are written to `low`."""
     row = 0
     for chunk in chunks:
+        if not isinstance(chunk, Codes):
+            raise InternalError(f"layout {layout.name} takes codes, got floats")
         codes = chunk.codes + np.uint8(layout.zero_point - chunk.zero_point)
         if layout.bits < 8 and codes.size and int(codes.max()) >> layout.bits:
             raise InternalError(f"a code does not fit {layout.bits} bits")

@@ -347,17 +347,18 @@ class SplitProducts:
                 b.load(b.at(unit, (4 * i + first) * self.low_row_bytes), four, UNIT_BYTES)
                 for i in range(count)
             ]
-            halves = [b.shuffle(*quarters[i : i + 2], range(8)) for i in (0, 2)]
-            parts.append(b.shuffle(*halves, range(16)))
+            halves = [b.shuffle(quarters[i], quarters[i + 1], range(8)) for i in (0, 2)]
+            parts.append(b.shuffle(halves[0], halves[1], range(16)))
 
         def within(a: Value, c: Value, mask: list[int]) -> Value:
             """The same shuffle in every quarter; lanes of `c` are numbered from 4 on."""
             whole = [4 * q + m if m < 4 else 16 + 4 * q + m - 4 for q in range(4) for m in mask]
             return b.shuffle(a, c, whole)
 
-        low = [within(*parts[i : i + 2], [0, 4, 1, 5]) for i in (0, 2)]
-        up = [within(*parts[i : i + 2], [2, 6, 3, 7]) for i in (0, 2)]
-        words = [within(*pair, mask) for pair in (low, up) for mask in ([0, 1, 4, 5], [2, 3, 6, 7])]
+        low = [within(parts[i], parts[i + 1], [0, 4, 1, 5]) for i in (0, 2)]
+        up = [within(parts[i], parts[i + 1], [2, 6, 3, 7]) for i in (0, 2)]
+        masks = ([0, 1, 4, 5], [2, 3, 6, 7])
+        words = [within(pair[0], pair[1], mask) for pair in (low, up) for mask in masks]
         return [b.bitcast(word, b.vec(_VECTOR_BYTES, b.i8)) for word in words]
 
     def _joined(self, b: Builder, chunk: Value, lows: list[Value], index: int) -> list[Value]:
