@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_models import SLOTS, SmallModels, make_call, random_tokens
 
+import infc
 from infc.artifact import open_artifact
 from infc.driver.loading import load, load_runnable
 from infc.reference import ops
@@ -104,3 +106,17 @@ def test_a_call_cannot_ask_for_more_than_the_program_has_room_for(
         asked = replace(call, output=OutputKind.TOP_K, top_k=count)
         with pytest.raises(Exception, match="refused the call: status 2"):
             runnable.run(Phase.PREFILL, asked, runnable.new_kv(), threads=1)
+
+
+def test_dumps_of_a_split_head_lead_to_the_same_bytes(
+    small_models: SmallModels, tmp_path: Path
+) -> None:
+    family, storage, changes, _ = MODELS["tied"]
+    model = small_models.model(family, storage, **changes)
+    once, options = tmp_path / "once.infc", {"max_context": 32, "chunk": 8}
+    infc.compile(model, target="cpu", output=once, dump=tmp_path / "dump", **options)
+    for name in ("005-schedule-split-head", "008-memory-bufferize"):
+        again = tmp_path / "again.infc"
+        infc.compile(model, resume_from=tmp_path / "dump" / f"{name}.mlir", output=again)
+        assert again.read_bytes() == once.read_bytes(), name
+        again.unlink()
