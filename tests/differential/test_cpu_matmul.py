@@ -320,18 +320,26 @@ def test_bits_do_not_depend_on_the_instruction_set(programs: dict[str, Program],
             np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
-def test_bits_do_not_depend_on_the_mapping(tmp_path: Path) -> None:
-    case, isa = Case("geglu"), tuple(ISAS)[-1]
-    outs = []
-    for index, mapping in enumerate([MatmulMapping(3, 1, 1, 0), MatmulMapping(2, 2, 3, 512)]):
+MAPPINGS = [MatmulMapping(3, 1, 1, 0), MatmulMapping(2, 2, 3, 512), MatmulMapping(8, 0, 1, 4096)]
+
+
+@pytest.mark.parametrize("name", ["geglu", "q8_0"])
+def test_bits_do_not_depend_on_the_mapping(tmp_path: Path, name: str) -> None:
+    case, isa = Case(name), tuple(ISAS)[-1]
+    programs = []
+    for index, mapping in enumerate(MAPPINGS):
 
         def emit(b: Builder, mapping: MatmulMapping = mapping) -> None:
             emit_matmul(b, "kernel", case.spec, mapping)
-            types = [b.ptr, b.i64, b.i64, b.i64, b.ptr, b.ptr, b.ptr]
-            export(b, "geglu", types, lambda a: b.call("kernel", a))
+            pointers = [b.ptr] * (matmul_argument_count(case.spec) - 4)
+            types = [b.ptr, b.i64, b.i64, b.i64, *pointers]
+            export(b, name, types, lambda a: b.call("kernel", a))
 
-        outs.append(case.run(Program(ISAS[isa], emit, tmp_path / f"{index}.so"), 7)[0])
-    np.testing.assert_array_equal(outs[0].view(np.uint32), outs[1].view(np.uint32))
+        programs.append(Program(ISAS[isa], emit, tmp_path / f"{index}.so"))
+    for m in (1, 3, 7, 8, 13, 32):
+        first, *others = (case.run(program, m)[0].view(np.uint32) for program in programs)
+        for other in others:
+            np.testing.assert_array_equal(first, other)
 
 
 @pytest.mark.parametrize("isa", ISAS)

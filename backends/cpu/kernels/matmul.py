@@ -30,6 +30,10 @@ ACTIVATIONS = ("a8", "abf16", "f32")
 OUTPUTS = ("f32", "abf16")
 _STREAM_ROWS = 2
 """Rows at a time where there are several, but too few for a tile."""
+_BATCH_ROWS = 32
+_STREAMED_ROWS = 8
+"""Calls of up to so many rows unpack weights in registers only, for up to eight rows at a time:
+these are what 32 vector registers hold beside the codes of a group."""
 _STACK_LIMIT_BYTES = 1 << 20
 """Staged panels take no more of a thread's stack than this."""
 _STAGED_BYTES = 1 << 19
@@ -119,7 +123,8 @@ class MatmulMapping:
 
     Attributes:
         row_tile: rows at a time once there are that many.
-        col_tile: panels of 16 columns at a time then; of a product in bf16, panels staged at once.
+        col_tile: panels of 16 columns at a time then; of a product in bf16, panels staged at once;
+            0 where the weights of integer products are never staged.
         unroll: turns of the loop along k unrolled where weights are streamed.
         prefetch_bytes: how far ahead of a stream to prefetch; 0 for not at all.
     """
@@ -136,12 +141,18 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
         return [
             MatmulMapping(block_height(isa), panels, 1, 0) for panels in _staged_panels(spec, isa)
         ]
+    wide = isa.vector_bytes >= 64 and isa.vector_registers >= 32
     tiles = _float_tiles(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
     fitting = [tile for tile in tiles if _stack_bytes(spec, isa, *tile) <= _STACK_LIMIT_BYTES]
     tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
     streams = [(1, 4096), (2, 4096), (1, 8192)]
     if spec.max_rows == 1:
         tiles = tiles[:1]
+    elif spec.max_rows <= _BATCH_ROWS and spec.activation == "a8" and wide:
+        # Codes of 8 bits are read as they lie; staging the others pays from a few rows on.
+        streamed = [(_STREAMED_ROWS, 0)]
+        are_bytes = all(segment.layout.bits == 8 for segment in spec.segments)
+        tiles = [*streamed, *tiles] if are_bytes else [*tiles, *streamed]
     return [MatmulMapping(*tile, *stream) for stream in streams for tile in tiles]
 
 
@@ -195,10 +206,16 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
     if spec.activation == "abf16":
         _emit_blocked_matmul(b, name, spec, mapping)
         return
-    regimes = [(1, _streams(b, spec, mapping, 1))]
-    if spec.max_rows >= _STREAM_ROWS and mapping.row_tile > _STREAM_ROWS:
-        regimes.append((_STREAM_ROWS, _streams(b, spec, mapping, _STREAM_ROWS)))
-    if spec.max_rows >= mapping.row_tile > 1:
+    most = mapping.row_tile - 1 if mapping.col_tile else mapping.row_tile
+    streamed = [1, _STREAM_ROWS]
+    while mapping.col_tile == 0 and streamed[-1] < mapping.row_tile:
+        streamed.append(2 * streamed[-1])
+    regimes = [
+        (rows, _streams(b, spec, mapping, rows))
+        for rows in streamed
+        if rows == 1 or rows <= min(spec.max_rows, most)
+    ]
+    if mapping.col_tile and spec.max_rows >= mapping.row_tile > 1:
         if spec.activation == "a8":
             many = _tiles(b, spec, mapping)
         else:
@@ -214,7 +231,7 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
                 for index, function in enumerate(functions):
                     b.call(function, operands.for_panels(b, spec, index, *bounds[index]))
 
-            if spec.combine is None or first_rows <= _STREAM_ROWS:
+            if spec.combine is None or first_rows in streamed:
                 all_segments(ranges)
                 return
             start, stop = ranges[0]
