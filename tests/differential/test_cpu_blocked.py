@@ -18,6 +18,7 @@ from infc.backends.cpu.codegen.builder import Builder
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.codegen.linking import link_shared
 from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
+from infc.backends.cpu.kernels import vmath
 from infc.backends.cpu.kernels.activation import emit_round_row
 from infc.backends.cpu.kernels.layouts import layout_for, pack, packed_bytes, unpack
 from infc.backends.cpu.kernels.matmul import (
@@ -112,6 +113,7 @@ class NativeLibrary:
         )
 
 
+SHORT = ("silu_short", "gelu_tanh_short")
 Library: TypeAlias = NativeLibrary | emulated.EmulatedLibrary
 
 
@@ -137,6 +139,11 @@ def library(tmp_path_factory: pytest.TempPathFactory, isa: Isa) -> Iterator[Libr
         for k in (16, 32, 37, 100):
             with b.function(f"round_{k}", [b.ptr, b.ptr], private=False) as (source, target):
                 emit_round_row(b, source, target, k)
+                b.ret()
+        for name in SHORT if isa.vector_bytes == 64 else ():
+            with b.function(name, [b.ptr, b.ptr], private=False) as (source, target):
+                x = b.load(source, b.vec(16, b.f32), 4)
+                b.store(getattr(vmath, f"emit_{name}")(b, x), target, 4)
                 b.ret()
         lower_to_llvm(module)
         path.write_bytes(link_shared(emit_object(module, isa)))
@@ -234,3 +241,20 @@ def test_rows_are_rounded_and_padded_with_zeros(library: Library, k: int) -> Non
     library.call(f"round_{k}", x, out)
     wanted = to_abf16(x)[0, : 2 * abf16_padded(k)]
     np.testing.assert_array_equal(out[: 2 * abf16_padded(k)], wanted)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_activations_are_closer_than_bf16(library: Library, isa: Isa, name: str) -> None:
+    if isa.vector_bytes < 64:
+        pytest.skip("exact forms are used here")
+    limits = np.array([0.0, -0.0, 1e30, -1e30, np.inf, np.nan], np.float32)
+    spread = np.linspace(-30, 30, 16 * 64 - len(limits), dtype=np.float32)
+    x = np.concatenate([spread, limits]).reshape(-1, 16)
+    out = np.zeros_like(x)
+    for source, target in zip(x, out, strict=True):
+        library.call(name, source, target)
+    v = x.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        slope = v if name == "silu_short" else 2 * np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)
+        exact = v / (1 + np.exp(-slope))
+    np.testing.assert_allclose(out, exact, rtol=2.0**-13, atol=1e-37)

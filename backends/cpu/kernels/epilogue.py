@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS
-from infc.backends.cpu.kernels.vmath import emit_gelu_tanh, emit_silu, emit_tanh
+from infc.backends.cpu.kernels.vmath import (
+    emit_gelu_tanh,
+    emit_gelu_tanh_short,
+    emit_silu,
+    emit_silu_short,
+    emit_tanh,
+)
 
 COMBINATIONS = {"silu": emit_silu, "gelu_tanh": emit_gelu_tanh}
 """The activations of gated feed-forward layers."""
+_SHORT_COMBINATIONS = {"silu": emit_silu_short, "gelu_tanh": emit_gelu_tanh_short}
 
 ROOM_BYTES_PER_ROW = 4 * LANES
 
@@ -25,6 +32,7 @@ class Epilogue:
             steps this must be done once only.
         softcap: `softcap * tanh(value / softcap)`.
         partial: the last panel has fewer than 16 columns.
+        short: the result is rounded to bf16, so that an activation need not be more exact.
     """
 
     scaled: bool
@@ -32,6 +40,7 @@ class Epilogue:
     combine: str | None = None
     softcap: float | None = None
     partial: bool = False
+    short: bool = False
 
     @property
     def is_long(self) -> bool:
@@ -42,7 +51,14 @@ class Epilogue:
     def name(self) -> str:
         """A part of a function name."""
         cap = None if self.softcap is None else "cap" + repr(self.softcap)
-        flags = (self.scaled and "s", self.bias and "bias", self.combine, cap, self.partial and "n")
+        flags = (
+            self.scaled and "s",
+            self.bias and "bias",
+            self.combine,
+            cap,
+            self.partial and "n",
+            self.short and "short",
+        )
         return ".".join(flag for flag in flags if flag) or "plain"
 
 
@@ -85,7 +101,8 @@ def emit_finished(
     if bias is not None:
         value = b.fadd(value, bias)
     if epilogue.combine is not None:
-        value = b.fmul(COMBINATIONS[epilogue.combine](b, gate), value)
+        combinations = _SHORT_COMBINATIONS if epilogue.short else COMBINATIONS
+        value = b.fmul(combinations[epilogue.combine](b, gate), value)
     if epilogue.softcap is not None:
         cap, inverse = (b.const(c, value.type) for c in (epilogue.softcap, 1.0 / epilogue.softcap))
         value = b.fmul(cap, emit_tanh(b, b.fmul(value, inverse)))

@@ -249,6 +249,7 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
 def _emit_blocked_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping) -> None:
     """The kernel in bf16: a panel function for each output."""
     pointers = [b.ptr] * (matmul_argument_count(spec) - 4)
+    short = spec.out == "abf16" and b.isa.vector_bytes >= 64
     groups = [spec.segments] if spec.combine else [(segment,) for segment in spec.segments]
     functions = []
     for index, group in enumerate(groups):
@@ -258,7 +259,10 @@ def _emit_blocked_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: Matmu
             group[0].n,
             spec.k,
             mapping.col_tile,
-            tuple(replace(_epilogue(spec, offset + i), scaled=False) for i in range(len(group))),
+            tuple(
+                replace(_epilogue(spec, offset + i), scaled=False, short=short)
+                for i in range(len(group))
+            ),
             spec.out,
         )
         functions.append(emit_blocked(b, kernel))

@@ -35,6 +35,13 @@ _TANH = (
     -3.33332819422e-1,
 )
 _TANH_SMALL = 0.625
+_EXP2_SHORT = (  # 2**r for 0 <= r < 1, fitted for the smallest relative error: 7.5e-5
+    0.07802452147006989,
+    0.22606715559959412,
+    0.6958335638046265,
+    0.9999251961708069,
+)
+_DROP_WHOLE = 1  # immediate of vreduceps: what is left of rounding down to a whole number
 _GELU_CUBIC = 0.044715
 _GELU_SLOPE = -1.5957691216057308  # -2 * sqrt(2 / pi)
 
@@ -108,3 +115,37 @@ def emit_gelu_tanh(b: Builder, v: Value) -> Value:
     cubic = b.fma(b.fmul(v, v), b.const(_GELU_CUBIC, v.type), one)
     exponent = b.fmul(b.fmul(v, b.const(_GELU_SLOPE, v.type)), cubic)
     return b.fdiv(v, b.fadd(emit_exp(b, exponent), one))
+
+
+def emit_silu_short(b: Builder, v: Value) -> Value:
+    """`v * sigmoid(v)` for results that are rounded to bf16; see `_emit_sigmoid_short`."""
+    return b.fmul(v, _emit_sigmoid_short(b, b.fmul(v, b.const(-_LOG2_E, v.type))))
+
+
+def emit_gelu_tanh_short(b: Builder, v: Value) -> Value:
+    """The tanh form of GELU for results that are rounded to bf16; see `_emit_sigmoid_short`."""
+    slope = _GELU_SLOPE * _LOG2_E
+    factor = b.fma(b.fmul(v, v), b.const(slope * _GELU_CUBIC, v.type), b.const(slope, v.type))
+    return b.fmul(v, _emit_sigmoid_short(b, b.fmul(v, factor)))
+
+
+def _emit_sigmoid_short(b: Builder, v: Value) -> Value:
+    """`1 / (1 + 2 ** v)` of a `vector<16xf32>` within 2**-13 of its value; AVX-512 only.
+
+    A bf16 is within 2**-9 of what it stands for. A third of the instructions of the exact form,
+    and no division; limits are exact, a NaN is passed on.
+    """
+    everywhere = b.const(-1, b.i16)
+    here = b.const(4, b.i32)  # the current rounding, exceptions as they are
+    fraction = b.intrinsic(
+        "llvm.x86.avx512.mask.reduce.ps.512",
+        v.type,
+        *(v, b.const(_DROP_WHOLE, b.i32), v, everywhere, here),
+    )
+    power = b.intrinsic(
+        "llvm.x86.avx512.mask.scalef.ps.512",
+        v.type,
+        *(_polynomial(b, fraction, _EXP2_SHORT), v, v, everywhere, here),
+    )
+    grown = b.fadd(power, b.const(1.0, v.type))
+    return b.intrinsic("llvm.x86.avx512.rcp14.ps.512", v.type, grown, grown, everywhere)
