@@ -36,7 +36,7 @@ _STREAMED_ROWS = 8
 these are what 32 vector registers hold beside the codes of a group."""
 _STACK_LIMIT_BYTES = 1 << 20
 """Staged panels take no more of a thread's stack than this."""
-_STAGED_BYTES = 1 << 19
+_STAGED_BYTES = 1 << 20
 _ROWS_BYTES = 5 << 18
 """bf16 panels staged at once, and rows of x that stay in the second cache of processors with AMX
 (2 MiB a core; Intel 64 and IA-32 Architectures Optimization Reference Manual, Sapphire Rapids)."""
