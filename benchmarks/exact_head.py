@@ -26,13 +26,13 @@ from rich.table import Table
 import infc
 from infc.artifact import open_artifact
 from infc.backends.cpu.backend import CpuBackend
-from infc.backends.cpu.kernels.split_head import (
+from infc.backends.cpu.kernels.split_layout import SplitLayout, split_layout_for
+from infc.backends.cpu.kernels.split_search import (
     DENSE_ROWS,
     MOST_PLAIN_STRETCHES,
     STRETCH,
     WORTH_ROWS,
 )
-from infc.backends.cpu.kernels.split_layout import SplitLayout, split_layout_for
 from infc.driver.loading import load
 from infc.frontends import open_model
 from infc.frontends.graph import build_graph

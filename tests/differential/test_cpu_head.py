@@ -31,7 +31,7 @@ from infc.backends.cpu.kernels.layouts import (
 )
 from infc.backends.cpu.kernels.matmul import MatmulSpec, Segment, candidates, emit_matmul
 from infc.backends.cpu.kernels.split_embed import emit_split_embed_row
-from infc.backends.cpu.kernels.split_head import HeadSpec, emit_head_candidates, emit_head_logits
+from infc.backends.cpu.kernels.split_head import emit_head_candidates, emit_head_logits
 from infc.backends.cpu.kernels.split_layout import (
     SplitLayout,
     pack_split,
@@ -40,6 +40,7 @@ from infc.backends.cpu.kernels.split_layout import (
     unpack_split,
 )
 from infc.backends.cpu.kernels.split_products import SplitProducts
+from infc.backends.cpu.kernels.split_search import HeadSpec
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES, Codes
 from infc.reference import ops

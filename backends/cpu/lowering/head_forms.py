@@ -5,8 +5,9 @@ from __future__ import annotations
 from infc.backends.cpu.codegen.builder import Builder
 from infc.backends.cpu.kernels.best_list import emit_argmax_of_parts, emit_merge, emit_top_k
 from infc.backends.cpu.kernels.rows import emit_argmax
-from infc.backends.cpu.kernels.split_head import HeadSpec, emit_head_candidates, emit_head_logits
+from infc.backends.cpu.kernels.split_head import emit_head_candidates, emit_head_logits
 from infc.backends.cpu.kernels.split_layout import split_layout_named
+from infc.backends.cpu.kernels.split_search import HeadSpec
 from infc.backends.cpu.lowering.forms import Form, KernelBody, matmul_mapping
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
