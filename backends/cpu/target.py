@@ -23,8 +23,8 @@ _CLASSES = {
 }
 """Target files by architecture, the most capable first."""
 _SLOW_BF16 = 80e9
-"""A `vdpbf16ps` every other cycle at 2.5 GHz: what Intel cores do (own measurement on Emerald Rapids:
-90 GFLOP/s; AMD's do one a cycle or more), so that products in float32 are faster there."""
+"""A `vdpbf16ps` every other cycle at 2.5 GHz: what Intel cores do (own measurement on Emerald
+Rapids: 90 GFLOP/s; AMD's do one a cycle or more), so products in float32 are faster there."""
 _AVX512 = frozenset({"avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni"})
 """Without VNNI AVX-512 is not worth its lower clock here, so such a host counts as x86-64-v3."""
 _LEAST = {
