@@ -1,4 +1,4 @@
 """The version of the dialect, where loading an artifact can read it without importing MLIR."""
 
-DIALECT_VERSION = 1
-"""A dump or an artifact of another version is refused."""
+DIALECT_VERSION = 2
+"""A dump or an artifact of another version is refused; 2 since top-k outputs and split heads."""
