@@ -63,9 +63,9 @@ _ALWAYS = frozenset({"64bit", "cmov", "cx8", "fxsr", "mmx", "sse", "sse2", "neon
 """Part of the architectures; turning them off would leave no target at all."""
 
 
-_ARCH_PRCTL = 158  # the system call's number on x86-64
-_REQUEST_PERMISSION = 0x1023  # ARCH_REQ_XCOMP_PERM
-_TILE_DATA = 18  # XFEATURE_XTILEDATA
+ARCH_PRCTL = 158  # the system call's number on x86-64
+REQUEST_PERMISSION = 0x1023  # ARCH_REQ_XCOMP_PERM
+TILE_DATA = 18  # XFEATURE_XTILEDATA
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _may_use_tiles() -> bool:
     Every process must ask before its first tile instruction (Linux 5.16, arch_prctl); a sandbox may
     refuse.
     """
-    result = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA)
+    result = ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA)
     return int(result) == 0
 
 

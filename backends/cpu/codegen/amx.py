@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infc.backends.cpu.codegen.builder import Builder, Value
+from infc.backends.cpu.probe import ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA
 from infc.ir.mlir import llvm
 
 TILES = 8
@@ -26,9 +27,6 @@ TILE_K = 32
 CONFIG_BYTES = 64
 """Bytes of a tile configuration, 64-byte aligned."""
 
-_ARCH_PRCTL = 158  # the system call's number on x86-64
-_REQUEST_PERMISSION = 0x1023  # ARCH_REQ_XCOMP_PERM, since Linux 5.16
-_TILE_DATA = 18  # XFEATURE_XTILEDATA
 _PALETTE = 1
 _COLUMN_BYTES_OFFSET = 16
 _ROWS_OFFSET = 48
@@ -40,8 +38,8 @@ def emit_request_tiles(b: Builder) -> Value:
     Asking again costs a system call and changes nothing. `emit_barrier` declares `syscall`.
     """
     nothing = b.idx(0)
-    request = llvm.IntToPtrOp(b.ptr, b.idx(_REQUEST_PERMISSION)).result
-    operands = [b.idx(_ARCH_PRCTL), request, b.idx(_TILE_DATA), nothing, nothing]
+    request = llvm.IntToPtrOp(b.ptr, b.idx(REQUEST_PERMISSION)).result
+    operands = [b.idx(ARCH_PRCTL), request, b.idx(TILE_DATA), nothing, nothing]
     (result,) = b.call("syscall", operands, [b.i64])
     return b.cmp("eq", result, 0)
 
