@@ -1,0 +1,124 @@
+"""Whether weights, caches and activations fit a memory, and the most that does, ahead of any run.
+
+    bytes(context, batch) = fixed + batch * (per sequence + per position * context)
+
+Weights, programs and activations are fixed; a KV cache takes bytes for each position of each
+sequence; what a sequence takes whatever its length (a cache that is a ring, a recurrent state) is
+counted once for each of them. All figures are those of one device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from infc.diagnostics import Code, InternalError, UserError
+from infc.diagnostics.quantities import human_bytes
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What fits.
+
+    Attributes:
+        fits: the wanted context and batch do.
+        needed_bytes: that they take.
+        capacity_bytes: that there are.
+        largest_context: positions of each of the wanted sequences; 0 where not even one fits, None
+            where the context takes no memory.
+        largest_batch: sequences of the wanted context; 0 and None as above.
+        message: one sentence for the user, lower case, without a full stop.
+    """
+
+    fits: bool
+    needed_bytes: int
+    capacity_bytes: int
+    largest_context: int | None
+    largest_batch: int | None
+    message: str
+
+
+def fit_report(
+    capacity_bytes: int,
+    fixed_bytes: int,
+    bytes_per_position: float,
+    bytes_per_sequence: float,
+    wanted_context: int,
+    wanted_batch: int,
+) -> FitReport:
+    """Compare what is wanted with what there is.
+
+    Args:
+        capacity_bytes: of the memory, of one device.
+        fixed_bytes: weights, programs, activations: whatever the context.
+        bytes_per_position: of one sequence; may be a fraction where devices share a cache.
+        bytes_per_sequence: whatever its length; a fraction likewise.
+        wanted_context: positions of each sequence, prompt and output together.
+        wanted_batch: sequences at once.
+
+    Raises:
+        UserError: a capacity (INF2101), a context or a batch (INF5001) below one.
+        InternalError: a negative amount of bytes.
+    """
+    if capacity_bytes < 1:
+        raise UserError(
+            Code.PLAN, f"expected a memory of at least one byte, got {capacity_bytes} bytes"
+        )
+    for name, wanted in (("context", wanted_context), ("batch", wanted_batch)):
+        if wanted < 1:
+            raise UserError(Code.OPTION, f"expected a {name} of at least 1, got {wanted}")
+    amounts = {"fixed": fixed_bytes, "a position": bytes_per_position}
+    for name, amount in (amounts | {"a sequence": bytes_per_sequence}).items():
+        if not 0 <= amount < math.inf:
+            raise InternalError(f"expected bytes of {name} of at least zero, got {amount}")
+
+    # Exact: a float's floor could be one position too many.
+    position, sequence = Fraction(bytes_per_position), Fraction(bytes_per_sequence)
+    free = capacity_bytes - fixed_bytes
+    needed = fixed_bytes + math.ceil(wanted_batch * (sequence + position * wanted_context))
+    context = _most(free - wanted_batch * sequence, wanted_batch * position)
+    batch = _most(Fraction(free), sequence + position * wanted_context)
+    message = _message(
+        capacity_bytes, fixed_bytes, needed, context, batch, wanted_context, wanted_batch
+    )
+    return FitReport(needed <= capacity_bytes, needed, capacity_bytes, context, batch, message)
+
+
+def _most(free: Fraction, each: Fraction) -> int | None:
+    """How many pieces of `each` bytes go into `free`; None for any number."""
+    if each == 0:
+        return None if free >= 0 else 0
+    return max(0, math.floor(free / each))
+
+
+def _message(
+    capacity: int,
+    fixed: int,
+    needed: int,
+    context: int | None,
+    batch: int | None,
+    wanted_context: int,
+    wanted_batch: int,
+) -> str:
+    """What a person wants to know: what fits, and what is missing for the rest."""
+    missing = f"{human_bytes(needed - capacity)} more"
+    if needed <= capacity:
+        wanted = f"context {wanted_context} and batch {wanted_batch}"
+        limits = [f"context {context}"] if context is not None else []
+        limits += [f"batch {batch}"] if batch is not None else []
+        room = f"; room for {' or '.join(limits)}" if limits else ""
+        return f"fits with {wanted}: {human_bytes(needed)} of {human_bytes(capacity)}{room}"
+    if context:
+        of = f" at batch {wanted_batch}" if wanted_batch > 1 else ""
+        return f"fits with context {context}{of}; {wanted_context} needs {missing}"
+    if batch:
+        return (
+            f"fits with batch {batch} at context {wanted_context}; "
+            f"batch {wanted_batch} needs {missing}"
+        )
+    return (
+        f"does not fit: context {wanted_context} and batch {wanted_batch} take "
+        f"{human_bytes(needed)} of {human_bytes(capacity)}, {human_bytes(fixed)} of it "
+        "whatever the context"
+    )

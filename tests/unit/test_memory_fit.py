@@ -1,0 +1,101 @@
+"""The message about what fits a memory, and the arithmetic behind it."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.diagnostics import InternalError, UserError
+from infc.memory.fit import fit_report
+
+GIB = 2**30
+# Llama-3.1-8B in bf16: 8 kv heads of 128, 32 layers, keys and values.
+POSITION = 2 * 2 * 8 * 128 * 32
+
+
+def test_what_fits_says_how_much_more_would() -> None:
+    report = fit_report(80 * GIB, 15 * GIB, POSITION, 0, 8192, 16)
+    assert report.fits
+    assert report.message == (
+        "fits with context 8192 and batch 16: 31 GiB of 80 GiB; room for context 33280 or batch 65"
+    )
+
+
+def test_too_long_a_context_names_the_longest_that_fits() -> None:
+    report = fit_report(17 * GIB, 16 * GIB, POSITION, 0, 16384, 1)
+    assert not report.fits
+    assert report.message == "fits with context 8192; 16384 needs 1 GiB more"
+
+
+def test_a_batch_is_named_where_it_is_what_does_not_fit() -> None:
+    report = fit_report(17 * GIB, 16 * GIB, POSITION, 0, 16384, 4)
+    assert report.message == "fits with context 2048 at batch 4; 16384 needs 7 GiB more"
+    rings = fit_report(100, 50, 1, 20, 5, 3)
+    assert rings.message == "fits with batch 2 at context 5; batch 3 needs 25 B more"
+
+
+def test_weights_alone_may_be_too_large() -> None:
+    report = fit_report(80 * GIB, 131 * GIB, POSITION, 0, 8192, 1)
+    assert (report.largest_context, report.largest_batch) == (0, 0)
+    assert report.message == (
+        "does not fit: context 8192 and batch 1 take 132 GiB of 80 GiB, "
+        "131 GiB of it whatever the context"
+    )
+
+
+def test_a_context_without_memory_is_unlimited() -> None:
+    report = fit_report(100, 50, 0, 0, 4096, 8)
+    assert (report.fits, report.largest_context, report.largest_batch) == (True, None, None)
+    assert report.message == "fits with context 4096 and batch 8: 50 B of 100 B"
+
+
+@given(
+    st.integers(1, 10**9),
+    st.integers(0, 10**9),
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+    st.integers(1, 10**6),
+    st.integers(1, 1000),
+)
+def test_the_largest_fits_and_one_more_does_not(
+    capacity: int, fixed: int, position: float, sequence: float, context: int, batch: int
+) -> None:
+    def fits(context: int, batch: int) -> bool:
+        return fit_report(capacity, fixed, position, sequence, context, batch).fits
+
+    report = fit_report(capacity, fixed, position, sequence, context, batch)
+    assert report.fits == (report.needed_bytes <= capacity)
+    if report.largest_context is None:
+        assert report.fits
+    else:
+        assert report.largest_context == 0 or fits(report.largest_context, batch)
+        assert not fits(report.largest_context + 1, batch)
+    if report.largest_batch is None:
+        assert report.fits
+    else:
+        assert report.largest_batch == 0 or fits(context, report.largest_batch)
+        assert not fits(context, report.largest_batch + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            (0, 1, 1, 1, 1, 1),
+            "error[INF2101]: expected a memory of at least one byte, got 0 bytes",
+        ),
+        ((1, 1, 1, 1, 0, 1), "error[INF5001]: expected a context of at least 1, got 0"),
+        ((1, 1, 1, 1, 1, -2), "error[INF5001]: expected a batch of at least 1, got -2"),
+    ],
+)
+def test_nothing_fits_nothing(arguments: tuple[int, int, int, int, int, int], text: str) -> None:
+    with pytest.raises(UserError) as refused:
+        fit_report(*arguments)
+    assert str(refused.value) == text
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.inf, math.nan])
+def test_amounts_of_bytes_are_amounts(wrong: float) -> None:
+    with pytest.raises(InternalError, match="expected bytes of a position of at least zero"):
+        fit_report(1, 1, wrong, 1, 1, 1)
