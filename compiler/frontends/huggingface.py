@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.diagnostics import Code, InternalError, Problem, UserError
-from infc.frontends.families import BY_MODEL_TYPE
 from infc.frontends.files import ModelFile, combined_digest
 from infc.frontends.findings import Findings
-from infc.frontends.huggingface_config import read_config
+from infc.frontends.huggingface_config import find_family, read_config
 from infc.frontends.safetensors_header import SafetensorsEntry, parse_json, read_safetensors
-from infc.frontends.settings import Settings
 from infc.frontends.source import ModelConfig, TensorInfo, TokenizerSource
 from infc.frontends.weights import huggingface_names, resolve_weights
 from infc.ir.storage import STORAGE_TYPES
@@ -99,29 +97,15 @@ class HuggingFaceSource:
             )
         values = parse_json(content, str(self.path / _CONFIG))
         self._open_weights(findings)
-        model_type = values.get("model_type")
-        family = BY_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
-        if family is None:
-            shown = f'"{model_type}"' if isinstance(model_type, str) else "none"
-            findings.unsupported(
-                f"expected one of the model types {', '.join(sorted(BY_MODEL_TYPE))}, got {shown}"
-            )
+        found = find_family(values, findings, str(self.path / _CONFIG))
+        if found is None:
             self._note_foreign_types("", findings)
             findings.raise_if_any()
             raise InternalError("findings were not raised")
-        defaults = family.defaults
-        outer = Settings(values, findings, str(self.path / _CONFIG), defaults)
-        text = values.get("text_config")
-        settings = outer
-        if isinstance(text, Mapping):  # a model that also sees: its text part is what runs
-            location = f"{self.path / _CONFIG}: text_config"
-            settings = Settings(text, findings, location, defaults)
+        family, settings, tied = found
         names = huggingface_names(self.tensors, family)
         self._note_foreign_types(names.part, findings)
         config = read_config(settings, family, self.tensors)
-        tied = settings.flag("tie_word_embeddings", False) and outer.flag(
-            "tie_word_embeddings", False
-        )
         if not findings.settings_are_sound:
             findings.raise_if_any()  # shapes that follow from wrong settings say nothing
         config = resolve_weights(config, family, names, self.tensors, findings, tied=tied)

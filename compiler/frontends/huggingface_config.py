@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from infc.frontends.families import Family
+from infc.frontends.families import BY_MODEL_TYPE, Family
+from infc.frontends.findings import Findings
 from infc.frontends.rope import (
     LinearScaling,
     Llama3Scaling,
@@ -26,12 +27,39 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh
 _SPELLINGS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _MAX_HEAD_DIM = 1 << 16
+_MAX_LAYERS = 1 << 12  # of a configuration without tensors: each layer takes memory here
+
+
+def find_family(
+    values: Mapping[str, object], findings: Findings, location: str
+) -> tuple[Family, Settings, bool] | None:
+    """Family, settings of the text model, and whether its head is its embedding.
+
+    None where the family is not known, which is noted.
+    """
+    model_type = values.get("model_type")
+    family = BY_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        shown = f'"{model_type}"' if isinstance(model_type, str) else "none"
+        findings.unsupported(
+            f"expected one of the model types {', '.join(sorted(BY_MODEL_TYPE))}, got {shown}"
+        )
+        return None
+    outer = settings = Settings(values, findings, location, family.defaults)
+    text = values.get("text_config")
+    if isinstance(text, Mapping):  # a model that also sees: its text part is what runs
+        settings = Settings(text, findings, f"{location}: text_config", family.defaults)
+    key = "tie_word_embeddings"
+    return family, settings, settings.flag(key, False) and outer.flag(key, False)
 
 
 def read_config(
-    settings: Settings, family: Family, tensors: Mapping[str, TensorInfo]
+    settings: Settings, family: Family, tensors: Mapping[str, TensorInfo] | None
 ) -> ModelConfig:
-    """The configuration without its weights; what is wrong goes to the findings of `settings`."""
+    """The configuration without its weights; what is wrong goes to the findings of `settings`.
+
+    `tensors` are those of the model, None where there is only its config.json.
+    """
     hidden = settings.integer("hidden_size")
     heads = settings.integer("num_attention_heads")
     kv_heads = settings.integer("num_key_value_heads", heads)
@@ -39,12 +67,10 @@ def read_config(
         settings.wrong("num_attention_heads", f"a multiple of {kv_heads} heads", str(heads))
     head_dim = settings.integer("head_dim", max(1, hidden // heads))
     layer_count = settings.integer("num_hidden_layers")
-    if layer_count > len(tensors):
-        settings.wrong(
-            "num_hidden_layers",
-            f"at most as many layers as tensors, {len(tensors)}",
-            str(layer_count),
-        )
+    most = _MAX_LAYERS if tensors is None else len(tensors)
+    if layer_count > most:
+        among = f"{most} layers" if tensors is None else f"as many layers as tensors, {most}"
+        settings.wrong("num_hidden_layers", f"at most {among}", str(layer_count))
         layer_count = 1
     query_scalar = settings.number("query_pre_attn_scalar", float(head_dim))
     _refuse_foreign(settings, family)
