@@ -14,6 +14,7 @@ holds for all facts inside, those with their own excepted. Keys are the fields o
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,9 +26,14 @@ from infc.diagnostics import Code, Problem, UserError
 from infc.target.schema import Target
 
 _NO_FACT = frozenset(
-    {"name", "backend", "kind", "count", "managed_by", "feeds", "features", "topology"}
+    {
+        *("name", "backend", "kind", "family", "count", "features", "model_memory"),
+        *("managed_by", "feeds", "topology", "joins", "power_basis"),
+    }
 )
 """Keys that name or describe, and so need no source."""
+_OF_CHIP = re.compile(r"(?<=\.)chip_operations_per_s(?=\.|$)")
+"""In a path: the key the schema divides by the instances of a unit and keeps by another name."""
 _FACT_KEYS = frozenset({"value", "source", "assumption", "unknown"})
 
 
@@ -132,7 +138,8 @@ def _note(table: Mapping[str, object], path: str, keys: tuple[str, ...], notes: 
         text = table[key]
         if isinstance(text, str) and text.strip():
             kept = notes.sources if key == "source" else notes.assumptions
-            kept[path] = f"not known: {text}" if key == "unknown" else text
+            fact = _OF_CHIP.sub("operations_per_s", path)
+            kept[fact] = f"not known: {text}" if key == "unknown" else text
         else:
             notes.problems.append(Problem(f"expected {key} as text", path or None))
     return bool(found)

@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    field_validator,
     model_validator,
 )
 
@@ -29,6 +30,7 @@ from infc.target.units import parse_bytes, parse_quantity
 T = TypeVar("T")
 Kind = Literal["cpu", "gpu", "dataflow", "model-only"]
 Scalar = str | int | float | bool
+Topology = Literal["all-to-all", "ring", "mesh-2d", "torus-2d", "torus-3d", "dragonfly", "host"]
 
 
 def _freeze(mapping: Mapping[str, T]) -> Mapping[str, T]:
@@ -50,10 +52,11 @@ OperationsPerSecond = Annotated[
     float, BeforeValidator(partial(parse_quantity, dimension="operations_per_s")), Field(gt=0)
 ]
 Nanoseconds = Annotated[float, BeforeValidator(partial(parse_quantity, dimension="ns"))]
-Watts = Annotated[float, BeforeValidator(partial(parse_quantity, dimension="watts"))]
+Watts = Annotated[float, BeforeValidator(partial(parse_quantity, dimension="watts")), Field(gt=0)]
 DollarsPerHour = Annotated[
-    float, BeforeValidator(partial(parse_quantity, dimension="usd_per_hour"))
+    float, BeforeValidator(partial(parse_quantity, dimension="usd_per_hour")), Field(gt=0)
 ]
+Count = Annotated[int, Field(ge=1)]
 Table = Annotated[Mapping[str, T], AfterValidator(_freeze), PlainSerializer(dict)]
 """A read-only mapping, sorted by key."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_sorted_names)]
@@ -101,13 +104,23 @@ class Memory(Facts):
 
     name: str
     size_bytes: Bytes
-    count: int = Field(default=1, ge=1)
+    count: Count = 1
     bandwidth_bytes_per_s: BytesPerSecond
     unit_bandwidth_bytes_per_s: BytesPerSecond | None = None
     latency_ns: Nanoseconds | None = None
     managed_by: Literal["hardware", "software"]
     feeds: Names = ()
     efficiency: Efficiency
+
+    @model_validator(mode="after")
+    def _a_unit_draws_no_more_than_there_is(self) -> Self:
+        one, all_units = self.unit_bandwidth_bytes_per_s, self.bandwidth_bytes_per_s
+        if one is not None and one > all_units:
+            raise ValueError(
+                f"expected unit_bandwidth_bytes_per_s of at most bandwidth_bytes_per_s "
+                f"({all_units:g}), got {one:g}"
+            )
+        return self
 
 
 class ComputeUnit(Facts):
@@ -117,33 +130,65 @@ class ComputeUnit(Facts):
         name: unique in the target.
         count: how many instances: cores, or 1 where the figures are for the whole chip.
         operations_per_s: of one instance, by dtype (`int8`, `bf16`, `f16`, `f32`, `fp8`, ...); a
-            multiply-add counts as two.
+            multiply-add counts as two. A document may give `chip_operations_per_s` instead, the
+            figure of all instances together, as vendors publish it.
         tiles: native tile `(m, n, k)` of a matrix unit, by dtype.
         lanes: elements a vector instruction works on, by dtype.
         efficiency: of the operations.
     """
 
     name: str
-    count: int = Field(default=1, ge=1)
+    count: Count = 1
     operations_per_s: Table[OperationsPerSecond]
-    tiles: Table[tuple[int, int, int]] = Field(default_factory=lambda: _freeze({}))
-    lanes: Table[int] = Field(default_factory=lambda: _freeze({}))
+    tiles: Table[tuple[Count, Count, Count]] = Field(default_factory=lambda: _freeze({}))
+    lanes: Table[Count] = Field(default_factory=lambda: _freeze({}))
     efficiency: Efficiency
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_of_each_instance(cls, facts: object) -> object:
+        """`chip_operations_per_s` divided by the instances."""
+        if not isinstance(facts, dict) or "chip_operations_per_s" not in facts:
+            return facts
+        rest = {key: value for key, value in facts.items() if key != "chip_operations_per_s"}
+        peaks, count = facts["chip_operations_per_s"], rest.get("count", 1)
+        if "operations_per_s" in rest:
+            raise ValueError("expected operations_per_s or chip_operations_per_s, got both")
+        if not isinstance(peaks, dict) or not isinstance(count, int) or count < 1:
+            return rest | {"operations_per_s": peaks}  # refused by the fields themselves
+        return rest | {
+            "operations_per_s": {
+                dtype: parse_quantity(peak, "operations_per_s") / count
+                for dtype, peak in peaks.items()
+            }
+        }
+
+    @field_validator("operations_per_s", mode="after")
+    @classmethod
+    def _computes_something(cls, peaks: Mapping[str, float]) -> Mapping[str, float]:
+        if not peaks:
+            raise ValueError("expected the operations per second of at least one dtype, got none")
+        return peaks
 
 
 class Link(Facts):
-    """What joins several chips.
+    """What joins several chips, or several machines.
 
     Attributes:
-        bandwidth_bytes_per_s: of one chip, in one direction.
+        joins: `chips` of one machine (collectives), or `machines` (pipeline stages, and the KV
+            cache on its way from a prefill machine to a decode machine).
+        bandwidth_bytes_per_s: of one chip, in one direction, over all its ports.
         latency_ns: of one hop.
-        topology: `all-to-all`, `ring`, `torus-3d`, `host`, ...
+        topology: how the chips are wired; `host` goes through the host's memory.
+        power_watts: of one chip's ports, where the chip's own figure does not hold it.
     """
 
     name: str
+    joins: Literal["chips", "machines"] = "chips"
     bandwidth_bytes_per_s: BytesPerSecond
     latency_ns: Nanoseconds
-    topology: str
+    topology: Topology
+    power_watts: Watts | None = None
 
 
 class Target(Facts):
@@ -153,12 +198,16 @@ class Target(Facts):
         name: what `--target` takes.
         backend: the backend that compiles for it.
         kind: `model-only` targets have a cost model and no code generator.
-        count: chips of this kind in the machine.
-        memories, compute: what it consists of.
-        links: between its chips.
+        count: chips of this kind in the machine: as many as its links between `chips` join.
+        family: name of the machines that share a profile of calibrated constants; may be empty.
+        memories, compute: what one chip consists of.
+        model_memory: name of the memory that holds weights and KV cache; None is the largest.
+        links: between its chips, and between machines; the first of a sort is the usual one.
         launch_ns: from asking for a program or kernel to its first instruction.
         barrier_ns: one synchronisation of all compute units.
         power_watts: of one chip at full load.
+        power_basis: what that covers: the `chip` (or module) alone, or its share of the whole
+            `system` with host, cooling and network.
         price_usd_per_hour: of one chip.
         features: questions that passes ask by `has`.
         backend_facts: what only the backend reads.
@@ -171,13 +220,16 @@ class Target(Facts):
     name: str
     backend: str
     kind: Kind
-    count: int = Field(default=1, ge=1)
+    count: Count = 1
+    family: str = ""
     memories: tuple[Memory, ...]
     compute: tuple[ComputeUnit, ...]
+    model_memory: str | None = None
     links: tuple[Link, ...] = ()
     launch_ns: Nanoseconds
     barrier_ns: Nanoseconds
     power_watts: Watts | None = None
+    power_basis: Literal["chip", "system"] = "chip"
     price_usd_per_hour: DollarsPerHour | None = None
     features: Names = ()
     backend_facts: Table[Scalar] = Field(default_factory=lambda: _freeze({}))
@@ -200,6 +252,13 @@ class Target(Facts):
                         f"memory {memory.name!r} feeds {fed!r}: expected one of "
                         f"{', '.join(name for name in nodes if name != memory.name)}"
                     )
+        known = [memory.name for memory in self.memories]
+        if self.model_memory is not None and self.model_memory not in known:
+            raise ValueError(
+                f"expected model_memory to be one of {', '.join(known)}, got {self.model_memory!r}"
+            )
+        if self.count > 1 and self.link("chips") is None:
+            raise ValueError(f"expected a link between {self.count} chips, got none")
         return self
 
     def has(self, feature: str) -> bool:
@@ -213,6 +272,21 @@ class Target(Facts):
     def unit(self, name: str) -> ComputeUnit:
         """The compute unit of that name; raises KeyError."""
         return _named(self.compute, name)
+
+    def holding_memory(self) -> Memory:
+        """The memory that holds weights and KV cache."""
+        if self.model_memory is not None:
+            return self.memory(self.model_memory)
+        return max(self.memories, key=lambda memory: memory.size_bytes * memory.count)
+
+    def cache(self) -> Memory | None:
+        """The memory between the one that holds the model and the compute units, if any."""
+        fed = self.holding_memory().feeds
+        return next((memory for memory in self.memories if memory.name in fed), None)
+
+    def link(self, joins: Literal["chips", "machines"]) -> Link | None:
+        """The usual link between chips or machines, if any."""
+        return next((link for link in self.links if link.joins == joins), None)
 
     def source_of(self, path: str) -> str | None:
         """Where a fact comes from: its own source, or that of the nearest table around it."""

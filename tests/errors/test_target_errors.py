@@ -152,3 +152,56 @@ def test_without_a_cross_linker(monkeypatch: pytest.MonkeyPatch) -> None:
         "error[INF3005]: no linker found: looked for cc, gcc and clang on PATH\n"
         "   = hint: install gcc (Debian: apt-get install gcc)"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        (
+            'managed_by = "hardware"',
+            'unit_bandwidth_bytes_per_s = "4TB/s"\nmanaged_by = "hardware"',
+            "expected unit_bandwidth_bytes_per_s of at most bandwidth_bytes_per_s (3e+12), "
+            "got 4e+12 (memories.hbm)",
+        ),
+        (
+            'operations_per_s = { f32 = "1TFLOP/s" }',
+            'operations_per_s = { f32 = "1TFLOP/s" }\nchip_operations_per_s = { f32 = 1 }',
+            "expected operations_per_s or chip_operations_per_s, got both (compute.cores)",
+        ),
+        (
+            'operations_per_s = { f32 = "1TFLOP/s" }',
+            "operations_per_s = {}",
+            "expected the operations per second of at least one dtype, got none "
+            "(compute.cores.operations_per_s)",
+        ),
+        (
+            "barrier_ns = 1",
+            "barrier_ns = 1\ncount = 8",
+            "expected a link between 8 chips, got none",
+        ),
+        (
+            "barrier_ns = 1",
+            "barrier_ns = 1\ncount = 0",
+            "input should be greater than or equal to 1 (count)",
+        ),
+        (
+            "barrier_ns = 1",
+            'barrier_ns = 1\npower_watts = "0W"',
+            "input should be greater than 0 (power_watts)",
+        ),
+        (
+            'size_bytes = "80GiB"',
+            'size_bytes = "0GiB"',
+            "input should be greater than 0 (memories.hbm.size_bytes)",
+        ),
+        (
+            "barrier_ns = 1",
+            'barrier_ns = 1\nmodel_memory = "sram"',
+            "expected model_memory to be one of hbm, got 'sram'",
+        ),
+    ],
+)
+def test_contradictory_figures(old: str, new: str, finding: str) -> None:
+    assert rendered(GOOD.replace(old, new, 1)) == (
+        f"error[INF3002]: the target file has 1 problem\n  --> toy.toml\n   - {finding}"
+    )

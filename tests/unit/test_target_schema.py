@@ -149,3 +149,37 @@ def test_binary_and_decimal_prefixes_differ_and_bytes_are_whole() -> None:
     assert parse_bytes("2MB") == 2 * 10**6
     with pytest.raises(ValueError, match="whole number of bytes"):
         parse_bytes("0.3B")
+
+
+def test_a_figure_of_the_whole_chip_is_shared_by_its_units() -> None:
+    text = TEXT.replace(
+        'name = "tensor"\nsource = "page 2"\noperations_per_s',
+        'name = "tensor"\ncount = 4\nchip_operations_per_s',
+    )
+    target = parse_target(text, location="toy.toml")
+    assert target.unit("tensor").operations_per_s == {"bf16": 9.89e14 / 4, "int8": 1.978e15 / 4}
+    assert target.source_of("compute.tensor.operations_per_s.int8") == "page 3"
+    assert Target.from_json(target.to_json()) == target
+
+
+def test_the_model_lies_in_the_named_memory_or_the_largest() -> None:
+    small = '[[memories]]\nname = "l2"\nsize_bytes = "50MiB"\nbandwidth_bytes_per_s = "5TB/s"\n'
+    small += (
+        'managed_by = "hardware"\nfeeds = ["tensor"]\nefficiency = { low = 1, mid = 1, high = 1 }\n'
+    )
+    text = TEXT.replace("[[memories]]", f"{small}[[memories]]").replace(
+        'feeds = ["tensor"]\nefficiency = { low = 0.5', 'feeds = ["l2"]\nefficiency = { low = 0.5'
+    )
+    target = parse_target(text, location="toy.toml")
+    assert target.holding_memory().name == "hbm"
+    cache = target.cache()
+    assert cache is not None
+    assert cache.name == "l2"
+    named = parse_target('model_memory = "l2"\n' + text, location="toy.toml")
+    assert (named.holding_memory().name, named.cache()) == ("l2", None)
+
+
+def test_the_first_link_of_a_sort_is_the_usual_one() -> None:
+    target = toy()
+    assert target.link("chips") == target.links[0]
+    assert target.link("machines") is None
