@@ -1,0 +1,88 @@
+"""Kernels on a target that no profile fits: the roofline of their operations and bytes.
+
+Efficiencies are those of the target file. A link has none there; `LINK_SHARE` stands in.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from infc.cost.estimate import Estimate
+from infc.cost.kernels.collectives import sizes as exchange_sizes
+from infc.cost.kernels.machine import Machine, machine_of
+from infc.cost.kernels.queries import (
+    DTYPE_BYTES,
+    Collective,
+    DecodeAttention,
+    Gemm,
+    PrefillAttention,
+    Query,
+)
+from infc.cost.roofline import Work, estimate_work
+from infc.target.schema import Efficiency, Target
+
+LINK_SHARE: Final = Efficiency(low=0.5, mid=0.75, high=1.0)
+"""Of a link's bandwidth: what ring exchanges of large tensors reach lies about the middle."""
+
+
+def unfitted_estimate(query: Query, target: Target) -> Estimate:
+    """The roofline of one kernel; raises as `kernel_estimate`."""
+    machine = machine_of(target)
+    if isinstance(query, Collective):
+        return _exchange(query, machine, target)
+    return estimate_work(_work(query, machine), target)
+
+
+def _work(query: Query, machine: Machine) -> Work:
+    """Bytes of main memory and operations of a kernel, each byte moved once."""
+    match query:
+        case Gemm(m, n, k, dtype):
+            moved = (m * k + n * k) * DTYPE_BYTES[dtype] + m * n * DTYPE_BYTES["bf16"]
+            return _launched(machine, moved, dtype, 2.0 * m * n * k)
+        case PrefillAttention():
+            last = query.past + query.length
+            seen = query.length * (query.past + last + 1) / 2.0
+            if query.window:
+                before = max(last - query.window, 0)
+                hidden = min(before, query.length)
+                seen -= hidden * (2 * before - hidden + 1) / 2.0
+            rows, keys = query.batch * query.length, query.batch * last
+            operations = 4.0 * query.batch * query.heads * seen * query.head_dim
+        case DecodeAttention():
+            keys = query.batch * min(query.context, query.window or query.context)
+            rows = query.batch
+            operations = 4.0 * keys * query.heads * query.head_dim
+        case _:
+            return Work(bytes={machine.memory: query.bytes}, launches=1)
+    moved = 2.0 * rows * query.heads * query.head_dim * DTYPE_BYTES[query.dtype]
+    moved += 2.0 * keys * query.kv_heads * query.head_dim * DTYPE_BYTES[query.kv_dtype]
+    dtype = query.kv_dtype if query.kv_dtype in machine.units else query.dtype
+    return _launched(machine, moved, dtype, operations)
+
+
+def _launched(machine: Machine, moved: float, dtype: str, operations: float) -> Work:
+    return Work(bytes={machine.memory: moved}, operations={dtype: operations}, launches=1)
+
+
+def _exchange(query: Collective, machine: Machine, target: Target) -> Estimate:
+    """Latency of every step, and the bytes on the wire."""
+    sizes = exchange_sizes(query, machine)
+    latency = machine.launch_seconds + sizes["steps"] * machine.link_seconds
+    wire = 0.0
+    if sizes["steps"]:
+        wire = sizes["wire_bytes"] / machine.link_bytes_per_s
+    else:
+        latency = 0.0
+    mid = latency + wire / LINK_SHARE.mid
+    by_resource = {"launch": latency, machine.link: wire / LINK_SHARE.mid}
+    return Estimate(
+        latency + wire / LINK_SHARE.high,
+        mid,
+        latency + wire / LINK_SHARE.low,
+        "" if not mid else max(by_resource, key=lambda name: by_resource[name]),
+        {name: seconds for name, seconds in by_resource.items() if seconds > 0},
+        None if target.power_watts is None else target.power_watts * mid * query.devices,
+        None
+        if target.price_usd_per_hour is None
+        else target.price_usd_per_hour * mid / 3600.0 * query.devices,
+    )
