@@ -49,7 +49,7 @@ def kernel_estimate(query: Query, target: Target, profile: Profile | None) -> Es
     busy = {name: float(seconds[0]) for name, seconds in times.busy.items()}
     dtype = kernel_class.dtype(query, machine)
     low, high = fitted.quantiles(kernel_class.regimes[int(times.regime[0])])
-    doubt = _NORMAL_90 * math.sqrt(_added_variance(busy, dtype, machine, profile.facts))
+    doubt = _NORMAL_90 * math.sqrt(added_variance(busy, dtype, machine, profile.facts))
     names = {
         "memory": machine.memory,
         "compute": machine.units[dtype].name if dtype else "compute",
@@ -68,10 +68,14 @@ def kernel_estimate(query: Query, target: Target, profile: Profile | None) -> Es
     )
 
 
-def _added_variance(
+def added_variance(
     busy: Mapping[str, float], dtype: str, machine: Machine, then: FittedFacts
 ) -> float:
-    """Variance of ln(seconds) for the facts that differ from those of the fit."""
+    """Variance of ln(seconds) for the facts that differ from those of the fit.
+
+    `busy` has seconds by `memory`, `compute`, `link` and `launch`; `dtype` is of the arithmetic,
+    empty where none matters.
+    """
     total = sum(busy.values())
     if total <= 0:
         return 0.0
