@@ -227,6 +227,7 @@ class _Job:
         """From the model itself."""
         with context():
             backend, target = resolve_target(spec)
+            _refuse_cost_only(target)
             weights = self._weights(options)
             module = _import(weights, options, target)
             _refuse_unsupported(module, backend, target, weights)
@@ -339,6 +340,15 @@ def _import(source: ModelSource, options: CompileOptions, target: Target) -> ir.
     verify_module(module)
     check_legality(module, level_of(module))
     return module
+
+
+def _refuse_cost_only(target: Target) -> None:
+    if target.kind == "model-only":
+        raise UserError(
+            Code.TARGET_UNSUPPORTED,
+            f"target {target.name!r} has a cost model and no code generator",
+            hint=f"`infc estimate MODEL --target {target.name}` predicts what it would do",
+        )
 
 
 def _refuse_unsupported(

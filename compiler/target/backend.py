@@ -96,19 +96,28 @@ class LoadedPrograms:
     check: Callable[[], None]
 
 
-class Backend(Protocol):
-    """What makes a chip a target. Every method is a function of its arguments alone."""
+class CostOnlyBackend(Protocol):
+    """What makes a chip a target of the cost model: all its targets are of kind `model-only`.
+
+    One that also offers links in place of a target's own has `links() -> Sequence[str]`, their
+    names, and `link(name) -> infc.target.links.LinkOption`.
+    """
 
     api_version: int
     name: str
-    storage_types: frozenset[str]
-    """Storage types its matrix products read as they are."""
 
     def targets(self) -> Sequence[TargetStatus]:
         """The targets it knows, with the reason for each that cannot be used here."""
 
     def resolve(self, spec: str) -> Target:
         """The facts of a target by name; probes the host where the name asks for it."""
+
+
+class Backend(CostOnlyBackend, Protocol):
+    """What makes a chip a target. Every method is a function of its arguments alone."""
+
+    storage_types: frozenset[str]
+    """Storage types its matrix products read as they are."""
 
     def unsupported(self, op: ir.Operation, target: Target) -> str | None:
         """Why a graph-level op cannot be compiled, or None where it can."""

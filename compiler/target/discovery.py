@@ -10,9 +10,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from infc.diagnostics import Code, InfcError, UserError
 from infc.target.backend import API_VERSION, Backend
+from infc.target.links import LinkOption, load_link
+from infc.target.loader import load_target
 from infc.target.schema import Target, TargetStatus
 
 GROUP = "infc.backends"
@@ -35,7 +38,7 @@ def load_backend(name: str) -> Backend:
         raise UserError(
             Code.TARGET_UNKNOWN,
             f"no backend is named {name!r}",
-            hint=_nearest(name, backend_names()),
+            hint=nearest(name, backend_names()),
         )
     if len(entries) > 1:
         owners = " and ".join(sorted(_distribution(entry) for entry in entries))
@@ -86,7 +89,40 @@ def resolve_target(spec: str) -> tuple[Backend, Target]:
         backend = load_backend(owners[0])
         return backend, backend.resolve(spec)
     known = [*names, *(status.name for status in statuses)]
-    raise UserError(Code.TARGET_UNKNOWN, f"no target is named {spec!r}", hint=_nearest(spec, known))
+    raise UserError(Code.TARGET_UNKNOWN, f"no target is named {spec!r}", hint=nearest(spec, known))
+
+
+def find_target(spec: str) -> Target:
+    """The facts of a target to be estimated: a name, or the path of a target file (`.toml`).
+
+    Raises:
+        UserError: as `resolve_target`, or the file cannot be read or is wrong (INF3002).
+    """
+    return load_target(Path(spec)) if spec.endswith(".toml") else resolve_target(spec)[1]
+
+
+def find_link(spec: str) -> LinkOption:
+    """A link to put in place of a target's own: a name, or the path of a link file (`.toml`).
+
+    Raises:
+        UserError: no backend offers it (INF3001), or the file cannot be read or is wrong (INF3002).
+    """
+    if spec.endswith(".toml"):
+        return load_link(Path(spec))
+    known: list[str] = []
+    for status in {status.backend: status for status in list_targets()}.values():
+        if status.kind == "unknown":
+            continue  # a broken backend breaks nothing else
+        backend = load_backend(status.backend)
+        names = backend.links() if hasattr(backend, "links") else []
+        if spec in names:
+            return backend.link(spec)
+        known += names
+    raise UserError(
+        Code.TARGET_UNKNOWN,
+        f"no link is named {spec!r}",
+        hint=f"known ones: {', '.join(sorted(known))}" if known else None,
+    )
 
 
 def _import(entry: EntryPoint) -> Backend:
@@ -117,8 +153,8 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """A hint that names what the user may have meant, else where to look."""
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint that names which target or backend may have been meant, else where to look."""
     matches = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
     if not matches:
         return "`infc targets` lists all of them"

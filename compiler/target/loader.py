@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources.abc import Traversable
+from typing import Any
 
 from pydantic import ValidationError
 
-from infc.diagnostics import Code, Problem, UserError
+from infc.diagnostics import Code, Problem, UserError, count
 from infc.target.schema import Target
 
 _NO_FACT = frozenset(
@@ -44,57 +46,96 @@ def load_target(file: Traversable) -> Target:
         UserError: it cannot be read, is no TOML, or says something the schema refuses (all findings
             are listed).
     """
+    return parse_target(read_text(file), location=str(file))
+
+
+def read_text(file: Traversable) -> str:
+    """The text of a target file; raises UserError (INF3002)."""
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             Code.TARGET_FORMAT, f"cannot read the target file: {error}", location=str(file)
         ) from error
-    return parse_target(text, location=str(file))
 
 
 def parse_target(text: str, *, location: str) -> Target:
     """Read the text of a target file; errors name `location`."""
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(
-            Code.TARGET_FORMAT, f"the target file is no valid TOML: {error}", location=location
-        ) from error
-    return make_target(document, location=location)
+    return make_target(read_toml(text, location=location), location=location)
 
 
 def make_target(document: Mapping[str, object], *, location: str) -> Target:
     """A target from a document in the form of a target file; errors name `location`."""
-    notes = _Notes()
+    plain, notes = plain_facts(document, location=location)
+    with schema_errors(plain, location=location):
+        return Target.model_validate(
+            plain | {"sources": notes.sources, "assumptions": notes.assumptions}
+        )
+
+
+def read_toml(text: str, *, location: str) -> dict[str, Any]:
+    """The document of a target file's text; raises UserError (INF3002)."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(
+            Code.TARGET_FORMAT, f"the target file is no valid TOML: {error}", location=location
+        ) from error
+
+
+def plain_facts(
+    document: Mapping[str, object], *, location: str
+) -> tuple[dict[str, object], Notes]:
+    """A document without what it says about origins, and that apart.
+
+    Raises:
+        UserError: a fact has no source, or says several things (INF3002); all are listed.
+    """
+    notes = Notes()
     plain = _strip(document, "", False, notes)
-    problems = list(notes.problems)
-    if isinstance(plain, dict) and not problems:
-        try:
-            return Target.model_validate(
-                plain | {"sources": notes.sources, "assumptions": notes.assumptions}
-            )
-        except ValidationError as error:
-            problems = [
-                Problem(_sentence(item["msg"]), _path(item["loc"], plain) or None)
-                for item in error.errors(include_url=False)
-            ]
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    raise UserError(
-        Code.TARGET_FORMAT, f"the target file has {count}", location=location, problems=problems
+    if notes.problems or not isinstance(plain, dict):
+        raise _report(notes.problems, location)
+    return plain, notes
+
+
+@contextmanager
+def schema_errors(plain: object, *, location: str) -> Iterator[None]:
+    """What the schema refuses in a document becomes one UserError (INF3002) that lists it all."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = [
+            Problem(_sentence(item["msg"]), _path(item["loc"], plain) or None)
+            for item in error.errors(include_url=False)
+        ]
+        raise _report(problems, location) from None
+
+
+def _report(problems: Sequence[Problem], location: str) -> UserError:
+    return UserError(
+        Code.TARGET_FORMAT,
+        f"the target file has {count(len(problems), 'problem')}",
+        location=location,
+        problems=problems,
     )
 
 
 @dataclass
-class _Notes:
-    """What `_strip` takes out of a document."""
+class Notes:
+    """What a document says about the origin of its facts, by their dotted path.
+
+    Attributes:
+        sources: where they come from.
+        assumptions: why they were chosen where no figure is known, or that they are not known.
+        problems: facts that say neither.
+    """
 
     sources: dict[str, str] = field(default_factory=dict)
     assumptions: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
-def _strip(node: object, path: str, sourced: bool, notes: _Notes) -> object:
+def _strip(node: object, path: str, sourced: bool, notes: Notes) -> object:
     """The document without sources; a fact of unknown value is left out as None."""
     if isinstance(node, Mapping):
         if "value" in node or "unknown" in node:
@@ -115,7 +156,7 @@ def _strip(node: object, path: str, sourced: bool, notes: _Notes) -> object:
     return node
 
 
-def _strip_fact(fact: Mapping[str, object], path: str, sourced: bool, notes: _Notes) -> object:
+def _strip_fact(fact: Mapping[str, object], path: str, sourced: bool, notes: Notes) -> object:
     stray = sorted(set(fact) - _FACT_KEYS)
     if stray or ("value" in fact) == ("unknown" in fact):
         notes.problems.append(
@@ -131,7 +172,7 @@ def _strip_fact(fact: Mapping[str, object], path: str, sourced: bool, notes: _No
     return fact.get("value")
 
 
-def _note(table: Mapping[str, object], path: str, keys: tuple[str, ...], notes: _Notes) -> bool:
+def _note(table: Mapping[str, object], path: str, keys: tuple[str, ...], notes: Notes) -> bool:
     """Keep what a table says about the origin of its facts; whether it says anything."""
     found = [key for key in keys if key in table]
     for key in found:
