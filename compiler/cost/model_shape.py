@@ -139,9 +139,9 @@ def shape_from_config(
         findings.raise_if_any()
         raise InternalError("findings were not raised")
     family, settings, tied = found
-    if not settings.has("head_dim"):
-        _expect_whole_heads(settings)
     config = read_config(settings, family, None)
+    if findings.settings_are_sound and not settings.has("head_dim"):
+        _expect_whole_heads(settings)
     bias = family.qkv_bias or settings.flag("attention_bias", False)
     findings.raise_if_any()
     return _shape(config, name or config.family, tied=tied, qkv_bias=bias)
@@ -160,7 +160,7 @@ def shape_from_source(source: ModelSource) -> ModelShape:
 
 def _expect_whole_heads(settings: Settings) -> None:
     hidden, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
-    if hidden % heads and settings.findings.settings_are_sound:
+    if hidden % heads:
         settings.wrong("hidden_size", f"a multiple of {heads} heads", str(hidden))
 
 

@@ -1,4 +1,4 @@
-"""The kernels of one step of a transformer on one device, and the bytes that lie there.
+"""The kernels of one step of a transformer on one device.
 
 A block is two norms, the fused q, k and v product, rope (with the norms of queries and keys), the
 attention, its output product, the fused gate and up product, the activation and the down product.
@@ -30,7 +30,7 @@ from infc.diagnostics import Code, UserError
 
 ACTIVATION = "bf16"
 """Dtype of activations, embedding and head."""
-_ACTIVATION_BYTES = 2
+ACTIVATION_BYTES = 2
 _ALL_REDUCES_A_BLOCK = 2
 
 
@@ -117,7 +117,7 @@ def step_kernels(shape: ModelShape, split: Split, rows: Rows) -> Counter[Query]:
     Decoding is a step of one token a sequence. Only the last position of a sequence has logits.
     """
     kernels: Counter[Query] = Counter()
-    hidden_bytes = rows.tokens * shape.hidden * _ACTIVATION_BYTES
+    hidden_bytes = rows.tokens * shape.hidden * ACTIVATION_BYTES
     kernels[Elementwise(2 * hidden_bytes)] += 1  # the embedding
     for window, layers in Counter(shape.windows).items():
         for query in _block(shape, split, rows, window):
@@ -140,7 +140,7 @@ def _block(shape: ModelShape, split: Split, rows: Rows, window: int) -> Iterator
     heads, kv_heads = shape.heads // ways, max(1, shape.kv_heads // ways)
     queries, keys = heads * shape.head_dim, kv_heads * shape.head_dim
     inner = shape.inner // ways
-    wide = tokens * _ACTIVATION_BYTES
+    wide = tokens * ACTIVATION_BYTES
     # Each norm adds the residual: it reads and writes both.
     yield from [Elementwise(4 * hidden * wide)] * (4 if shape.post_norms else 2)
     yield Gemm(tokens, queries + 2 * keys, hidden, split.dtype)
@@ -172,40 +172,9 @@ def _attention(
 
 def _head(shape: ModelShape, split: Split, batch: int) -> Iterator[Query]:
     """Final norm and logits of one position a sequence."""
-    yield Elementwise(2 * batch * shape.hidden * _ACTIVATION_BYTES)
+    yield Elementwise(2 * batch * shape.hidden * ACTIVATION_BYTES)
     share = math.ceil(shape.vocabulary / split.tensor)
     yield Gemm(batch, share, shape.hidden, ACTIVATION)
     if split.tensor > 1:
-        logits = batch * shape.vocabulary * _ACTIVATION_BYTES
+        logits = batch * shape.vocabulary * ACTIVATION_BYTES
         yield Collective("all-gather", split.tensor, logits)
-
-
-def weight_bytes(shape: ModelShape, split: Split) -> int:
-    """Weights of the fullest device: its blocks, and the larger of embedding and head with them.
-
-    A device of a pipeline's first stage has the embedding, one of its last the head; of a single
-    stage both.
-    """
-    blocks = math.ceil(shape.layers / split.pipeline)
-    matrices = blocks * shape.matrix_parameters * DTYPE_BYTES[split.dtype] / split.tensor
-    vectors = (blocks * shape.vector_parameters + shape.hidden) * _ACTIVATION_BYTES
-    tables = 2 if split.pipeline == 1 and not shape.tied else 1
-    return math.ceil(
-        matrices + vectors + tables * shape.embedding_parameters * _ACTIVATION_BYTES / split.tensor
-    )
-
-
-def kv_share(shape: ModelShape, split: Split) -> float:
-    """Share of a sequence's KV cache that lies on the fullest device."""
-    heads = max(1 / shape.kv_heads, 1 / split.tensor)
-    return heads * math.ceil(shape.layers / split.pipeline) / shape.layers
-
-
-def activation_bytes(shape: ModelShape, split: Split, tokens: int, logit_rows: int) -> int:
-    """The most that is alive in a step of so many tokens: two of the hidden width, and either what
-    the feed-forward part or what the attention makes of them, or the logits in f32."""
-    inner = 3 * shape.inner / split.tensor
-    attention = 2 * (shape.query_width + 2 * shape.kv_width) / split.tensor
-    block = tokens * (2 * shape.hidden + max(inner, attention)) * _ACTIVATION_BYTES
-    logits = logit_rows * shape.vocabulary * 4 / split.tensor
-    return math.ceil(max(block, logits))

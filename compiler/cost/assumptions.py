@@ -1,0 +1,69 @@
+"""What an estimate takes for granted: figures nobody published, and simplifications."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from infc.cost.bounds import Machinery
+from infc.cost.kernels.queries import DTYPE_BYTES
+from infc.cost.transformer import ACTIVATION, Split
+from infc.cost.workload import Workload
+from infc.target.schema import Target
+
+
+def assumptions_of(
+    split: Split, workload: Workload, machinery: Machinery, *, equal_lengths: bool
+) -> tuple[str, ...]:
+    """One sentence each, the target's figures first."""
+    return (
+        *_figures(machinery.target, split),
+        *_constants(machinery),
+        *_workload(split, workload, machinery, equal_lengths=equal_lengths),
+    )
+
+
+def _figures(target: Target, split: Split) -> Iterator[str]:
+    """Assumed figures that a deployment reads, and those that are missing."""
+    read = [f"memories.{target.holding_memory().name}", "launch_ns"]
+    read += [f"compute.{unit.name}" for unit in target.compute]
+    links = [target.link("chips")] if split.devices > 1 else []
+    links += [target.link("machines")] if split.devices > target.count else []
+    read += [f"links.{link.name}" for link in links if link is not None]
+    read += ["power_watts", "price_usd_per_hour"]
+    for path, reason in target.assumptions.items():
+        if path == "" or any(path == part or path.startswith(f"{part}.") for part in read):
+            yield f"{target.name}: {path}: {reason}" if path else f"{target.name}: {reason}"
+    if split.tensor > target.count:
+        yield (
+            f"{target.name}: collectives among {split.tensor} devices run as within one machine "
+            f"of {target.count}"
+        )
+
+
+def _constants(machinery: Machinery) -> Iterator[str]:
+    """Where the constants of kernels and of the engine were measured."""
+    target, profile, engine = machinery.target, machinery.profile, machinery.engine
+    if profile is None:
+        yield f"no kernel was measured on {target.name}: efficiencies are those of its target file"
+    elif profile.target != target.name:
+        yield (
+            f"kernels reach the same shares of {target.name}'s figures as were measured on "
+            f"{profile.target}"
+        )
+    if engine is None:
+        yield "no serving engine: the kernels' times alone, each launched by itself"
+    elif engine.target != target.name:
+        yield f"{engine.name} takes the time of its own that it was measured to on {engine.target}"
+
+
+def _workload(
+    split: Split, workload: Workload, machinery: Machinery, *, equal_lengths: bool
+) -> Iterator[str]:
+    """Simplifications of the model and of the requests."""
+    if DTYPE_BYTES[split.dtype] < DTYPE_BYTES[ACTIVATION]:
+        yield f"embedding, head, norms and activations stay in {ACTIVATION}"
+    if workload.concurrency > 1:
+        lengths = "all requests are equally long" if equal_lengths else "lengths vary"
+        yield f"users send the next request when they have the last answer; {lengths}"
+    if machinery.target.power_basis == "chip" and machinery.target.power_watts is not None:
+        yield "power is that of the chips at full load the whole time"

@@ -1,0 +1,165 @@
+"""What a serving engine adds to its kernels: a few constants, and how far they were off.
+
+An engine profile is TOML beside the target profiles: the engine and its version, the target it was
+measured on, eight constants, and the residuals of measurements that took no part in the fit. What
+the constants mean is said in `CONSTANTS`; docs/serving.md has the formulas.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.resources.abc import Traversable
+from typing import Final, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from infc.cost.kernels.classes import ConstantSpec
+from infc.cost.kernels.profile import Constant, Residuals
+from infc.diagnostics import Code, Problem, UserError
+from infc.target.schema import Facts
+
+CONSTANTS: Final = (
+    ConstantSpec(
+        "layer_seconds",
+        "s",
+        0.0,
+        2e-4,
+        "of each block in each step beyond its kernels' work: launches, gaps, the host",
+    ),
+    ConstantSpec(
+        "request_seconds",
+        "s",
+        0.0,
+        5e-4,
+        "of each running request in each decode step: scheduling, sampling, streaming",
+    ),
+    ConstantSpec(
+        "interference",
+        "1",
+        0.0,
+        1.5,
+        "share of each other request's prefill that running requests wait for",
+    ),
+    ConstantSpec("first_token_seconds", "s", 0.0, 0.5, "from a request's arrival to its start"),
+    ConstantSpec(
+        "prompts_ahead",
+        "1",
+        1.0,
+        16.0,
+        "prompts that start together where all requests are equally long, one's own included",
+    ),
+    ConstantSpec(
+        "queue_share",
+        "1",
+        0.0,
+        1.0,
+        "share of the running requests whose prefill comes before one's own",
+    ),
+    ConstantSpec("memory_share", "1", 0.3, 1.0, "share of the memory that the engine takes"),
+    ConstantSpec(
+        "reserved_bytes",
+        "B",
+        0.0,
+        3e10,
+        "of that on each device for neither weights nor cache: graphs, workspaces, activations",
+    ),
+)
+TTFT: Final = "time_to_first_token"
+TPOT: Final = "time_per_output_token"
+
+
+class EngineProfile(Facts):
+    """The constants of one engine.
+
+    Attributes:
+        schema_version: of the file.
+        name: of the engine.
+        versions: that were measured.
+        target: it was measured on.
+        source: of the measurements, with their licence.
+        rows: measurements that were fitted.
+        constants: by name, see `CONSTANTS`.
+        elsewhere: standard deviation of ln(measured / predicted) from one set of measurements
+            (engine, version, harness) to another; what the same constants are off by on others.
+        residuals: by `TTFT` and `TPOT`.
+    """
+
+    schema_version: Literal[1] = 1
+    name: str = Field(min_length=1)
+    versions: str
+    target: str
+    source: str = Field(min_length=1)
+    rows: int = Field(ge=1)
+    elsewhere: float = Field(ge=0)
+    constants: Mapping[str, Constant]
+    residuals: Mapping[str, Residuals]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        specs = {spec.name: spec for spec in CONSTANTS}
+        found = [f"missing constant {key!r}" for key in specs if key not in self.constants]
+        for key, constant in self.constants.items():
+            if key not in specs:
+                found.append(f"expected the constants {', '.join(specs)}, got {key!r}")
+            else:
+                found += _disagreements(constant, specs[key])
+        if set(self.residuals) != {TTFT, TPOT}:
+            got = ", ".join(self.residuals) or "none"
+            found.append(f"expected residuals of {TTFT} and {TPOT}, got {got}")
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
+    @cached_property
+    def values(self) -> Mapping[str, float]:
+        """The constants as plain numbers."""
+        return {name: constant.value for name, constant in self.constants.items()}
+
+
+def _disagreements(constant: Constant, spec: ConstantSpec) -> list[str]:
+    if constant.unit != spec.unit:
+        return [f"{spec.name} is in {spec.unit!r}, got {constant.unit!r}"]
+    if not spec.low <= constant.value <= spec.high:
+        return [
+            f"{spec.name} must be between {spec.low:g} and {spec.high:g} {spec.unit}, "
+            f"got {constant.value:g}"
+        ]
+    return []
+
+
+def load_engine(file: Traversable) -> EngineProfile:
+    """Read an engine profile.
+
+    Raises:
+        UserError: it cannot be read, is no TOML, or says something that cannot be (INF3006; all
+            findings are listed).
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            Code.PROFILE_FORMAT, f"cannot read the engine profile: {error}", location=str(file)
+        ) from error
+    return parse_engine(text, location=str(file))
+
+
+def parse_engine(text: str, *, location: str) -> EngineProfile:
+    """Read the text of an engine profile; errors (INF3006) name `location`."""
+    try:
+        return EngineProfile.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(
+            Code.PROFILE_FORMAT, f"the engine profile is no valid TOML: {error}", location=location
+        ) from error
+    except ValidationError as error:
+        problems = [
+            Problem(line, ".".join(str(step) for step in item["loc"]) or None)
+            for item in error.errors(include_url=False)
+            for line in item["msg"].removeprefix("Value error, ").split("\n")
+        ]
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise UserError(
+        Code.PROFILE_FORMAT, f"the engine profile has {count}", location=location, problems=problems
+    )

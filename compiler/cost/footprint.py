@@ -1,0 +1,118 @@
+"""Bytes that a model takes on the fullest of its devices, and how many requests fit beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from infc.cost.engine import EngineProfile
+from infc.cost.kernels.queries import DTYPE_BYTES
+from infc.cost.model_shape import ModelShape
+from infc.cost.transformer import ACTIVATION_BYTES, Split
+from infc.cost.workload import Workload
+from infc.memory.fit import FitReport, fit_report
+from infc.target.schema import Target
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of the fullest device.
+
+    Attributes:
+        weights: of its share of the model.
+        kv_cache: of all requests that run at a time, each at its full length.
+        activations: of the largest step.
+        reserved: that the engine keeps for other things.
+    """
+
+    weights: int
+    kv_cache: int
+    activations: int
+    reserved: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.kv_cache + self.activations + self.reserved
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a workload takes of the memory, and what fits.
+
+    Attributes:
+        use: of the requests that run at a time.
+        fit: of all requests of the workload at a time, at their full length.
+        room: requests that run at a time when they come one after the other and each has half of
+            its output in the cache on average; 0 where the weights leave no room for a whole one.
+    """
+
+    use: MemoryUse
+    fit: FitReport
+    room: int
+
+
+def footprint(
+    shape: ModelShape,
+    split: Split,
+    workload: Workload,
+    target: Target,
+    engine: EngineProfile | None,
+) -> Footprint:
+    """The memory of a workload."""
+    requests = max(workload.batch, workload.concurrency)
+    # A batch is prefilled in one call; users come one at a time, among the others' decoding.
+    prompts = 1 if workload.concurrency > 1 else requests
+    weights = weight_bytes(shape, split)
+    activations = activation_bytes(shape, split, max(prompts * workload.prompt, requests), requests)
+    memory = target.holding_memory()
+    capacity, reserved = memory.size_bytes * memory.count, 0
+    if engine is not None:
+        capacity = math.floor(capacity * engine.values["memory_share"])
+        # The activations lie in what an engine reserves.
+        reserved = max(0, round(engine.values["reserved_bytes"]) - activations)
+    fixed = weights + activations + reserved
+
+    length = workload.context + workload.prompt + workload.new_tokens
+    share = kv_share(shape, split)
+    position, ring = (share * size for size in shape.kv_bytes(length, split.kv_dtype))
+    fit = fit_report(capacity, fixed, position, ring, length, requests)
+    whole = ring + position * length
+    on_average = whole - position * (workload.new_tokens // 2)
+    room = 0 if fixed + whole > capacity else int((capacity - fixed) // on_average)
+    if fit.fits or workload.concurrency == 1:
+        cache = math.ceil(requests * whole)
+    else:
+        cache = math.ceil(max(1, room) * on_average)
+    return Footprint(MemoryUse(weights, cache, activations, reserved), fit, room)
+
+
+def weight_bytes(shape: ModelShape, split: Split) -> int:
+    """Weights of the fullest device: its blocks, and the larger of embedding and head with them.
+
+    A device of a pipeline's first stage has the embedding, one of its last the head; of a single
+    stage both.
+    """
+    blocks = math.ceil(shape.layers / split.pipeline)
+    matrices = blocks * shape.matrix_parameters * DTYPE_BYTES[split.dtype] / split.tensor
+    vectors = (blocks * shape.vector_parameters + shape.hidden) * ACTIVATION_BYTES
+    tables = 2 if split.pipeline == 1 and not shape.tied else 1
+    return math.ceil(
+        matrices + vectors + tables * shape.embedding_parameters * ACTIVATION_BYTES / split.tensor
+    )
+
+
+def kv_share(shape: ModelShape, split: Split) -> float:
+    """Share of a sequence's KV cache that lies on the fullest device."""
+    heads = max(1 / shape.kv_heads, 1 / split.tensor)
+    return heads * math.ceil(shape.layers / split.pipeline) / shape.layers
+
+
+def activation_bytes(shape: ModelShape, split: Split, tokens: int, logit_rows: int) -> int:
+    """The most that is alive in a step of so many tokens: two of the hidden width, and either what
+    the feed-forward part or what the attention makes of them, or the logits in f32."""
+    inner = 3 * shape.inner / split.tensor
+    attention = 2 * (shape.query_width + 2 * shape.kv_width) / split.tensor
+    block = tokens * (2 * shape.hidden + max(inner, attention)) * ACTIVATION_BYTES
+    logits = logit_rows * shape.vocabulary * 4 / split.tensor
+    return math.ceil(max(block, logits))
