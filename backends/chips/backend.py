@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 
+from infc.cost.engine import EngineProfile, load_engine
+from infc.cost.kernels.profile import Profile, load_profile
 from infc.diagnostics import Code, UserError
 from infc.target.backend import API_VERSION
 from infc.target.discovery import nearest
@@ -47,12 +49,25 @@ class ChipsBackend:
         """A link by name, one of `links()`."""
         return load_link(_FOLDER / "links" / f"{name}.toml")
 
+    def profiles(self) -> Sequence[Profile]:
+        """Constants of kernels that were measured."""
+        return [load_profile(_FOLDER / "profiles" / f"{name}.toml") for name in _names("profiles")]
+
+    def engines(self) -> Sequence[str]:
+        """Names of the serving engines that were measured."""
+        return _names("engines")
+
+    def engine(self, name: str) -> EngineProfile:
+        """An engine by name, one of `engines()`."""
+        return load_engine(_FOLDER / "engines" / f"{name}.toml")
+
 
 def _names(folder: str) -> list[str]:
+    """Files of facts in a folder, by name."""
+    found = _FOLDER / folder
+    files_there = found.iterdir() if found.is_dir() else ()
     return sorted(
-        file.name.removesuffix(".toml")
-        for file in (_FOLDER / folder).iterdir()
-        if file.name.endswith(".toml")
+        file.name.removesuffix(".toml") for file in files_there if file.name.endswith(".toml")
     )
 
 

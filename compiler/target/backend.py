@@ -99,8 +99,10 @@ class LoadedPrograms:
 class CostOnlyBackend(Protocol):
     """What makes a chip a target of the cost model: all its targets are of kind `model-only`.
 
-    One that also offers links in place of a target's own has `links() -> Sequence[str]`, their
-    names, and `link(name) -> infc.target.links.LinkOption`.
+    Any backend may have more to offer: links in place of a target's own, by `links() ->
+    Sequence[str]`, their names, and `link(name) -> infc.target.links.LinkOption`; constants fitted
+    to measurements, by `profiles() -> Sequence[infc.cost.kernels.profile.Profile]`; and serving
+    engines, by `engines() -> Sequence[str]` and `engine(name) -> infc.cost.engine.EngineProfile`.
     """
 
     api_version: int

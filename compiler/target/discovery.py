@@ -8,9 +8,10 @@ else.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any, cast
 
 from infc.diagnostics import Code, InfcError, UserError
 from infc.target.backend import API_VERSION, Backend
@@ -110,19 +111,27 @@ def find_link(spec: str) -> LinkOption:
     if spec.endswith(".toml"):
         return load_link(Path(spec))
     known: list[str] = []
-    for status in {status.backend: status for status in list_targets()}.values():
-        if status.kind == "unknown":
-            continue  # a broken backend breaks nothing else
-        backend = load_backend(status.backend)
-        names = backend.links() if hasattr(backend, "links") else []
+    for backend in offering("links"):
+        names = backend.links()
         if spec in names:
-            return backend.link(spec)
+            return cast(LinkOption, backend.link(spec))
         known += names
     raise UserError(
         Code.TARGET_UNKNOWN,
         f"no link is named {spec!r}",
         hint=f"known ones: {', '.join(sorted(known))}" if known else None,
     )
+
+
+def offering(method: str) -> Iterator[Any]:
+    """The backends that have an optional method; those that are broken are passed over."""
+    for name in backend_names():
+        try:
+            backend = load_backend(name)
+        except UserError:
+            continue
+        if hasattr(backend, method):
+            yield backend
 
 
 def _import(entry: EntryPoint) -> Backend:

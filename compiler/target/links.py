@@ -37,24 +37,15 @@ def load_link(file: Traversable) -> LinkOption:
 
 
 def with_link(target: Target, option: LinkOption) -> Target:
-    """The target with the link as its usual one between chips or machines.
-
-    What the link's ports draw is added to the chip's power, where both are known.
-    """
+    """The target with the link as its usual one between chips or machines."""
     link = option.link
     others = [old for old in target.links if old.joins != link.joins]
     replaced = [f"links.{old.name}" for old in target.links if old.joins == link.joins]
-    power = target.power_watts
-    if power is not None and link.power_watts is not None:
-        power += link.power_watts
     return target.model_copy(
         update={
             "links": (link, *others),
-            "power_watts": power,
-            "sources": _notes(target.sources, replaced, option.link.name, option.sources),
-            "assumptions": _notes(
-                target.assumptions, replaced, option.link.name, option.assumptions
-            ),
+            "sources": _notes(target.sources, replaced, link.name, option.sources),
+            "assumptions": _notes(target.assumptions, replaced, link.name, option.assumptions),
         }
     )
 
