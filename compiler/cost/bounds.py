@@ -50,7 +50,7 @@ def bounded(times: Estimate, phase: str, split: Split, machinery: Machinery) -> 
     residuals = engine.residuals[phase]
     low, high = -residuals.low, residuals.high
     if machinery.target.name != engine.target:
-        low, high = (math.hypot(bound, _NORMAL_90 * engine.elsewhere) for bound in (low, high))
+        low, high = (math.hypot(bound, _NORMAL_90 * residuals.elsewhere) for bound in (low, high))
     if machinery.profile is None:
         low = math.hypot(low, math.log(times.mid / times.low) if times.low > 0 else math.inf)
         high = math.hypot(high, math.log(times.high / times.mid))

@@ -16,7 +16,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from infc.cost.kernels.classes import ConstantSpec
-from infc.cost.kernels.profile import Constant, Residuals
+from infc.cost.kernels.profile import Constant, Residuals, dump_toml
 from infc.diagnostics import Code, Problem, UserError
 from infc.target.schema import Facts
 
@@ -70,6 +70,17 @@ TTFT: Final = "time_to_first_token"
 TPOT: Final = "time_per_output_token"
 
 
+class EngineResiduals(Residuals):
+    """How measurements lie about the model that did not see them.
+
+    Attributes:
+        elsewhere: standard deviation of ln(measured / predicted) of whole sets of measurements
+            (models, versions, harnesses) that the constants were not fitted to.
+    """
+
+    elsewhere: float = Field(ge=0)
+
+
 class EngineProfile(Facts):
     """The constants of one engine.
 
@@ -81,8 +92,6 @@ class EngineProfile(Facts):
         source: of the measurements, with their licence.
         rows: measurements that were fitted.
         constants: by name, see `CONSTANTS`.
-        elsewhere: standard deviation of ln(measured / predicted) from one set of measurements
-            (engine, version, harness) to another; what the same constants are off by on others.
         residuals: by `TTFT` and `TPOT`.
     """
 
@@ -92,9 +101,8 @@ class EngineProfile(Facts):
     target: str
     source: str = Field(min_length=1)
     rows: int = Field(ge=1)
-    elsewhere: float = Field(ge=0)
     constants: Mapping[str, Constant]
-    residuals: Mapping[str, Residuals]
+    residuals: Mapping[str, EngineResiduals]
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -163,3 +171,8 @@ def parse_engine(text: str, *, location: str) -> EngineProfile:
     raise UserError(
         Code.PROFILE_FORMAT, f"the engine profile has {count}", location=location, problems=problems
     )
+
+
+def dump_engine(engine: EngineProfile) -> str:
+    """The profile as TOML: one form for one profile."""
+    return dump_toml(engine.model_dump(mode="json"))

@@ -179,8 +179,13 @@ def parse_profile(text: str, *, location: str) -> Profile:
 
 def dump_profile(profile: Profile) -> str:
     """The profile as TOML: one form for one profile."""
+    return dump_toml(profile.model_dump(mode="json"))
+
+
+def dump_toml(document: Mapping[str, object]) -> str:
+    """A document of tables, strings and numbers as TOML, in the order it has."""
     lines: list[str] = []
-    _dump_table(profile.model_dump(mode="json"), (), lines)
+    _dump_table(document, (), lines)
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
