@@ -11,6 +11,7 @@ import click
 import infc
 from infc.cli.commands.bench import bench_command
 from infc.cli.commands.compile import compile_command
+from infc.cli.commands.estimate import estimate_command
 from infc.cli.commands.explain import explain_command
 from infc.cli.commands.opt import opt_command
 from infc.cli.commands.run import run_command
@@ -52,6 +53,7 @@ Examples:
   infc run model.gguf --prompt "The capital of France is"
   infc compile model.gguf --target cpu -o model.infc
   infc bench model.infc --prompt-tokens 512 --new-tokens 128
+  infc estimate config.json --compare
   infc explain INF5004
 
 \b
@@ -68,6 +70,7 @@ main = InfcGroup(
         compile_command,
         bench_command,
         explain_command,
+        estimate_command,
         targets_command,
         opt_command,
     ],

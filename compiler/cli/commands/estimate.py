@@ -1,0 +1,246 @@
+"""`infc estimate`: what a model would do on machines that need not be here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from infc.cli.output import print_json
+from infc.cli.paths import NamedPath
+
+if TYPE_CHECKING:
+    from infc.driver.estimation import Comparison, Deployment, Model
+
+AUTO = "auto"
+EPILOG = """\b
+Examples:
+  infc estimate samples/configs/llama-3.1-70b.json --target nvidia-h100-sxm --devices 8 --dtype fp8
+  infc estimate model.gguf --target cpu --prompt 512 --new-tokens 128
+  infc estimate config.json --compare --plot targets.svg
+  infc estimate config.json --target auto --optimize watt
+  infc estimate config.json --target nvidia-h200 --set memory.hbm.bandwidth=4.8TB/s,8TB/s
+  infc estimate config.json --prefill-target nvidia-b200 --decode-target nvidia-h200
+  infc estimate config.json --target ./mychip.toml --json
+
+docs/targets.md says what a target file holds and which figures --set takes.
+"""
+
+
+@click.command("estimate", epilog=EPILOG, short_help="Predict a model on any machine.")
+@click.argument("model", metavar="MODEL-OR-CONFIG.json", type=NamedPath())
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    help="A target of `infc targets`, a target file (.toml), or auto; several with --compare.",
+)
+@click.option("--prefill-target", metavar="TARGET", help="Where prefill runs, if elsewhere.")
+@click.option("--decode-target", metavar="TARGET", help="Where decode runs, if elsewhere.")
+@click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Chips that share the model (of each phase).  [default: the fewest that hold it]",
+)
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Chips that share each block; the rest are pipeline stages.  [default: as many as can]",
+)
+@click.option(
+    "--dtype",
+    metavar="TYPE",
+    help="Weights and their arithmetic: f32, bf16, f16, fp8, int8, fp4.  [default: the model's]",
+)
+@click.option("--kv-dtype", metavar="TYPE", help="The KV cache, likewise.  [default: bf16]")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Requests that start together.",
+)
+@click.option(
+    "--prompt",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1024,
+    show_default=True,
+    help="Tokens of a prompt.",
+)
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1024,
+    show_default=True,
+    help="Tokens of an answer.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Users, each of whom sends the next request when the last is answered.",
+)
+@click.option("--engine", metavar="NAME", help="A serving engine whose own time is added.")
+@click.option("--link", metavar="NAME", help="A link in place of the chips' own: teraphy, a file.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIGURE=VALUE[,VALUE]",
+    help="Set a figure of the target, as memory.hbm.bandwidth=4.8TB/s; several values sweep.",
+)
+@click.option(
+    "--compare", "compares", is_flag=True, help="The named targets, or all, side by side."
+)
+@click.option(
+    "--optimize",
+    type=click.Choice(["latency", "throughput", "watt", "dollar"]),
+    help="What --target auto looks for.  [default: dollar, output tokens for the money]",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.svg|.html",
+    help="Draw what is compared.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def estimate_command(
+    model: Path,
+    targets: tuple[str, ...],
+    prefill_target: str | None,
+    decode_target: str | None,
+    devices: int | None,
+    tensor_parallel: int | None,
+    dtype: str | None,
+    kv_dtype: str | None,
+    batch: int,
+    prompt: int,
+    new_tokens: int,
+    concurrency: int,
+    engine: str | None,
+    link: str | None,
+    settings: tuple[str, ...],
+    compares: bool,
+    optimize: str | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Predict times, throughput, power and cost of a model, from its sizes alone.
+
+    The model is a GGUF file, a Hugging Face folder or a config.json. No hardware is asked.
+    """
+    from infc.cli.estimate_plot import check_plot
+    from infc.cost.calibrations import find_engine
+    from infc.cost.workload import Workload
+    from infc.driver import estimation
+    from infc.driver.candidates import candidates, read_settings
+
+    figures = read_settings(settings)
+    side_by_side = compares or any(len(values) > 1 for values in figures.values())
+    _check_options(targets, prefill_target, decode_target, side_by_side, optimize, plot)
+    if batch > 1 and concurrency > 1:
+        raise click.UsageError("--batch is for one user, --concurrency for several: give one")
+    if plot is not None:
+        check_plot(plot, model)
+    read = estimation.read_model(model)
+    setup = estimation.Setup(
+        Workload(batch, prompt, new_tokens, 0, concurrency),
+        devices,
+        tensor_parallel,
+        dtype,
+        kv_dtype,
+        None if engine is None else find_engine(engine),
+    )
+    if prefill_target is not None and decode_target is not None:
+        first, second = candidates([prefill_target, decode_target], link, figures)
+        _show(read, estimation.deploy_phases(read, first[1], second[1], setup), as_json)
+        return
+    automatic = targets == (AUTO,)
+    chosen = candidates(() if automatic else targets, link, figures)
+    if not side_by_side and not automatic:
+        _show(read, estimation.deploy(read, chosen[0][1], setup), as_json)
+        return
+    found = estimation.compare(read, chosen, setup, curves=plot is not None)
+    if automatic:
+        objective = optimize or "dollar"
+        _show(read, estimation.best(found, objective), as_json, found, objective)
+    else:
+        _show_all(read, found, plot, as_json)
+
+
+def _show(
+    model: Model,
+    deployment: Deployment,
+    as_json: bool,
+    considered: Comparison | None = None,
+    objective: str = "",
+) -> None:
+    """One deployment, chosen by an objective where others were considered."""
+    from infc.cli import estimate_report as report
+    from infc.driver.sensitivity import sensitivity
+
+    # What changes on one side of two says nothing about the other.
+    rows = sensitivity(model, deployment) if deployment.prefill is None else []
+    if as_json:
+        printed = report.deployment_object(model, deployment, rows)
+        if considered is not None:
+            printed |= {"optimize": objective} | report.comparison_object(model, considered)
+        print_json(printed)
+        return
+    if considered is not None:
+        report.print_comparison(model, considered)
+        report.print_choice(deployment, objective)
+    report.print_deployment(model, deployment, rows)
+
+
+def _show_all(model: Model, found: Comparison, plot: Path | None, as_json: bool) -> None:
+    """Several deployments side by side."""
+    from infc.cli import estimate_report as report
+    from infc.cli.estimate_plot import write_plot
+
+    if plot is not None and found.rows:
+        write_plot(plot, report.heading(model, found.rows[0]), found)
+    if as_json:
+        print_json(report.comparison_object(model, found))
+        return
+    report.print_comparison(model, found)
+    if plot is not None and found.rows:
+        report.print_plot(plot)
+
+
+def _check_options(
+    targets: tuple[str, ...],
+    prefill_target: str | None,
+    decode_target: str | None,
+    compares: bool,
+    optimize: str | None,
+    plot: Path | None,
+) -> None:
+    """Usage errors: options that contradict one another, or of which one is missing."""
+    split = (prefill_target, decode_target)
+    if any(split) and not all(split):
+        raise click.UsageError("--prefill-target and --decode-target belong together")
+    if all(split) and (targets or compares):
+        raise click.UsageError(
+            "--prefill-target and --decode-target stand by themselves: without --target, "
+            "--compare or several values of --set"
+        )
+    if not any(split) and not targets and not compares:
+        raise click.UsageError("missing --target: a name, a file, auto, or --compare for all")
+    if len(targets) > 1 and not compares:
+        raise click.UsageError(f"--target {targets[1]}: several targets need --compare")
+    if AUTO in targets and (compares or len(targets) > 1):
+        raise click.UsageError("--target auto stands by itself; --compare takes all as it is")
+    if optimize is not None and targets != (AUTO,):
+        raise click.UsageError("--optimize is for --target auto")
+    if plot is not None and not compares:
+        raise click.UsageError("--plot draws what --compare or several values of --set compare")

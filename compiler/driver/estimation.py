@@ -1,0 +1,358 @@
+"""What a model would do on machines that need not be here: `infc estimate`.
+
+One deployment, several side by side, the best of all, or two that share the work by phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from infc.cost.calibrations import find_profile
+from infc.cost.deployment import DeploymentEstimate, deployment_estimate
+from infc.cost.disaggregation import Handover, Side, decode_part, disaggregate, prefill_part
+from infc.cost.engine import EngineProfile
+from infc.cost.kernels.profile import Profile
+from infc.cost.kernels.queries import DTYPE_BYTES
+from infc.cost.model_shape import ModelShape, read_shape, shape_from_source
+from infc.cost.workload import Workload
+from infc.diagnostics import Code, UserError
+from infc.frontends import open_model
+from infc.target.schema import ComputeUnit, Target
+
+MOST_DEVICES = 4096
+"""As many devices as are tried where none are asked for and a chip links that many."""
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Requests at a time along the curve of a comparison."""
+_CONVERTED = {"bf16": "f32", "f16": "f32", "fp4": "int8"}
+"""What a processor without arithmetic in a dtype converts it to."""
+
+Objective = Callable[[DeploymentEstimate], float | None]
+OBJECTIVES: Mapping[str, Objective] = {
+    "latency": lambda estimate: -estimate.tpot.mid,
+    "throughput": lambda estimate: estimate.tokens_per_s,
+    "watt": lambda estimate: estimate.tokens_per_s_per_watt,
+    "dollar": lambda estimate: (
+        None
+        if estimate.dollars_per_million_tokens is None
+        else -estimate.dollars_per_million_tokens
+    ),
+}
+"""What `--optimize` compares, more is better: the time of an output token, the output tokens a
+second of all devices, those over their power, and those over their rent."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model without its weights.
+
+    Attributes:
+        shape: its sizes.
+        dtype: the dtype of the cost model whose bytes come nearest to those of its weights.
+        notes: what was taken for granted when it was read.
+    """
+
+    shape: ModelShape
+    dtype: str = "bf16"
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is served, wherever.
+
+    Attributes:
+        workload: what users ask for.
+        devices: how many; None is the fewest that hold the model.
+        tensor_parallel: devices that share a block; None leaves it to the cost model.
+        dtype: of the weights; None is that of the model.
+        kv_dtype: of the KV cache; None is 16 bits.
+        engine: that serves; None counts the kernels alone.
+    """
+
+    workload: Workload
+    devices: int | None = None
+    tensor_parallel: int | None = None
+    dtype: str | None = None
+    kv_dtype: str | None = None
+    engine: EngineProfile | None = None
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A model on devices.
+
+    Attributes:
+        name: of the target, and what was set for it.
+        target: one of the devices.
+        devices: how many.
+        setup: with the devices and the dtype that were chosen.
+        profile: constants of its kernels, if any were measured.
+        estimate: what they do.
+        handover: between the phases, where `prefill` is on other devices.
+        prefill: the prefill side; then `target` and `devices` are the decode side.
+    """
+
+    name: str
+    target: Target
+    devices: int
+    setup: Setup
+    profile: Profile | None
+    estimate: DeploymentEstimate
+    handover: Handover | None = None
+    prefill: Side | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several deployments of one model.
+
+    Attributes:
+        rows: those that are possible.
+        left_out: name and reason of the others.
+        curves: the rows again with more and more requests at a time, by name.
+    """
+
+    rows: Sequence[Deployment]
+    left_out: Sequence[tuple[str, str]]
+    curves: Mapping[str, Sequence[Deployment]] = field(default_factory=dict)
+
+
+def read_model(path: Path) -> Model:
+    """The sizes of a GGUF file, a Hugging Face folder or a config.json.
+
+    Raises:
+        UserError: INF1001 to INF1009.
+    """
+    if path.suffix == ".json":
+        return Model(read_shape(path))
+    source = open_model(path)
+    try:
+        matrices = [info for info in source.tensors.values() if len(info.shape) > 1]
+        bits = 8 * sum(info.size_bytes for info in matrices)
+        elements = sum(_product(info.shape) for info in matrices)
+        shape = shape_from_source(source)
+    finally:
+        source.close()
+    mean = bits / max(1, elements)
+    dtype = min(("fp4", "int8", "bf16", "f32"), key=lambda name: abs(8 * DTYPE_BYTES[name] - mean))
+    note = f"weights are counted as {dtype}: those of the file take {mean:.3g} bits each"
+    return Model(shape, dtype, (note,))
+
+
+def deploy(model: Model, target: Target, setup: Setup, name: str | None = None) -> Deployment:
+    """A model on a target.
+
+    Raises:
+        UserError: it does not fit (INF2101), the target lacks a dtype or a link (INF3004), or no
+            split has so many devices (INF5001).
+    """
+    case = _Case(model, with_conversions(target), find_profile(target))
+    setup = replace(setup, dtype=setup.dtype or _dtype_for(model, case.target))
+    if setup.devices is None:
+        setup = replace(setup, devices=_fewest(case, setup))
+    estimate = case.estimate(setup)
+    if not estimate.fits:
+        raise _does_not_fit(case, setup, estimate)
+    devices = estimate.split.devices
+    return Deployment(name or target.name, case.target, devices, setup, case.profile, estimate)
+
+
+def again(model: Model, deployment: Deployment, target: Target) -> DeploymentEstimate:
+    """The same deployment with other figures of its target."""
+    return _Case(model, target, deployment.profile).estimate(deployment.setup)
+
+
+def deploy_phases(model: Model, prefill: Target, decode: Target, setup: Setup) -> Deployment:
+    """A model whose prefill and decoding are on different targets, `setup.devices` of each.
+
+    Raises:
+        UserError: as `deploy`, or a target has no link between machines (INF3004).
+    """
+    parts = (prefill_part(setup.workload), decode_part(setup.workload))
+    first, second = (
+        deploy(model, target, replace(setup, workload=part))
+        for target, part in zip((prefill, decode), parts, strict=True)
+    )
+    side = Side(first.target, first.estimate)
+    estimate, handover = disaggregate(
+        model.shape, setup.workload, side, Side(second.target, second.estimate)
+    )
+    name = f"{first.name} to {second.name}"
+    done = replace(second.setup, workload=setup.workload)
+    return replace(
+        second, name=name, setup=done, estimate=estimate, handover=handover, prefill=side
+    )
+
+
+def compare(
+    model: Model, targets: Sequence[tuple[str, Target]], setup: Setup, *, curves: bool
+) -> Comparison:
+    """A model on each of some named targets; what cannot be is left out with its reason."""
+    rows: list[Deployment] = []
+    left_out: list[tuple[str, str]] = []
+    for name, target in targets:
+        try:
+            rows.append(deploy(model, target, setup, name))
+        except UserError as error:
+            left_out.append((name, error.diagnostic.message))
+    return Comparison(
+        rows, left_out, {row.name: _curve(model, row) for row in rows} if curves else {}
+    )
+
+
+def best(comparison: Comparison, objective: str) -> Deployment:
+    """The best of the rows, the first among equals.
+
+    Raises:
+        UserError: no row is possible, or none has the figure that the objective needs (INF3004).
+    """
+    scored = [(OBJECTIVES[objective](row.estimate), row) for row in comparison.rows]
+    known = [(score, row) for score, row in scored if score is not None]
+    if known:
+        return max(known, key=lambda item: item[0])[1]
+    missing = {"watt": "power", "dollar": "price"}.get(objective, "figure")
+    raise UserError(
+        Code.TARGET_UNSUPPORTED,
+        "no target holds the model"
+        if not comparison.rows
+        else f"no target that holds the model has a {missing}",
+        notes=[f"{name}: {reason}" for name, reason in comparison.left_out],
+        hint="leave --devices out to try as many of each as hold the model"
+        if not comparison.rows
+        else "choose another --optimize",
+    )
+
+
+def with_conversions(target: Target) -> Target:
+    """A processor also computes in dtypes that it converts, at the rate of the wider one."""
+    if target.kind != "cpu":
+        return target
+    units, notes = [], dict(target.assumptions)
+    for unit in target.compute:
+        added = {
+            dtype: unit.operations_per_s[wider]
+            for dtype, wider in _CONVERTED.items()
+            if dtype not in unit.operations_per_s and wider in unit.operations_per_s
+        }
+        for dtype in added:
+            path = f"compute.{unit.name}.operations_per_s.{dtype}"
+            notes[path] = f"converted to {_CONVERTED[dtype]}, at whose rate it computes"
+        units.append(ComputeUnit.model_validate(_with_operations(unit, added)))
+    return target.model_copy(update={"compute": tuple(units), "assumptions": notes})
+
+
+def _with_operations(unit: ComputeUnit, added: Mapping[str, float]) -> dict[str, object]:
+    return unit.model_dump() | {"operations_per_s": {**unit.operations_per_s, **added}}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What stays the same while a setup is looked for."""
+
+    model: Model
+    target: Target
+    profile: Profile | None
+
+    def estimate(self, setup: Setup) -> DeploymentEstimate:
+        """What the devices of a setup do, whether or not the model fits them."""
+        estimate = deployment_estimate(
+            self.model.shape,
+            self.target,
+            devices=setup.devices or 1,
+            tensor_parallel=setup.tensor_parallel,
+            dtype=setup.dtype or self.model.dtype,
+            kv_dtype=setup.kv_dtype,
+            workload=setup.workload,
+            profile=self.profile,
+            engine=setup.engine,
+        )
+        notes = self.model.notes if setup.dtype == self.model.dtype else ()
+        return replace(estimate, assumptions=(*estimate.assumptions, *notes))
+
+    def fits(self, setup: Setup) -> bool:
+        """Whether a setup is possible."""
+        try:
+            return self.estimate(setup).fits
+        except UserError:
+            return False
+
+
+def _dtype_for(model: Model, target: Target) -> str:
+    """The dtype of the model's weights, or the next wider one that the target computes in."""
+    known = {dtype for unit in target.compute for dtype in unit.operations_per_s}
+    wide = sorted(
+        (dtype for dtype in known & set(DTYPE_BYTES)), key=lambda name: (DTYPE_BYTES[name], name)
+    )
+    least = DTYPE_BYTES[model.dtype]
+    if model.dtype in known:
+        return model.dtype
+    return next((name for name in wide if DTYPE_BYTES[name] >= least), model.dtype)
+
+
+def _fewest(case: _Case, setup: Setup) -> int:
+    """The least power of two of devices that holds the workload; of all too few, as many as are."""
+    most = 1 if not case.target.links else min(MOST_DEVICES, max(case.target.count, 64))
+    tried = 1
+    for devices in (2**power for power in range(most.bit_length())):
+        if setup.tensor_parallel and devices % setup.tensor_parallel:
+            continue
+        try:
+            fits = case.estimate(replace(setup, devices=devices)).fits
+        except UserError as error:
+            if error.code is not Code.OPTION:
+                raise
+            continue  # the model cannot be spread over so many
+        tried = devices
+        if fits:
+            break
+    return tried
+
+
+def _does_not_fit(case: _Case, setup: Setup, estimate: DeploymentEstimate) -> UserError:
+    """What does not fit, and what would."""
+    more = _fewest(case, setup)
+    ways = {f"--devices {more}": replace(setup, devices=more)}
+    asked = DTYPE_BYTES[setup.dtype or case.model.dtype]
+    offered = {dtype for unit in case.target.compute for dtype in unit.operations_per_s}
+    for dtype in ("fp8", "int8", "fp4"):
+        if dtype in offered and DTYPE_BYTES[dtype] < asked:
+            ways[f"--dtype {dtype}"] = replace(setup, dtype=dtype)
+    if setup.kv_dtype is None:
+        ways["--kv-dtype fp8"] = replace(setup, kv_dtype="fp8")
+    fitting = [way for way, changed in ways.items() if case.fits(changed)]
+    return UserError(
+        Code.PLAN,
+        f"{case.model.shape.name} on {estimate.split.devices} of {case.target.name}, each of "
+        f"them: {estimate.fit.message}",
+        hint=f"this fits: {' or '.join(fitting)}"
+        if fitting
+        else "choose a target with more memory, or more of them",
+    )
+
+
+def _curve(model: Model, row: Deployment) -> list[Deployment]:
+    """The same deployment with more and more requests at a time, as long as they fit."""
+    case = _Case(model, row.target, row.profile)
+    points = []
+    workload = row.setup.workload
+    for requests in _BATCHES:
+        changed = (
+            replace(workload, concurrency=requests)
+            if workload.concurrency > 1
+            else replace(workload, batch=requests)
+        )
+        setup = replace(row.setup, workload=changed)
+        estimate = case.estimate(setup)
+        if not estimate.fits:
+            break
+        points.append(replace(row, setup=setup, estimate=estimate))
+    return points
+
+
+def _product(shape: Sequence[int]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size
