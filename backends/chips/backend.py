@@ -1,18 +1,24 @@
-"""The backend object of the chips: it finds target files and links, and compiles nothing."""
+"""The backend object of the chips: it finds target files and links, and compiles nothing.
+
+What only an estimate needs is imported when it is asked for: `infc targets` does not wait for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from infc.cost.engine import EngineProfile, load_engine
-from infc.cost.kernels.profile import Profile, load_profile
 from infc.diagnostics import Code, UserError
 from infc.target.backend import API_VERSION
 from infc.target.discovery import nearest
 from infc.target.links import LinkOption, load_link
 from infc.target.loader import load_target
 from infc.target.schema import Target, TargetStatus
+
+if TYPE_CHECKING:
+    from infc.cost.engine import EngineProfile
+    from infc.cost.kernels.profile import Profile
 
 _FOLDER = files(__package__)
 
@@ -51,6 +57,8 @@ class ChipsBackend:
 
     def profiles(self) -> Sequence[Profile]:
         """Constants of kernels that were measured."""
+        from infc.cost.kernels.profile import load_profile
+
         return [load_profile(_FOLDER / "profiles" / f"{name}.toml") for name in _names("profiles")]
 
     def engines(self) -> Sequence[str]:
@@ -59,6 +67,8 @@ class ChipsBackend:
 
     def engine(self, name: str) -> EngineProfile:
         """An engine by name, one of `engines()`."""
+        from infc.cost.engine import load_engine
+
         return load_engine(_FOLDER / "engines" / f"{name}.toml")
 
 
