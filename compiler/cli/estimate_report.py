@@ -31,7 +31,7 @@ def deployment_object(
         "pipeline_parallel": estimate.split.pipeline,
         "dtype": estimate.split.dtype,
         "kv_dtype": estimate.split.kv_dtype,
-        "engine": deployment.setup.engine and deployment.setup.engine.name,
+        "engine": deployment.engine and deployment.engine.name,
         "batch": workload.batch,
         "prompt_tokens": workload.prompt,
         "new_tokens": workload.new_tokens,
@@ -87,9 +87,9 @@ def comparison_object(model: Model, comparison: Comparison) -> dict[str, Any]:
 
 def print_deployment(model: Model, deployment: Deployment, rows: Sequence[Sensitivity]) -> None:
     """One deployment, what more of each resource would buy, and what was assumed."""
-    estimate, setup = deployment.estimate, deployment.setup
+    estimate = deployment.estimate
     split, memory = estimate.split, estimate.memory
-    engine = f", {setup.engine.name}" if setup.engine else ""
+    engine = f", engine {deployment.engine.name}" if deployment.engine else ""
     write_text(f"{model.shape.name} on {_where(deployment)}{engine}\n{_asked(deployment)}\n\n")
     print_table(
         ["", "expected", "range", "bound"],

@@ -8,8 +8,14 @@ from typing import cast
 from infc.cost.engine import EngineProfile, load_engine
 from infc.cost.kernels.profile import Profile
 from infc.diagnostics import Code, UserError
-from infc.target.discovery import offering
+from infc.target.discovery import find_target, offering
 from infc.target.schema import Target
+
+NO_ENGINE = "none"
+GENERIC_ENGINE = "generic"
+"""What serves where no engine is named: fitted to several, so with wide bounds."""
+
+_GENERIC = "generic"
 
 
 def find_profile(target: Target) -> Profile | None:
@@ -17,6 +23,40 @@ def find_profile(target: Target) -> Profile | None:
     profiles = [profile for backend in offering("profiles") for profile in backend.profiles()]
     usable = [profile for profile in profiles if profile.fits(target)]
     return min(usable, key=lambda profile: profile.target != target.name, default=None)
+
+
+def usual_engine(target: Target) -> EngineProfile | None:
+    """The engine that serves several users where none is named: `generic`, if any on the target."""
+    for backend in offering("engines"):
+        if _GENERIC in backend.engines():
+            engine = cast(EngineProfile, backend.engine(_GENERIC))
+            if engine.serves_on(target):
+                return engine
+    return None
+
+
+def engine_for(target: Target, spec: str | None) -> EngineProfile | None:
+    """The engine that serves a target.
+
+    Args:
+        target: what is served on.
+        spec: as in `find_engine`; `none` for the kernels alone. None is the generic engine on
+            machines of the family that it was measured on, and no engine on others.
+
+    Raises:
+        UserError: as `find_engine`.
+    """
+    if spec == NO_ENGINE:
+        return None
+    if spec is not None:
+        return find_engine(spec)
+    for backend in offering("engines"):
+        if GENERIC_ENGINE in backend.engines():
+            engine = cast(EngineProfile, backend.engine(GENERIC_ENGINE))
+            family = find_target(engine.target).family
+            if engine.target == target.name or (family and family == target.family):
+                return engine
+    return None
 
 
 def find_engine(spec: str) -> EngineProfile:
@@ -36,5 +76,5 @@ def find_engine(spec: str) -> EngineProfile:
     raise UserError(
         Code.OPTION,
         f"no engine is named {spec!r}",
-        hint=f"known ones: {', '.join(sorted(known))}" if known else "none was measured",
+        hint=f"known ones: {', '.join([NO_ENGINE, *sorted(known)])}",
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from infc.cost.calibrations import find_profile
+from infc.cost.calibrations import find_profile, usual_engine
 from infc.cost.deployment import DeploymentEstimate, deployment_estimate
 from infc.cost.disaggregation import Handover, Side, decode_part, disaggregate, prefill_part
 from infc.cost.engine import EngineProfile
@@ -67,8 +67,10 @@ class Setup:
         devices: how many; None is the fewest that hold the model.
         tensor_parallel: devices that share a block; None leaves it to the cost model.
         dtype: of the weights; None is that of the model.
-        kv_dtype: of the KV cache; None is 16 bits.
-        engine: that serves; None counts the kernels alone.
+        kv_dtype: of the KV cache; None is what the engine takes, without one 16 bits.
+        engine: that serves; None leaves it to `usual_engine` where there are several users.
+        kernels_alone: there is no engine.
+        equal_lengths: all requests have exactly the prompt and the answer of the workload.
     """
 
     workload: Workload
@@ -76,7 +78,9 @@ class Setup:
     tensor_parallel: int | None = None
     dtype: str | None = None
     kv_dtype: str | None = None
-    engine: EngineProfile | None = None
+    engine: str | None = None
+    kernels_alone: bool = False
+    equal_lengths: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Deployment:
         devices: how many.
         setup: with the devices and the dtype that were chosen.
         profile: constants of its kernels, if any were measured.
+        engine: that serves; None counts the kernels alone.
         estimate: what they do.
         handover: between the phases, where `prefill` is on other devices.
         prefill: the prefill side; then `target` and `devices` are the decode side.
@@ -99,6 +104,7 @@ class Deployment:
     devices: int
     setup: Setup
     profile: Profile | None
+    engine: EngineProfile | None
     estimate: DeploymentEstimate
     handover: Handover | None = None
     prefill: Side | None = None
@@ -148,20 +154,31 @@ def deploy(model: Model, target: Target, setup: Setup, name: str | None = None) 
         UserError: it does not fit (INF2101), the target lacks a dtype or a link (INF3004), or no
             split has so many devices (INF5001).
     """
-    case = _Case(model, with_conversions(target), find_profile(target))
+    _check_dtypes(setup)
+    engine = engine_for(target, setup.engine)
+    case = _Case(model, with_conversions(target), find_profile(target), engine)
     setup = replace(setup, dtype=setup.dtype or _dtype_for(model, case.target))
+    if setup.engine is None and setup.workload.concurrency > 1 and not setup.kernels_alone:
+        setup = replace(setup, engine=usual_engine(target))
     if setup.devices is None:
         setup = replace(setup, devices=_fewest(case, setup))
     estimate = case.estimate(setup)
     if not estimate.fits:
         raise _does_not_fit(case, setup, estimate)
-    devices = estimate.split.devices
-    return Deployment(name or target.name, case.target, devices, setup, case.profile, estimate)
+    return Deployment(
+        name or target.name,
+        case.target,
+        estimate.split.devices,
+        setup,
+        case.profile,
+        engine,
+        estimate,
+    )
 
 
 def again(model: Model, deployment: Deployment, target: Target) -> DeploymentEstimate:
     """The same deployment with other figures of its target."""
-    return _Case(model, target, deployment.profile).estimate(deployment.setup)
+    return _Case(model, target, deployment.profile, deployment.engine).estimate(deployment.setup)
 
 
 def deploy_phases(model: Model, prefill: Target, decode: Target, setup: Setup) -> Deployment:
@@ -254,6 +271,7 @@ class _Case:
     model: Model
     target: Target
     profile: Profile | None
+    engine: EngineProfile | None
 
     def estimate(self, setup: Setup) -> DeploymentEstimate:
         """What the devices of a setup do, whether or not the model fits them."""
@@ -266,7 +284,8 @@ class _Case:
             kv_dtype=setup.kv_dtype,
             workload=setup.workload,
             profile=self.profile,
-            engine=setup.engine,
+            engine=self.engine,
+            equal_lengths=setup.equal_lengths,
         )
         notes = self.model.notes if setup.dtype == self.model.dtype else ()
         return replace(estimate, assumptions=(*estimate.assumptions, *notes))
@@ -277,6 +296,12 @@ class _Case:
             return self.estimate(setup).fits
         except UserError:
             return False
+
+
+def _check_dtypes(setup: Setup) -> None:
+    for option, dtype in (("--dtype", setup.dtype), ("--kv-dtype", setup.kv_dtype)):
+        if dtype is not None and dtype not in DTYPE_BYTES:
+            raise UserError(Code.OPTION, f"expected {option} {', '.join(DTYPE_BYTES)}, got {dtype}")
 
 
 def _dtype_for(model: Model, target: Target) -> str:
@@ -322,10 +347,11 @@ def _does_not_fit(case: _Case, setup: Setup, estimate: DeploymentEstimate) -> Us
     if setup.kv_dtype is None:
         ways["--kv-dtype fp8"] = replace(setup, kv_dtype="fp8")
     fitting = [way for way, changed in ways.items() if case.fits(changed)]
+    devices = estimate.split.devices
     return UserError(
         Code.PLAN,
-        f"{case.model.shape.name} on {estimate.split.devices} of {case.target.name}, each of "
-        f"them: {estimate.fit.message}",
+        f"{case.model.shape.name} on {devices} x {case.target.name}: {estimate.fit.message}",
+        notes=["the bytes are those of the fullest device"] if devices > 1 else [],
         hint=f"this fits: {' or '.join(fitting)}"
         if fitting
         else "choose a target with more memory, or more of them",
@@ -334,7 +360,7 @@ def _does_not_fit(case: _Case, setup: Setup, estimate: DeploymentEstimate) -> Us
 
 def _curve(model: Model, row: Deployment) -> list[Deployment]:
     """The same deployment with more and more requests at a time, as long as they fit."""
-    case = _Case(model, row.target, row.profile)
+    case = _Case(model, row.target, row.profile, row.engine)
     points = []
     workload = row.setup.workload
     for requests in _BATCHES:

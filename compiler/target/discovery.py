@@ -164,7 +164,10 @@ def _cause(error: BaseException) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """A hint that names which target or backend may have been meant, else where to look."""
-    matches = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
+    names = sorted(set(known))
+    begun = [other for other in names if name and other.startswith(name)]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    matches = list(dict.fromkeys([*begun, *close]))[:3]
     if not matches:
         return "`infc targets` lists all of them"
     return f"did you mean {' or '.join(matches)}?"

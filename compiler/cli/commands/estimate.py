@@ -89,7 +89,11 @@ docs/targets.md says what a target file holds and which figures --set takes.
     show_default=True,
     help="Users, each of whom sends the next request when the last is answered.",
 )
-@click.option("--engine", metavar="NAME", help="A serving engine whose own time is added.")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="The engine that serves: none, a name, a file.  [default: generic, where one was measured]",
+)
 @click.option("--link", metavar="NAME", help="A link in place of the chips' own: teraphy, a file.")
 @click.option(
     "--set",
@@ -139,7 +143,6 @@ def estimate_command(
     The model is a GGUF file, a Hugging Face folder or a config.json. No hardware is asked.
     """
     from infc.cli.estimate_plot import check_plot
-    from infc.cost.calibrations import find_engine
     from infc.cost.workload import Workload
     from infc.driver import estimation
     from infc.driver.candidates import candidates, read_settings
@@ -158,7 +161,7 @@ def estimate_command(
         tensor_parallel,
         dtype,
         kv_dtype,
-        None if engine is None else find_engine(engine),
+        engine,
     )
     if prefill_target is not None and decode_target is not None:
         first, second = candidates([prefill_target, decode_target], link, figures)
