@@ -15,24 +15,12 @@ NO_ENGINE = "none"
 GENERIC_ENGINE = "generic"
 """What serves where no engine is named: fitted to several, so with wide bounds."""
 
-_GENERIC = "generic"
-
 
 def find_profile(target: Target) -> Profile | None:
     """Constants fitted on the target itself, else on another one of its family, else None."""
     profiles = [profile for backend in offering("profiles") for profile in backend.profiles()]
     usable = [profile for profile in profiles if profile.fits(target)]
     return min(usable, key=lambda profile: profile.target != target.name, default=None)
-
-
-def usual_engine(target: Target) -> EngineProfile | None:
-    """The engine that serves several users where none is named: `generic`, if any on the target."""
-    for backend in offering("engines"):
-        if _GENERIC in backend.engines():
-            engine = cast(EngineProfile, backend.engine(_GENERIC))
-            if engine.serves_on(target):
-                return engine
-    return None
 
 
 def engine_for(target: Target, spec: str | None) -> EngineProfile | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from infc.cost.calibrations import find_profile, usual_engine
+from infc.cost.calibrations import engine_for, find_profile
 from infc.cost.deployment import DeploymentEstimate, deployment_estimate
 from infc.cost.disaggregation import Handover, Side, decode_part, disaggregate, prefill_part
 from infc.cost.engine import EngineProfile
@@ -68,8 +68,7 @@ class Setup:
         tensor_parallel: devices that share a block; None leaves it to the cost model.
         dtype: of the weights; None is that of the model.
         kv_dtype: of the KV cache; None is what the engine takes, without one 16 bits.
-        engine: that serves; None leaves it to `usual_engine` where there are several users.
-        kernels_alone: there is no engine.
+        engine: that serves, as in `infc.cost.calibrations.engine_for`.
         equal_lengths: all requests have exactly the prompt and the answer of the workload.
     """
 
@@ -79,7 +78,6 @@ class Setup:
     dtype: str | None = None
     kv_dtype: str | None = None
     engine: str | None = None
-    kernels_alone: bool = False
     equal_lengths: bool = True
 
 
@@ -158,8 +156,6 @@ def deploy(model: Model, target: Target, setup: Setup, name: str | None = None) 
     engine = engine_for(target, setup.engine)
     case = _Case(model, with_conversions(target), find_profile(target), engine)
     setup = replace(setup, dtype=setup.dtype or _dtype_for(model, case.target))
-    if setup.engine is None and setup.workload.concurrency > 1 and not setup.kernels_alone:
-        setup = replace(setup, engine=usual_engine(target))
     if setup.devices is None:
         setup = replace(setup, devices=_fewest(case, setup))
     estimate = case.estimate(setup)

@@ -56,14 +56,18 @@ docs/targets.md says what a target file holds and which figures --set takes.
     metavar="TYPE",
     help="Weights and their arithmetic: f32, bf16, f16, fp8, int8, fp4.  [default: the model's]",
 )
-@click.option("--kv-dtype", metavar="TYPE", help="The KV cache, likewise.  [default: bf16]")
+@click.option(
+    "--kv-dtype",
+    metavar="TYPE",
+    help="The KV cache, likewise.  [default: what the engine takes, else bf16]",
+)
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
     default=1,
     show_default=True,
-    help="Requests that start together.",
+    help="Requests that start together; of several users, if above 1, the most served at a time.",
 )
 @click.option(
     "--prompt",
@@ -92,7 +96,12 @@ docs/targets.md says what a target file holds and which figures --set takes.
 @click.option(
     "--engine",
     metavar="NAME",
-    help="The engine that serves: none, a name, a file.  [default: generic, where one was measured]",
+    help="The engine that serves: none, a name, a file.  [default: generic, where measured]",
+)
+@click.option(
+    "--varied-lengths",
+    is_flag=True,
+    help="Prompts and answers vary about the given lengths, so that users do not keep step.",
 )
 @click.option("--link", metavar="NAME", help="A link in place of the chips' own: teraphy, a file.")
 @click.option(
@@ -131,6 +140,7 @@ def estimate_command(
     new_tokens: int,
     concurrency: int,
     engine: str | None,
+    varied_lengths: bool,
     link: str | None,
     settings: tuple[str, ...],
     compares: bool,
@@ -150,8 +160,6 @@ def estimate_command(
     figures = read_settings(settings)
     side_by_side = compares or any(len(values) > 1 for values in figures.values())
     _check_options(targets, prefill_target, decode_target, side_by_side, optimize, plot)
-    if batch > 1 and concurrency > 1:
-        raise click.UsageError("--batch is for one user, --concurrency for several: give one")
     if plot is not None:
         check_plot(plot, model)
     read = estimation.read_model(model)
@@ -162,6 +170,7 @@ def estimate_command(
         dtype,
         kv_dtype,
         engine,
+        not varied_lengths,
     )
     if prefill_target is not None and decode_target is not None:
         first, second = candidates([prefill_target, decode_target], link, figures)
