@@ -40,6 +40,11 @@ MEMORY: Final[Mapping[str, Mapping[str, float]]] = {
     "vllm": {"memory_share": 0.9, "reserved_bytes": 4e9},
     "sglang": {"memory_share": 0.9, "reserved_bytes": 1e10},
 }
+CACHE_DTYPES: Final[Mapping[str, Mapping[str, str]]] = {
+    # NVIDIA's quantised checkpoints ask TensorRT-LLM for a cache in fp8.
+    "trtllm": {"fp8": "fp8", "fp4": "fp8"},
+}
+"""By engine and dtype of the weights; the rest is in 16 bits."""
 FITTED: Final = (
     "layer_seconds",
     "request_seconds",
@@ -93,8 +98,8 @@ class Row:
 
     @property
     def split(self) -> Split:
-        """TensorRT-LLM keeps the caches of its fp8 models in fp8, the others theirs in 16 bits."""
-        kv_dtype = "fp8" if (self.engine, self.dtype) == ("trtllm", "fp8") else "bf16"
+        """With the cache in the engine's dtype."""
+        kv_dtype = CACHE_DTYPES.get(self.engine, {}).get(self.dtype, "bf16")
         return Split(self.tensor, 1, self.dtype, kv_dtype)
 
     @property
@@ -248,6 +253,7 @@ def engine_profile(
         name=name,
         versions=versions,
         target=target,
+        cache_dtypes=CACHE_DTYPES.get(name, {}),
         source=SOURCE,
         rows=rows,
         constants={

@@ -52,8 +52,8 @@ def _constants(machinery: Machinery) -> Iterator[str]:
         )
     if engine is None:
         yield "no serving engine: the kernels' times alone, each launched by itself"
-    elif engine.target != target.name:
-        yield f"{engine.name} takes the time of its own that it was measured to on {engine.target}"
+        return
+    yield f"the engine's own time is that of {engine.name} ({engine.versions}) on {engine.target}"
 
 
 def _workload(

@@ -12,7 +12,7 @@ from infc.cost.footprint import MemoryUse, footprint
 from infc.cost.kernels.profile import Profile
 from infc.cost.model_shape import ModelShape
 from infc.cost.serving import serve
-from infc.cost.transformer import Split, check_split
+from infc.cost.transformer import ACTIVATION, Split, check_split
 from infc.cost.workload import Workload
 from infc.diagnostics import Code, UserError
 from infc.memory.fit import FitReport
@@ -119,7 +119,7 @@ def deployment_estimate(
         tensor_parallel, pipeline_parallel: their product is `devices`; where one is None it
             follows from the other, where both are, `split_over` decides.
         dtype: of the weights of the blocks and the arithmetic with them.
-        kv_dtype: of the KV cache; None is 16 bits.
+        kv_dtype: of the KV cache; None is what the engine takes, without one 16 bits.
         workload: one user with a batch, or several users in a closed loop.
         profile: fitted constants of the target's kernels.
         engine: that serves; None counts the kernels alone.
@@ -132,7 +132,8 @@ def deployment_estimate(
     """
     if link is not None:
         target = target.model_copy(update={"links": (link, *target.links)})
-    kv_dtype = kv_dtype or "bf16"
+    if kv_dtype is None:
+        kv_dtype = ACTIVATION if engine is None else engine.cache_dtypes.get(dtype, ACTIVATION)
     if tensor_parallel is None and pipeline_parallel is None:
         split = split_over(shape, target, devices, dtype=dtype, kv_dtype=kv_dtype)
     else:

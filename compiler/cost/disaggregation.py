@@ -68,7 +68,7 @@ def prefill_part(workload: Workload) -> Workload:
 
 def decode_part(workload: Workload) -> Workload:
     """What the decode machine does at a time: one token of every running request."""
-    running = max(workload.batch, workload.concurrency)
+    running = workload.at_once
     return Workload(running, workload.prompt, workload.new_tokens, workload.context)
 
 

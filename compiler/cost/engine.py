@@ -89,6 +89,8 @@ class EngineProfile(Facts):
         name: of the engine.
         versions: that were measured.
         target: it was measured on.
+        cache_dtypes: of the KV cache where nobody says, by the dtype of the weights; 16 bits where
+            there is no entry.
         source: of the measurements, with their licence.
         rows: measurements that were fitted.
         constants: by name, see `CONSTANTS`.
@@ -99,6 +101,7 @@ class EngineProfile(Facts):
     name: str = Field(min_length=1)
     versions: str
     target: str
+    cache_dtypes: Mapping[str, str] = Field(default_factory=dict)
     source: str = Field(min_length=1)
     rows: int = Field(ge=1)
     constants: Mapping[str, Constant]

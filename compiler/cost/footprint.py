@@ -60,7 +60,7 @@ def footprint(
     engine: EngineProfile | None,
 ) -> Footprint:
     """The memory of a workload."""
-    requests = max(workload.batch, workload.concurrency)
+    requests = workload.at_once
     # A batch is prefilled in one call; users come one at a time, among the others' decoding.
     prompts = 1 if workload.concurrency > 1 else requests
     weights = weight_bytes(shape, split)

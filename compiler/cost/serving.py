@@ -4,7 +4,7 @@ A closed loop: `concurrency` users send a request, wait for its end and send the
 decode steps of all requests share the devices (continuous batching), as many requests run at a time
 as their KV caches fit::
 
-    running = min(concurrency, room for the caches of requests with half of their output)
+    running = min(concurrency, batch, room for the caches of requests with half of their output)
     ahead   = min(running, together + queue_share * running)
     TTFT    = first_token_seconds + decode step + ahead * prefill of one prompt + wait
     TPOT    = decode step of `running` + request_seconds * running
@@ -127,7 +127,8 @@ def serve(
 
     Args:
         shape, split, machinery: what runs where.
-        workload: one user sends `batch` requests at once; several send one each.
+        workload: one user sends `batch` requests at once; several send one each, of which up to
+            `batch` run at a time.
         room: requests whose KV caches fit at a time; at least 1.
         equal_lengths: all requests have exactly the prompt and output of the workload, as in most
             benchmarks; otherwise these are means.
@@ -169,7 +170,7 @@ def _closed_loop(
 ) -> Served:
     constants = _IDEAL if machinery.engine is None else machinery.engine.values
     users, output = workload.concurrency, max(1, workload.new_tokens)
-    running = min(users, room)
+    running = min(workload.at_once, room)
     group = math.ceil(running / split.pipeline)
     decode = step(Rows(group, 1, workload.mean_decode_context - 1))
     prefill = step(Rows(1, workload.prompt, workload.context))

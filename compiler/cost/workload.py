@@ -12,7 +12,8 @@ class Workload:
     """How a model is used.
 
     Attributes:
-        batch: sequences a call of the decode program.
+        batch: sequences a call of the decode program; with several requests in flight, where more
+            than 1, the most that run at a time.
         prompt: tokens of a prompt.
         new_tokens: tokens generated after it.
         context: positions already in the KV cache before the prompt.
@@ -31,6 +32,13 @@ class Workload:
             value = getattr(self, field.name)
             if value < least:
                 raise UserError(Code.OPTION, f"{field.name} must be at least {least}, got {value}")
+
+    @property
+    def at_once(self) -> int:
+        """Requests that run at a time where there is room."""
+        if self.concurrency == 1:
+            return self.batch
+        return min(self.concurrency, self.batch) if self.batch > 1 else self.concurrency
 
     @property
     def mean_decode_context(self) -> int:

@@ -138,6 +138,30 @@ def test_weights_that_fit_no_device() -> None:
     )
 
 
+def test_a_batch_caps_the_users_served_at_a_time() -> None:
+    capped = estimate(workload=Workload(batch=8, prompt=2048, new_tokens=256, concurrency=32))
+    eight = estimate(workload=Workload(prompt=2048, new_tokens=256, concurrency=8))
+    assert capped.running == 8
+    assert capped.tpot.mid == eight.tpot.mid
+    assert capped.tokens_per_s == pytest.approx(eight.tokens_per_s)
+    assert capped.memory == eight.memory
+    assert capped.wait_seconds > 0 == eight.wait_seconds
+    assert (
+        estimate(workload=Workload(batch=64, prompt=2048, new_tokens=256, concurrency=32))
+        == estimate()
+    )
+
+
+def test_the_cache_is_in_the_dtype_that_the_engine_takes() -> None:
+    kept = {
+        name: estimate(engine=None if name is None else BACKEND.engine(name)).split.kv_dtype
+        for name in ("trtllm", "vllm", None)
+    }
+    assert kept == {"trtllm": "fp8", "vllm": "bf16", None: "bf16"}
+    assert estimate(engine=BACKEND.engine("trtllm"), kv_dtype="bf16").split.kv_dtype == "bf16"
+    assert estimate(engine=BACKEND.engine("trtllm"), dtype="bf16").split.kv_dtype == "bf16"
+
+
 def test_who_does_not_fit_waits_by_littles_law() -> None:
     result = estimate(
         devices=2,
@@ -226,7 +250,7 @@ def test_assumptions_name_the_figures_that_are_none() -> None:
         "kernels reach the same shares of nvidia-b200's figures as were measured on "
         "nvidia-h100-sxm" in found
     )
-    assert "vllm takes the time of its own that it was measured to on nvidia-h100-sxm" in found
+    assert "the engine's own time is that of vllm (0.12.0) on nvidia-h100-sxm" in found
     assert "embedding, head, norms and activations stay in bf16" in found
     alone = estimate(devices=1, dtype="bf16", engine=None, workload=Workload()).assumptions
     assert "no serving engine: the kernels' times alone, each launched by itself" in alone
