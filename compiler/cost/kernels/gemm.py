@@ -1,12 +1,17 @@
-"""Matrix products: tiles spread in waves over the compute units, beside the traffic of main memory.
+"""Matrix products: tiles spread over the compute units, beside the traffic of main memory.
 
 A library picks, among a few tile shapes and ways to split the inner dimension, what is fastest::
 
-    compute = min over tiles, splits of  waves * (steps * step + tile_seconds) + reduction
-    steps   = ceil(k / 128 bytes / split)      step = max(arithmetic of one step, feeding it)
-    waves   = ceil(tiles of the result * split / units)
+    compute = min over tiles, splits of
+              load * (steps * step + tile_seconds + tile bytes / tile_bytes_per_s) + adding parts
+    load    = max(1, tiles of the result * splits / units)
+    steps   = ceil(k / 128 bytes / splits)      step = max(arithmetic of one step, feeding it)
     memory  = (activations + weights + result) / (memory_share * bandwidth)
-    seconds = launches * launch + (compute^p + memory^p)^(1/p)
+    seconds = launches * launch + conversion + (compute^p + memory^p)^(1/p)
+
+Activations that fit half of the cache cost less than others: what computed them left them there.
+(Half, as the cache of a large chip has two parts that each hold a copy of what both read.)
+Products in 8 bits first convert them, in a pass of its own.
 """
 
 from __future__ import annotations
@@ -28,31 +33,37 @@ _TILES: Final = (
 _TILE_M: Final = np.array([m for m, _ in _TILES], np.float64)[:, None]
 _TILE_N: Final = np.array([n for _, n in _TILES], np.float64)[:, None]
 _SPLITS: Final = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+_ACTIVATION_BYTES: Final = 2.0
 _OUTPUT_BYTES: Final = 2.0
-_PARTIAL_BYTES: Final = 4.0
+_PART_BYTES: Final = 4.0
 
-CONSTANTS: Final = (
+_SHARED: Final = (
     ConstantSpec("launches", "1", 0.5, 10.0, "launches that one call costs, conversion included"),
     ConstantSpec("compute_share", "1", 0.4, 1.0, "share of the peak that a full tile sustains"),
     ConstantSpec("memory_share", "1", 0.5, 1.0, "share of the memory's bandwidth that streams get"),
     ConstantSpec("feed_bytes_per_s", "B/s", 3e10, 5e11, "what a compute unit draws for its tiles"),
-    ConstantSpec("tile_seconds", "s", 1e-7, 5e-6, "to fill and drain the pipeline of a tile"),
-    ConstantSpec("split_seconds", "s", 5e-7, 1e-5, "to add partial results of a split product"),
-    ConstantSpec("split_bytes_per_s", "B/s", 1e12, 2e13, "writing and reading partial results"),
+    ConstantSpec("tile_seconds", "s", 1e-8, 5e-6, "to fill and drain the pipeline of a tile"),
+    ConstantSpec("tile_bytes_per_s", "B/s", 1e10, 5e11, "a compute unit writing a finished tile"),
+    ConstantSpec("split_seconds", "s", 5e-7, 1e-5, "to add the parts of a split product"),
+    ConstantSpec("split_bytes_per_s", "B/s", 1e12, 2e13, "writing and reading such parts"),
     ConstantSpec("overlap", "1", 1.0, 10.0, "exponent p: 1 in turns, large at the same time"),
 )
-"""Of products with 16-bit operands."""
-CONVERTED: Final = (
-    *CONSTANTS,
-    ConstantSpec("activation_bytes", "B", 1.0, 10.0, "traffic for each converted activation"),
+CONSTANTS_16BIT: Final = (
+    *_SHARED,
+    ConstantSpec("cached_bytes", "B", 0.1, 2.0, "traffic for an activation that the cache holds"),
 )
-"""Of products whose activations are converted to 8 bits on the way."""
+CONSTANTS_8BIT: Final = (
+    *_SHARED,
+    ConstantSpec("conversion_bytes", "B", 3.0, 12.0, "traffic to convert an activation"),
+    ConstantSpec("cached_conversion_bytes", "B", 0.5, 12.0, "the same where the cache holds it"),
+)
 REGIMES: Final = ("launch", "memory", "compute")
 
 
 def sizes(query: Gemm, machine: Machine) -> dict[str, float]:
     """The sizes of one product."""
     unit = machine.unit(query.dtype)
+    held = query.m * query.k * _ACTIVATION_BYTES <= machine.cache_bytes / 2
     return {
         "m": query.m,
         "n": query.n,
@@ -60,21 +71,39 @@ def sizes(query: Gemm, machine: Machine) -> dict[str, float]:
         "bytes": DTYPE_BYTES[query.dtype],
         "unit_operations_per_s": unit.operations_per_s / unit.count,
         "units": unit.count,
+        "cached": float(held),
     }
 
 
-def times(rows: Columns, machine: Machine, constants: Values) -> Times:
-    """Seconds of products."""
+def times_16bit(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """Seconds of products of 16-bit operands."""
+    cached = rows["cached"] > 0
+    element_bytes = np.where(cached, constants["cached_bytes"], rows["bytes"])
+    return _times(rows, machine, constants, element_bytes, np.zeros_like(element_bytes))
+
+
+def times_8bit(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """Seconds of products whose activations are converted to 8 bits (or fewer) first."""
+    cached = rows["cached"] > 0
+    each = np.where(cached, constants["cached_conversion_bytes"], constants["conversion_bytes"])
+    return _times(rows, machine, constants, rows["bytes"], rows["m"] * rows["k"] * each)
+
+
+def _times(
+    rows: Columns, machine: Machine, constants: Values, activation_bytes: Array, converted: Array
+) -> Times:
+    """Seconds, given the traffic of an activation and of their conversion, `float64[rows]`."""
     launch = np.full_like(rows["m"], constants["launches"] * machine.launch_seconds)
     compute = _compute_seconds(rows, constants)
-    m, n, k, weight_bytes = rows["m"], rows["n"], rows["k"], rows["bytes"]
-    activation_bytes = constants.get("activation_bytes", weight_bytes)
-    moved = m * k * activation_bytes + n * k * weight_bytes + m * n * _OUTPUT_BYTES
-    memory = moved / (constants["memory_share"] * machine.bytes_per_s)
+    m, n, k = rows["m"], rows["n"], rows["k"]
+    moved = m * k * activation_bytes + n * k * rows["bytes"] + m * n * _OUTPUT_BYTES
+    bandwidth = constants["memory_share"] * machine.bytes_per_s
+    memory, conversion = moved / bandwidth, converted / bandwidth
     p = constants["overlap"]
-    body = (compute**p + memory**p) ** (1.0 / p)
-    regime = np.where(body < launch, 0, np.where(memory > compute, 1, 2))
-    return Times(launch + body, {"launch": launch, "memory": memory, "compute": compute}, regime)
+    body = conversion + (compute**p + memory**p) ** (1.0 / p)
+    regime = np.where(body < launch, 0, np.where(memory + conversion > compute, 1, 2))
+    busy = {"launch": launch, "memory": memory + conversion, "compute": compute}
+    return Times(launch + body, busy, regime)
 
 
 def _compute_seconds(rows: Columns, constants: Values) -> Array:
@@ -85,18 +114,20 @@ def _compute_seconds(rows: Columns, constants: Values) -> Array:
     )
     depth = STEP_BYTES / element_bytes
     steps = np.ceil(np.ceil(k / depth) / _SPLITS)
-    waves = np.ceil(np.ceil(m / _TILE_M) * np.ceil(n / _TILE_N) * _SPLITS / units)
+    tiles = np.ceil(m / _TILE_M) * np.ceil(n / _TILE_N) * _SPLITS
+    load = np.maximum(tiles / units, 1.0)
     step = np.maximum(
         2.0 * _TILE_M * _TILE_N * depth / (constants["compute_share"] * unit_operations_per_s),
         (_TILE_M + _TILE_N) * STEP_BYTES / constants["feed_bytes_per_s"],
     )
-    partial_bytes = 2.0 * _PARTIAL_BYTES * m * n * _SPLITS
-    reduction = np.where(
+    parts_bytes = 2.0 * _PART_BYTES * m * n * _SPLITS
+    adding = np.where(
         _SPLITS > 1,
-        constants["split_seconds"] + partial_bytes / constants["split_bytes_per_s"],
+        constants["split_seconds"] + parts_bytes / constants["split_bytes_per_s"],
         0.0,
     )
-    seconds = waves * (steps * step + constants["tile_seconds"]) + reduction
+    writing = _TILE_M * _TILE_N * _OUTPUT_BYTES / constants["tile_bytes_per_s"]
+    seconds = load * (steps * step + constants["tile_seconds"] + writing) + adding
     best: Array = seconds.min(axis=(1, 2))
     return best
 
@@ -105,5 +136,5 @@ def _dtype(query: Gemm, machine: Machine) -> str:
     return query.dtype
 
 
-GEMM_16: Final = KernelClass("gemm-16bit", CONSTANTS, REGIMES, _dtype, sizes, times)
-GEMM_8: Final = KernelClass("gemm-8bit", CONVERTED, REGIMES, _dtype, sizes, times)
+GEMM_16: Final = KernelClass("gemm-16bit", CONSTANTS_16BIT, REGIMES, _dtype, sizes, times_16bit)
+GEMM_8: Final = KernelClass("gemm-8bit", CONSTANTS_8BIT, REGIMES, _dtype, sizes, times_8bit)

@@ -33,6 +33,7 @@ class Machine:
         units: by dtype.
         memory: name of the one that holds weights and KV cache, the main memory.
         bytes_per_s: of the main memory, at peak.
+        cache_bytes: of the memory between that one and the compute units; 0 where there is none.
         launch_seconds: from asking for a kernel to its first instruction.
         link: name of what joins the chips of one machine; empty where nothing does.
         link_bytes_per_s: of one chip, in one direction.
@@ -43,6 +44,7 @@ class Machine:
     units: Mapping[str, Unit]
     memory: str
     bytes_per_s: float
+    cache_bytes: float
     launch_seconds: float
     link: str = ""
     link_bytes_per_s: float = 0.0
@@ -66,12 +68,14 @@ def machine_of(target: Target) -> Machine:
             unit = Unit(part.name, part.count, operations_per_s * part.count)
             if dtype not in units or units[dtype].operations_per_s < unit.operations_per_s:
                 units[dtype] = unit
+    cache = target.cache()
     memory, link = target.holding_memory(), target.link("chips")
     return Machine(
         name=target.name,
         units=units,
         memory=memory.name,
         bytes_per_s=memory.bandwidth_bytes_per_s * memory.count,
+        cache_bytes=0.0 if cache is None else cache.size_bytes * cache.count,
         launch_seconds=target.launch_ns * 1e-9,
         link="" if link is None else link.name,
         link_bytes_per_s=0.0 if link is None else link.bandwidth_bytes_per_s,

@@ -41,11 +41,11 @@ class Residuals(Facts):
     """How measurements of one regime lie about the model that did not see them.
 
     Attributes:
-        rows: measurements.
+        rows: measurements; 0 where the quantiles are assumed.
         low, high: quantiles of `ln(measured / predicted)` at 10% and 90%.
     """
 
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=0)
     low: float = Field(le=0)
     high: float = Field(ge=0)
 
