@@ -23,6 +23,7 @@ from infc.backends.cpu.kernels.attention import (
     emit_attention,
     split_candidates,
 )
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.kv_layout import KVLayout
 from infc.ir.kv_storage import load_kv, store_kv
 from infc.ir.mlir import ir
@@ -102,6 +103,7 @@ class Kernel:
         out = np.full_like(q, np.nan)
         shared = _aligned(self.shared_bytes + 64)
         shared[:] = 0xFF
+        deal = np.zeros(DEAL_BYTES, np.uint8)
         arrivals = np.zeros((self.spec.max_rows, self.spec.kv.kv_heads), np.int32)
         for thread in range(threads):
             scratch = _aligned(self.scratch_bytes + 64)
@@ -109,11 +111,12 @@ class Kernel:
             self.library.run(
                 *map(_pointer, (q, cache, out, positions, slots)),
                 *map(ctypes.c_int64, (len(rows), thread, threads)),
-                *map(_pointer, (scratch, shared, arrivals)),
+                *map(_pointer, (deal, scratch, shared, arrivals)),
             )
             assert (scratch[self.scratch_bytes :] == 0xFF).all(), "scratch overrun"
         assert (shared[self.shared_bytes :] == 0xFF).all(), "overrun of the shared scratch"
         assert not arrivals.any()
+        assert not deal.any()
         return out
 
     def expected(self, slot: int, position: int) -> np.ndarray:
@@ -133,7 +136,7 @@ def _compile(spec: AttentionSpec, mapping: AttentionMapping, isa: Isa) -> ctypes
         module = ir.Module.create()
         b = Builder(module, isa)
         emit_attention(b, "attention", spec, mapping)
-        types = [*[b.ptr] * 5, *[b.i64] * 3, *[b.ptr] * 3]
+        types = [*[b.ptr] * 5, *[b.i64] * 3, *[b.ptr] * 4]
         with b.function("run", types, private=False) as arguments:
             b.call("attention", arguments if mapping.parts > 1 else arguments[:-2])
             b.ret()

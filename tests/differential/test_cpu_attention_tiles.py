@@ -21,6 +21,7 @@ from infc.backends.cpu.kernels.attention import (
     candidates,
     emit_attention,
 )
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.kv_layout import KVLayout
 from infc.backends.cpu.probe import host_features
 from infc.backends.cpu.target import isa_of, missing_features, resolve_cpu
@@ -89,15 +90,17 @@ class Kernel:
         row_bytes = 4 * numbers if self.spec.out == "f32" else abf16_row_bytes(numbers)
         out = aligned(len(rows) * row_bytes)
         out[:] = 0xFF
+        deal = np.zeros(DEAL_BYTES, np.uint8)
         for thread in range(threads):
             scratch = aligned(self.scratch_bytes + 64)
             scratch[:] = 0xFF
             self.library.run(
                 *map(pointer, (q, cache, out, positions, slots)),
                 *map(ctypes.c_int64, (len(rows), thread, threads)),
-                pointer(scratch),
+                *map(pointer, (deal, scratch)),
             )
             assert (scratch[self.scratch_bytes :] == 0xFF).all(), "scratch overrun"
+        assert not deal.any()
         if self.spec.out == "f32":
             return out.view(np.float32).reshape(q.shape)
         lines = out.reshape(len(rows), row_bytes)
@@ -125,7 +128,9 @@ def compiled(spec: AttentionSpec, mapping: AttentionMapping) -> ctypes.CDLL:
         module = ir.Module.create()
         b = Builder(module, isa)
         emit_attention(b, "attention", spec, mapping)
-        with b.function("run", [*[b.ptr] * 5, *[b.i64] * 3, b.ptr], private=False) as arguments:
+        with b.function(
+            "run", [*[b.ptr] * 5, *[b.i64] * 3, b.ptr, b.ptr], private=False
+        ) as arguments:
             b.call("attention", arguments)
             b.ret()
         lower_to_llvm(module)

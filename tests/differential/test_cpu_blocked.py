@@ -20,6 +20,7 @@ from infc.backends.cpu.codegen.linking import link_shared
 from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels import vmath
 from infc.backends.cpu.kernels.activation import emit_round_row
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.layouts import layout_for, pack, packed_bytes, unpack
 from infc.backends.cpu.kernels.matmul import (
     MatmulSpec,
@@ -180,8 +181,10 @@ class Case:
         sizes = [abf16_row_bytes(n) if rounded else 4 * n for n in self.spec.outputs]
         outs = [aligned(m * size + 64) for size in sizes]
         operands = [*self.packed, *(b for b in self.biases if b is not None), *outs]
+        deal = np.zeros(DEAL_BYTES, np.uint8)
         for thread in range(threads):
-            self.library.call(f"{self.name}_{mapping}", x, m, thread, threads, *operands)
+            self.library.call(f"{self.name}_{mapping}", x, m, thread, threads, deal, *operands)
+        assert not deal.any()
         results = []
         for out, size, n in zip(outs, sizes, self.spec.outputs, strict=True):
             assert (out[m * size :] == 0xA5).all()  # nothing behind the last row

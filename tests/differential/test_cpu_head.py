@@ -22,6 +22,7 @@ from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.codegen.linking import link_shared
 from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels.best_list import emit_argmax_of_parts, emit_merge, emit_top_k
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.layouts import (
     HEADER_BYTES,
     layout_for,
@@ -117,10 +118,10 @@ class Head:
         emit_argmax_of_parts(b, "argmax", PARTS)
         emit_top_k(b, "top_k", self.n, COUNT)
         forms = {
-            "whole": "piiipp",
-            "logits": "piiipp",
-            "top": "piiipppi",
-            "best": "piiipppi",
+            "whole": "piiippp",
+            "logits": "piiippp",
+            "top": "piiippppi",
+            "best": "piiippppi",
             "merge": "ppppiiii",
             "argmax": "pppiii",
             "top_k": "pppiiii",
@@ -160,16 +161,19 @@ class Head:
         return planes, whole
 
     def logits(self, kernel: str, x: np.ndarray, m: int, matrix: np.ndarray) -> np.ndarray:
-        out = np.full((m, self.n), np.nan, np.float32)
+        out, deal = np.full((m, self.n), np.nan, np.float32), aligned(DEAL_BYTES)
         for thread in range(2):
-            self.call(kernel, x, m, thread, 2, matrix, out)
+            self.call(kernel, x, m, thread, 2, deal, matrix, out)
+        assert not deal.any()
         return out
 
     def best(self, x: np.ndarray, m: int, planes: np.ndarray, threads: int) -> np.ndarray:
         values, ids = self.lists(m, PARTS)
+        deal = aligned(DEAL_BYTES)
         out = np.full(m, -1, np.int32)
         for thread in range(threads):
-            self.call("best", x, m, thread, threads, planes, values, ids, 1)
+            self.call("best", x, m, thread, threads, deal, planes, values, ids, 1)
+        assert not deal.any()
         for thread in range(threads):
             self.call("argmax", values, ids, out, m, thread, threads)
         return out
@@ -178,9 +182,12 @@ class Head:
         self, x: np.ndarray, m: int, planes: np.ndarray, threads: int, wanted: int
     ) -> tuple[np.ndarray, np.ndarray]:
         part_values, part_ids = self.lists(m, PARTS * COUNT)
+        deal = aligned(DEAL_BYTES)
         values, ids = self.lists(m, COUNT)
         for thread in range(threads):
-            self.call("top", x, m, thread, threads, planes, part_values, part_ids, wanted)
+            operands = [planes, part_values, part_ids, wanted]
+            self.call("top", x, m, thread, threads, deal, *operands)
+        assert not deal.any()
         for thread in range(threads):
             self.call("merge", part_values, part_ids, values, ids, m, thread, threads, wanted)
         return values[:, :wanted], ids[:, :wanted]

@@ -17,6 +17,7 @@ from infc.backends.cpu.codegen.linking import link_shared
 from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels import vmath
 from infc.backends.cpu.kernels.activation import emit_quantize_row
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.embed import emit_embed_row
 from infc.backends.cpu.kernels.layouts import (
     PackedLayout,
@@ -223,8 +224,10 @@ class Case:
         guard = 32
         outs = [np.full(m * n + guard, np.nan, np.float32) for n in self.spec.outputs]
         biases = [bias for bias, s in zip(self.biases, self.spec.segments, strict=True) if s.bias]
+        deal = aligned(DEAL_BYTES)
         for thread in range(threads):
-            program.call(self.name, x, m, thread, threads, *self.packed, *biases, *outs)
+            program.call(self.name, x, m, thread, threads, deal, *self.packed, *biases, *outs)
+        assert not deal.any()
         assert all(np.isnan(out[-guard:]).all() for out in outs)
         return [out[:-guard].reshape(m, n) for out, n in zip(outs, self.spec.outputs, strict=True)]
 

@@ -16,6 +16,7 @@ from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.codegen.linking import link_shared
 from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels import rows
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.kv_layout import KVLayout
 from infc.backends.cpu.kernels.rotary import RotarySpec, emit_rotary_append
 from infc.backends.cpu.kernels.sync import BARRIER_BYTES, BARRIER_NAME, emit_barrier
@@ -49,9 +50,9 @@ def load(isa: str, emit: Callable[[Builder], None]) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
 
 
-def export(b: Builder, name: str, pointers: int, integers: int) -> None:
+def export(b: Builder, name: str, pointers: int, integers: int, dealt: bool = False) -> None:
     """A public function `run_NAME` that calls the private one."""
-    types = [b.ptr] * pointers + [b.i64] * integers
+    types = [b.ptr] * pointers + [b.i64] * integers + [b.ptr] * dealt
     with b.function(f"run_{name}", types, private=False) as arguments:
         b.call(name, arguments)
         b.ret()
@@ -188,7 +189,7 @@ def rotary_library(isa: str) -> ctypes.CDLL:
         for i, name in enumerate(ROTARIES):
             spec, _ = rotary_spec(name)
             emit_rotary_append(b, f"rotary_{i}", spec)
-            export(b, f"rotary_{i}", 10 if spec.norm else 8, 3)
+            export(b, f"rotary_{i}", 10 if spec.norm else 8, 3, dealt=True)
 
     return load(isa, emit)
 
@@ -228,10 +229,12 @@ def test_rotary_append_matches_numpy(isa: str, name: str, m: int, threads: int) 
     cache = np.zeros(layout.total_bytes, dtype=np.uint8)
     out = q if name == "halves" else np.full_like(q, np.nan)  # in place, and apart
     operands = [q, k, v, out, *(gains if spec.norm else ()), table, cache, positions, slots]
+    deal = np.zeros(DEAL_BYTES, np.uint8)
     for thread in range(threads):
         getattr(rotary_library(isa), f"run_rotary_{list(ROTARIES).index(name)}")(
-            *map(pointer, operands), *map(ctypes.c_int64, (m, thread, threads))
+            *map(pointer, operands), *map(ctypes.c_int64, (m, thread, threads)), pointer(deal)
         )
+    assert not deal.any()
     np.testing.assert_allclose(out, want_q, rtol=0, atol=2e-6)
     got_k, got_v = layout.export_positions(cache, 0, 1, positions.tolist())
     np.testing.assert_allclose(k, want_k, rtol=2e-6, atol=2e-6)  # rotated in place
@@ -260,6 +263,7 @@ def test_an_append_of_what_is_not_finite_poisons_its_own_key(isa: str, name: str
     getattr(rotary_library(isa), f"run_rotary_{list(ROTARIES).index(name)}")(
         *map(pointer, (q, k, v, q, table, cache, positions, slots)),
         *map(ctypes.c_int64, (m, 0, 1)),
+        pointer(np.zeros(DEAL_BYTES, np.uint8)),
     )
     got_k, got_v = layout.export_positions(cache, 0, 0, positions.tolist())
     assert np.isnan(got_k).all(axis=-1)[:, 0].tolist() == [False, False, True, True, True]

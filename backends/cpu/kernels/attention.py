@@ -160,7 +160,9 @@ def _tile_shape(spec: AttentionSpec, mapping: AttentionMapping) -> TileShape:
 
 
 def emit_attention(b: Builder, name: str, spec: AttentionSpec, mapping: AttentionMapping) -> None:
-    """Define `@name(q, kv, out, positions, row_slots: ptr, m, thread, threads: i64, scratch: ptr)`.
+    """Define `@name(q, kv, out, positions, row_slots, m, thread, threads, deal, scratch)`.
+
+    `m`, `thread` and `threads` are i64, the others pointers.
 
     Row `r` at `positions[r]` of `row_slots[r]` attends to itself and what is before it, as far as
     the window goes; its key must have been appended. `q` is f32 `[m, heads, head_dim]`, `out` the
@@ -172,7 +174,7 @@ def emit_attention(b: Builder, name: str, spec: AttentionSpec, mapping: Attentio
     if mapping.tiles and not b.isa.amx:
         raise ValueError(f"tiles need tile registers, which {b.isa.cpu} lacks")
     split = mapping.parts > 1
-    arguments = [*[b.ptr] * 5, *[b.i64] * 3, *[b.ptr] * (3 if split else 1)]
+    arguments = [*[b.ptr] * 5, *[b.i64] * 3, *[b.ptr] * (4 if split else 2)]
     with b.function(name, arguments) as values:
         shared = values[-2:] if split else []
         a = AttentionArguments(*values[: len(values) - len(shared)])
@@ -208,7 +210,7 @@ class _Attention:
             self.divided = Parts(b, self.units, self.block, layout, records, arrivals)
 
     def emit(self) -> None:
-        """Run the units that fall to this thread."""
+        """Run the units that this thread takes."""
         if self.divided is None:
             self.units.each(self._whole)
         else:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.attention_block import MASKED, BlockEmitter, emit_exp2
 from infc.backends.cpu.kernels.attention_output import AttentionOutput
 from infc.backends.cpu.kernels.attention_shape import VECTOR_BYTES, Shape
 from infc.backends.cpu.kernels.attention_units import Unit, Units
+from infc.backends.cpu.kernels.dealing import Turns
 from infc.backends.cpu.kernels.rows import for_each_vector, load_f32, store_f32
 from infc.ir.mlir import llvm
 
@@ -90,7 +92,7 @@ class _Division:
 
 
 class Parts:
-    """Deals the parts of all rows to the threads, keeps their sums and merges them.
+    """Deals the parts of all rows, keeps their sums and merges them.
 
     Args:
         records: the parts of all rows, `PartLayout.row_bytes()` a row.
@@ -115,7 +117,7 @@ class Parts:
         finish: Callable[[Unit], None],
         output: AttentionOutput,
     ) -> None:
-        """Run the parts that fall to this thread.
+        """Run the parts that this thread takes.
 
         Args:
             sum_up: goes through a unit's keys and leaves the sums in the lanes' state.
@@ -131,31 +133,34 @@ class Parts:
         splits = self.units.head_splits(b.mul(parts, kv_heads))
         units_a_part = b.mul(splits, kv_heads)
 
-        def row_units(row: Value, turn: Value) -> Value:
-            """`turn` is whose the row's first unit is."""
+        turns = Turns(b, a.team)
+
+        def row_units(row: Value, before: Value) -> Value:
+            """`before` is the number of the row's first unit."""
             division = self._division(row)
             units = b.mul(division.count, units_a_part)
-            ahead = b.sub(a.thread, turn)
-            own = b.select(b.cmp("slt", ahead, 0), b.add(ahead, a.threads), ahead)
 
             def unit(u: Value) -> None:
-                part, rest = b.div(u, units_a_part), b.rem(u, units_a_part)
-                one = self._unit(row, division, part, rest, splits)
+                turns.when_own(b.add(before, u), partial(one_unit, row, division, u))
 
-                sum_up(one)
+            b.loop(0, units, body=unit)
+            return b.add(before, units)
 
-                def keep() -> None:
-                    pair = b.add(b.mul(row, kv_heads), b.div(rest, splits))
-                    self._keep(one, pair, part)
-                    expected = b.mul(division.count, splits)
-                    self._arrive(pair, expected, lambda: self._merge(row, pair, division, output))
+        def one_unit(row: Value, division: _Division, u: Value) -> None:
+            part, rest = b.div(u, units_a_part), b.rem(u, units_a_part)
+            one = self._unit(row, division, part, rest, splits)
+            sum_up(one)
 
-                b.when(b.cmp("eq", division.count, 1), lambda: finish(one), keep)
+            def keep() -> None:
+                pair = b.add(b.mul(row, kv_heads), b.div(rest, splits))
+                self._keep(one, pair, part)
+                expected = b.mul(division.count, splits)
+                self._arrive(pair, expected, lambda: self._merge(row, pair, division, output))
 
-            b.loop(own, units, a.threads, body=unit)
-            return b.rem(b.add(turn, units), a.threads)
+            b.when(b.cmp("eq", division.count, 1), lambda: finish(one), keep)
 
-        b.loop(0, a.m, 1, [b.idx(0)], body=row_units)
+        (units,) = b.loop(0, a.m, 1, [b.idx(0)], body=row_units)
+        turns.end(units)
 
     def _division(self, row: Value) -> _Division:
         b, key_block = self.b, self.block.shape.key_block

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.kernels.attention_operands import CachedHead
+from infc.backends.cpu.kernels.dealing import Team, Turns
 from infc.backends.cpu.kernels.kv_layout import KVLayer
 
 _I32_BYTES = 4
@@ -28,7 +29,13 @@ class AttentionArguments:
     m: Value
     thread: Value
     threads: Value
+    deal: Value
     scratch: Value
+
+    @property
+    def team(self) -> Team:
+        """The threads."""
+        return Team(self.thread, self.threads, self.deal)
 
 
 @dataclass(frozen=True)
@@ -73,26 +80,22 @@ class Units:
         return self.heads // self.kv.kv_heads
 
     def each(self, body: Callable[[Unit], None]) -> None:
-        """Count the tiles of rows, then run `body` for the units that fall to this thread.
-
-        Units are dealt back and forth (0 1 1 0 0 1 ...), because later rows see more keys.
-        """
-        b, a = self.b, self.a
+        """Count the tiles of rows, then run `body` for the units that this thread takes."""
+        b = self.b
         tiles = self._each_tile(lambda _tile, _start, _end: None)
         splits = self.head_splits(b.mul(tiles, self.kv.kv_heads))
         units_a_tile = b.mul(splits, self.kv.kv_heads)
-        round_trip = b.mul(a.threads, 2)
+        turns = Turns(b, self.a.team)
 
         def tile_units(tile: Value, start: Value, end: Value) -> None:
             def unit(u: Value) -> None:
-                turn = b.rem(b.add(b.mul(tile, units_a_tile), u), round_trip)
-                owner = b.min(turn, b.sub(b.sub(round_trip, 1), turn))
-                run = b.cmp("eq", owner, a.thread)
-                b.when(run, lambda: self._unit(start, end, u, splits, body))
+                index = b.add(b.mul(tile, units_a_tile), u)
+                turns.when_own(index, lambda: self._unit(start, end, u, splits, body))
 
             b.loop(0, units_a_tile, body=unit)
 
         self._each_tile(tile_units)
+        turns.end(b.mul(tiles, units_a_tile))
 
     def each_lane(self, unit: Unit, body: Callable[[Value, Value, Value], None]) -> None:
         """Run `body(lane, row, head)` for the lanes of a unit, `head` being a query head."""

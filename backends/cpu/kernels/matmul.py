@@ -20,10 +20,12 @@ from infc.backends.cpu.kernels.blocked import (
     BlockedKernel,
     emit_blocked,
 )
+from infc.backends.cpu.kernels.dealing import Team, emit_dealt, emit_mostly_even
 from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, PackedLayout, panels_of
 from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES, StreamKernel, emit_stream
+from infc.ir.mlir import ir
 from infc.reference.abf16 import abf16_row_bytes
 
 ACTIVATIONS = ("a8", "abf16", "f32")
@@ -36,6 +38,11 @@ _STREAMED_ROWS = 8
 these are what 32 vector registers hold beside the codes of a group."""
 _STACK_LIMIT_BYTES = 1 << 20
 """Staged panels take no more of a thread's stack than this."""
+STREAM_PIECE_BYTES = 1 << 15
+"""Streamed weights taken at a time: some microseconds, and many times what is prefetched in vain
+behind each piece."""
+_PIECES_A_THREAD = 4
+"""Runs of panels are cut so that there are about so many for each thread."""
 _STAGED_BYTES = 1 << 20
 _ROWS_BYTES = 5 << 18
 """bf16 panels staged at once, and rows of x that stay in the second cache of processors with AMX
@@ -185,23 +192,33 @@ def _stack_bytes(spec: MatmulSpec, isa: Isa, row_tile: int, col_tile: int) -> in
     return col_tile * max(tile.panel_bytes for tile in tiles)
 
 
+_PLAIN_ARGUMENTS = 5
+"""Arguments before the weights."""
+
+
 def matmul_argument_count(spec: MatmulSpec) -> int:
     """Arguments of the emitted function."""
-    return 4 + len(spec.segments) + sum(s.bias for s in spec.segments) + len(spec.outputs)
+    return (
+        _PLAIN_ARGUMENTS
+        + len(spec.segments)
+        + sum(s.bias for s in spec.segments)
+        + len(spec.outputs)
+    )
 
 
 def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping) -> None:
     """Define the kernel as a private function:
 
-        @name(x: ptr, m: i64, thread: i64, threads: i64, weights: ptr..., bias: ptr..., out: ptr...)
+        @name(x: ptr, m: i64, thread: i64, threads: i64, deal: ptr,
+              weights: ptr..., bias: ptr..., out: ptr...)
 
     x is m rows in the form `spec.activation` says, 64-byte aligned; each weights is a packed matrix
     with its header; there is a bias for each segment that has one; each out is f32 [m, n]. Every
     output has the same bits whatever m, the threads and the mapping are.
 
-    The panels of all segments, in order, are split into one contiguous range of about equal bytes
-    for each thread. With few rows a thread does all its gates before it combines them, so that it
-    reads one stream at a time; with many it goes tile by tile, so that the gates are still near.
+    The panels of all segments, in order, are dealt to the threads by their bytes (`dealing`). With
+    few rows most of them are split evenly, and a thread does all gates of a part before it combines
+    them, so that it reads one long stream at a time; with many it takes a few panels at a time.
     """
     if spec.activation == "abf16":
         _emit_blocked_matmul(b, name, spec, mapping)
@@ -221,34 +238,30 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
         else:
             many = _streams(b, spec, mapping, mapping.row_tile)
         regimes.append((mapping.row_tile, many))
-    pointers = [b.ptr] * (matmul_argument_count(spec) - 4)
-    with b.function(name, [b.ptr, b.i64, b.i64, b.i64, *pointers], inline=False) as arguments:
-        operands = _Operands.of(spec, arguments)
-        ranges = _ranges(b, spec, arguments[2], arguments[3])
+    with b.function(name, _argument_types(b, spec), inline=False) as arguments:
+        operands, deal = _Operands.of(spec, arguments), _Deal.of(b, spec, arguments)
 
         def run(functions: list[str], first_rows: int) -> None:
-            def all_segments(bounds: list[tuple[Value, Value]]) -> None:
+            def panels(bounds: list[tuple[Value, Value]]) -> None:
                 for index, function in enumerate(functions):
                     b.call(function, operands.for_panels(b, spec, index, *bounds[index]))
 
-            if spec.combine is None or first_rows in streamed:
-                all_segments(ranges)
-                return
-            start, stop = ranges[0]
-
-            def tile(first: Value) -> None:
-                bounds = (first, b.min(b.add(first, mapping.col_tile), stop))
-                all_segments([bounds, bounds])
-
-            b.loop(start, stop, mapping.col_tile, body=tile)
+            if first_rows in streamed:
+                deal.stream(b, panels)
+            else:
+                deal.pieces(b, mapping.col_tile, panels)
 
         _emit_choice(b, arguments[1], regimes, run)
         b.ret()
 
 
+def _argument_types(b: Builder, spec: MatmulSpec) -> list[ir.Type]:
+    pointers = matmul_argument_count(spec) - _PLAIN_ARGUMENTS
+    return [b.ptr, b.i64, b.i64, b.i64, b.ptr, *[b.ptr] * pointers]
+
+
 def _emit_blocked_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping) -> None:
     """The kernel in bf16: a panel function for each output."""
-    pointers = [b.ptr] * (matmul_argument_count(spec) - 4)
     short = spec.out == "abf16" and b.isa.vector_bytes >= 64
     groups = [spec.segments] if spec.combine else [(segment,) for segment in spec.segments]
     functions = []
@@ -266,22 +279,26 @@ def _emit_blocked_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: Matmu
             spec.out,
         )
         functions.append(emit_blocked(b, kernel))
-    with b.function(name, [b.ptr, b.i64, b.i64, b.i64, *pointers], inline=False) as arguments:
-        operands = _Operands.of(spec, arguments)
-        ranges = _ranges(b, spec, arguments[2], arguments[3])
-        for index, function in enumerate(functions):
-            part = slice(0, 2) if spec.combine else slice(index, index + 1)
-            weights = operands.weights[part]
-            call = BlockedArguments(
-                operands.x,
-                operands.m,
-                *ranges[index],
-                tuple(b.at(w, HEADER_BYTES) for w in weights),
-                tuple(b.load(w, b.f32, 4) for w in weights),
-                tuple(operands.biases[part]),
-                operands.outs[index],
-            )
-            b.call(function, call.values())
+    with b.function(name, _argument_types(b, spec), inline=False) as arguments:
+        operands, deal = _Operands.of(spec, arguments), _Deal.of(b, spec, arguments)
+
+        def panels(bounds: list[tuple[Value, Value]]) -> None:
+            for index, function in enumerate(functions):
+                part = slice(0, 2) if spec.combine else slice(index, index + 1)
+                weights = operands.weights[part]
+                call = BlockedArguments(
+                    operands.x,
+                    operands.m,
+                    *bounds[index],
+                    tuple(b.at(w, HEADER_BYTES) for w in weights),
+                    tuple(b.load(w, b.f32, 4) for w in weights),
+                    tuple(operands.biases[part]),
+                    operands.outs[index],
+                )
+                some = b.cmp("slt", *bounds[index])
+                b.when(some, partial(b.call, function, call.values()))
+
+        deal.pieces(b, mapping.col_tile, panels)
         b.ret()
 
 
@@ -367,7 +384,7 @@ class _Operands:
     def of(spec: MatmulSpec, arguments: list[Value]) -> _Operands:
         """Take the arguments of a kernel apart."""
         x, m = arguments[:2]
-        rest = iter(arguments[4:])
+        rest = iter(arguments[_PLAIN_ARGUMENTS:])
         weights = [next(rest) for _ in spec.segments]
         biases = [next(rest) if segment.bias else x for segment in spec.segments]
         outs = list(rest)
@@ -393,22 +410,73 @@ class _Operands:
         ]
 
 
-def _ranges(
-    b: Builder, spec: MatmulSpec, thread: Value, threads: Value
-) -> list[tuple[Value, Value]]:
-    """The panels (first, last + 1) of each segment that this thread does."""
-    panel_bytes = [s.layout.panel_bytes(spec.k) for s in spec.segments]
-    panels = [panels_of(s.n) for s in spec.segments]
-    if spec.combine is not None:  # gate and up go together
-        panel_bytes, panels = [sum(panel_bytes)], panels[:1]
-    total = sum(size * count for size, count in zip(panel_bytes, panels, strict=True))
-    edges = [b.div(b.mul(t, total), threads) for t in (thread, b.add(thread, 1))]
-    ranges, before = [], 0
-    for size, count in zip(panel_bytes, panels, strict=True):
-        # The nearest panel boundary; the end of one thread is the start of the next.
-        bounds = [
-            b.min(b.div(b.max(b.add(edge, size // 2 - before), 0), size), count) for edge in edges
-        ]
-        ranges.append((bounds[0], bounds[1]))
-        before += size * count
-    return ranges * 2 if spec.combine is not None else ranges
+@dataclass(frozen=True)
+class _Deal:
+    """How the panels of all segments come to the threads.
+
+    Attributes:
+        team: the threads.
+        panel_bytes, panels: of each segment; a gate and what it opens count as one.
+        gated: there are two segments, with equal ranges.
+    """
+
+    team: Team
+    panel_bytes: list[int]
+    panels: list[int]
+    gated: bool
+
+    @staticmethod
+    def of(b: Builder, spec: MatmulSpec, arguments: list[Value]) -> _Deal:
+        """The deal of a kernel with these arguments."""
+        sizes = [s.layout.panel_bytes(spec.k) for s in spec.segments]
+        panels = [panels_of(s.n) for s in spec.segments]
+        if spec.combine is not None:
+            sizes, panels = [sum(sizes)], panels[:1]
+        return _Deal(Team(*arguments[2:_PLAIN_ARGUMENTS]), sizes, panels, spec.combine is not None)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all panels."""
+        return sum(size * count for size, count in zip(self.panel_bytes, self.panels, strict=True))
+
+    def stream(self, b: Builder, body: Callable[[list[tuple[Value, Value]]], None]) -> None:
+        """A long run for each thread, then small pieces."""
+        even = emit_mostly_even(b, self.team, self.total)
+        self._emit(b, even, b.idx(STREAM_PIECE_BYTES), body)
+
+    def pieces(
+        self, b: Builder, panels: int, body: Callable[[list[tuple[Value, Value]]], None]
+    ) -> None:
+        """Up to so many panels at a time, an even number; fewer where the threads are many."""
+        fair = b.div(b.idx(sum(self.panels)), b.mul(self.team.threads, _PIECES_A_THREAD))
+        even = b.mul(b.div(fair, 2), 2)
+        count = b.min(b.max(even, min(panels, 2)), panels)
+        self._emit(b, b.idx(0), b.mul(count, max(self.panel_bytes)), body)
+
+    def _emit(
+        self,
+        b: Builder,
+        even: Value,
+        piece: Value,
+        body: Callable[[list[tuple[Value, Value]]], None],
+    ) -> None:
+        def part(start: Value, stop: Value) -> list[Value]:
+            body(self._bounds(b, start, stop))
+            return []
+
+        emit_dealt(b, self.team, b.idx(self.total), even, piece, [], part)
+
+    def _bounds(self, b: Builder, start: Value, stop: Value) -> list[tuple[Value, Value]]:
+        """The panels (first, last + 1) of each segment nearest to a range of bytes.
+
+        The end of one range is the start of the next.
+        """
+        bounds, before = [], 0
+        for size, count in zip(self.panel_bytes, self.panels, strict=True):
+            first, last = (
+                b.min(b.div(b.max(b.add(edge, size // 2 - before), 0), size), count)
+                for edge in (start, stop)
+            )
+            bounds.append((first, last))
+            before += size * count
+        return bounds * 2 if self.gated else bounds

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.dealing import Team, emit_dealt_items
 from infc.backends.cpu.kernels.kv_append import emit_append
 from infc.backends.cpu.kernels.kv_layout import KVLayer
 from infc.backends.cpu.kernels.rows import (
@@ -62,22 +63,19 @@ class _Arguments:
 
 def emit_rotary_append(b: Builder, name: str, spec: RotarySpec) -> None:
     """Define `@name(q, k, v, q_out, [q_norm, k_norm,] table, kv, positions, row_slots, m, thread,
-    threads)`: pointers, then three `i64`.
+    threads, deal)`: pointers, three `i64`, a pointer.
 
     Rotated queries go to `q_out` (which may be `q`), keys and values to the cache at
     `position % capacity` of the row's slot. `k` is overwritten by the rotated keys. The work of a
-    row is one item a head, and the items of all rows are split over the threads.
+    row is one item a head, and the items of all rows are dealt to the threads.
     """
     norms = 2 if spec.norm else 0
-    with b.function(name, [b.ptr] * (8 + norms) + [b.i64] * 3) as arguments:
-        *pointers, m, thread, threads = arguments
+    with b.function(name, [b.ptr] * (8 + norms) + [b.i64] * 3 + [b.ptr]) as arguments:
+        *pointers, m, thread, threads, deal = arguments
         if not spec.norm:
             pointers[4:4] = [None, None]
         a = _Arguments(*pointers)
         items_a_row = spec.heads + spec.kv.kv_heads
-        items = b.mul(m, items_a_row)
-        start = b.div(b.mul(items, thread), threads)
-        stop = b.div(b.mul(items, b.add(thread, 1)), threads)
 
         def item(i: Value) -> None:
             row, head = b.div(i, items_a_row), b.rem(i, items_a_row)
@@ -88,7 +86,7 @@ def emit_rotary_append(b: Builder, name: str, spec: RotarySpec) -> None:
                 lambda: _append(b, spec, a, row, b.sub(head, spec.heads), position),
             )
 
-        b.loop(start, stop, body=item)
+        emit_dealt_items(b, Team(thread, threads, deal), b.mul(m, items_a_row), item)
         b.ret()
 
 

@@ -12,8 +12,15 @@ from dataclasses import dataclass, replace
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.best_list import ENTRY_BYTES, emit_clear, emit_take
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES, Team, emit_dealt, emit_mostly_even
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, panels_of
-from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec, Segment, emit_matmul
+from infc.backends.cpu.kernels.matmul import (
+    STREAM_PIECE_BYTES,
+    MatmulMapping,
+    MatmulSpec,
+    Segment,
+    emit_matmul,
+)
 from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES
 from infc.backends.cpu.kernels.split_search import HeadSpec, Planes, emit_search
 from infc.diagnostics import InternalError
@@ -25,15 +32,17 @@ _LINE_BYTES = 64
 
 
 def emit_head_logits(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMapping) -> None:
-    """Define `@name(x: ptr, m, thread, threads: i64, matrix, out: ptr)`: all logits, f32 [m, n]."""
+    """Define `@name(x: ptr, m, thread, threads: i64, deal, matrix, out: ptr)`.
+
+    All logits, f32 [m, n].
+    """
     exact = spec.products.emit_exact(b) if spec.activation == "a8" else None
     joined = _emit_joined(b, name, spec, mapping)
-    types = [b.ptr, b.i64, b.i64, b.i64, b.ptr, b.ptr]
+    types = [b.ptr, b.i64, b.i64, b.i64, b.ptr, b.ptr, b.ptr]
     with b.function(name, types, inline=False) as arguments:
-        x, m, thread, threads, matrix, out = arguments
+        x, m, *shared, matrix, out = arguments
         planes = Planes.of(b, spec, matrix)
-        panels = panels_of(spec.n)
-        start, stop = (b.div(b.mul(t, panels), threads) for t in (thread, b.add(thread, 1)))
+        team, panels = Team(*shared), panels_of(spec.n)
 
         def several() -> None:
             def store(products: Value, *places: Value) -> None:
@@ -42,7 +51,12 @@ def emit_head_logits(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMappi
                 target = b.at(out, b.mul(at, ENTRY_BYTES))
                 _store_rows(b, spec, products, rows, columns, target)
 
-            _emit_joined_panels(b, spec, joined, x, m, planes, start, stop, store)
+            def part(start: Value, stop: Value) -> list[Value]:
+                _emit_joined_panels(b, spec, joined, x, m, planes, start, stop, store)
+                return []
+
+            piece = b.idx(spec.joined_panels)
+            emit_dealt(b, team, b.idx(panels), b.idx(0), piece, [], part)
 
         if exact is None:
             several()
@@ -51,14 +65,12 @@ def emit_head_logits(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMappi
         prepared = b.stack(spec.products.prepared_bytes, _LINE_BYTES)
         room = b.stack(PANEL_OUT_BYTES, _LINE_BYTES)
 
-        def single() -> None:
-            b.call(spec.products.emit_prepare(b), [x, prepared])
+        def multiply(first: Value, count: Value, target: Value) -> None:
+            sources = [planes.high(b, first), planes.low_panel(b, first)]
+            b.call(exact, [x, prepared, *sources, count, planes.multiplier, target])
+
+        def single_part(start: Value, stop: Value) -> list[Value]:
             whole = b.min(stop, spec.n // PANEL_ROWS)
-
-            def multiply(first: Value, count: Value, target: Value) -> None:
-                sources = [planes.high(b, first), planes.low_panel(b, first)]
-                b.call(exact, [x, prepared, *sources, count, planes.multiplier, target])
-
             multiply(start, b.max(b.sub(whole, start), 0), b.at(out, b.mul(start, PANEL_OUT_BYTES)))
             if spec.n % PANEL_ROWS:
 
@@ -67,7 +79,15 @@ def emit_head_logits(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMappi
                     kind, target = b.vec(LANES, b.f32), b.at(out, b.mul(whole, PANEL_OUT_BYTES))
                     b.store_first(b.load(room, kind, 4), target, spec.n % PANEL_ROWS, 4)
 
-                b.when(b.cmp("sgt", stop, spec.n // PANEL_ROWS), last)
+                ends = b.cmp("sgt", stop, spec.n // PANEL_ROWS)
+                b.when(b.bit_and(ends, b.cmp("slt", start, stop)), last)
+            return []
+
+        def single() -> None:
+            b.call(spec.products.emit_prepare(b), [x, prepared])
+            piece = max(1, STREAM_PIECE_BYTES // spec.products.high_panel_bytes)
+            even = emit_mostly_even(b, team, panels)
+            emit_dealt(b, team, b.idx(panels), even, b.idx(piece), [], single_part)
 
         if spec.max_rows == 1:
             single()
@@ -81,7 +101,7 @@ def emit_head_candidates(
 ) -> None:
     """Define
 
-        @name(x: ptr, m, thread, threads: i64, matrix, values, ids: ptr, wanted: i64)
+        @name(x: ptr, m, thread, threads: i64, deal, matrix, values, ids: ptr, wanted: i64)
 
     `values` and `ids` have `parts` lists of `count` for each of the m rows (see `best_list`); each
     thread fills its own one with the best of its part of the matrix. The best `wanted` entries of
@@ -90,13 +110,14 @@ def emit_head_candidates(
     search = emit_search(b, spec)
     joined = _emit_joined(b, name, spec, mapping)
     take = emit_take(b)
-    types = [b.ptr, b.i64, b.i64, b.i64, b.ptr, b.ptr, b.ptr, b.i64]
+    types = [b.ptr, b.i64, b.i64, b.i64, b.ptr, b.ptr, b.ptr, b.ptr, b.i64]
     with b.function(name, types, inline=False) as arguments:
-        x, m, thread, threads, matrix, values, ids, wanted = arguments
+        x, m, *shared, matrix, values, ids, wanted = arguments
+        team = Team(*shared)
         planes = Planes.of(b, spec, matrix)
 
         def of_row(row: Value) -> list[Value]:
-            at = b.mul(b.add(b.mul(row, parts), thread), count * ENTRY_BYTES)
+            at = b.mul(b.add(b.mul(row, parts), team.thread), count * ENTRY_BYTES)
             return [b.at(values, at), b.at(ids, at)]
 
         def clear(row: Value) -> None:
@@ -106,12 +127,9 @@ def emit_head_candidates(
         b.loop(0, m, body=clear)
 
         def single() -> None:
-            b.call(search, [x, thread, threads, matrix, *of_row(b.idx(0)), wanted])
+            b.call(search, [x, *shared, matrix, *of_row(b.idx(0)), wanted])
 
         def several() -> None:
-            panels = panels_of(spec.n)
-            start, stop = (b.div(b.mul(t, panels), threads) for t in (thread, b.add(thread, 1)))
-
             def take_rows(products: Value, *places: Value) -> None:
                 row, rows, column, columns = places
 
@@ -124,7 +142,12 @@ def emit_head_candidates(
 
                 b.loop(0, rows, body=one)
 
-            _emit_joined_panels(b, spec, joined, x, m, planes, start, stop, take_rows)
+            def part(start: Value, stop: Value) -> list[Value]:
+                _emit_joined_panels(b, spec, joined, x, m, planes, start, stop, take_rows)
+                return []
+
+            piece = b.idx(spec.joined_panels)
+            emit_dealt(b, team, b.idx(panels_of(spec.n)), b.idx(0), piece, [], part)
 
         if spec.max_rows == 1:
             single()
@@ -180,6 +203,8 @@ def _emit_joined_panels(
     matrix = b.stack(HEADER_BYTES + count * whole.panel_bytes(spec.k), _LINE_BYTES)
     products = b.stack(joined.rows * count * PANEL_OUT_BYTES, _LINE_BYTES)
     b.store(planes.multiplier, matrix, 4)
+    alone = b.stack(DEAL_BYTES, DEAL_BYTES)
+    b.store(b.const(0, b.i32), alone, 4)
     row_bytes = storage_bytes(spec.activation, (1, spec.k))
 
     def panels(first: Value) -> None:
@@ -192,7 +217,7 @@ def _emit_joined_panels(
         def rows(row: Value) -> None:
             part = b.min(b.sub(m, row), joined.rows)
             at = b.at(x, b.mul(row, row_bytes))
-            operands = [at, part, b.idx(0), b.idx(1), matrix, products]
+            operands = [at, part, b.idx(0), b.idx(1), alone, matrix, products]
             b.call(joined.multiply, operands)
             use(products, row, part, column, columns)
 

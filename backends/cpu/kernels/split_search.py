@@ -18,6 +18,7 @@ from infc.backends.cpu.kernels.best_list import (
     lanes_inside,
     lanes_set,
 )
+from infc.backends.cpu.kernels.dealing import Team, emit_dealt
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, panels_of
 from infc.backends.cpu.kernels.split_layout import SplitLayout
 from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES, SplitProducts
@@ -100,25 +101,26 @@ class Planes:
 
 
 def emit_search(b: Builder, spec: HeadSpec) -> str:
-    """Define `@name(x: ptr, thread, threads: i64, matrix, values, ids: ptr, wanted: i64)`.
+    """Define `@name(x: ptr, thread, threads: i64, deal, matrix, values, ids: ptr, wanted: i64)`.
 
-    The list is empty; the best of this thread's stretches of panels enter it.
+    The list is empty; the best of the stretches of panels that this thread takes enter it.
     """
     name = f"split_search_{spec.layout.name}_n{spec.n}_k{spec.k}"
     if b.defined(name):
         return name
     functions = [spec.products.emit_prepare(b), _emit_sparse(b, spec), _emit_plain(b, spec)]
     prepare, sparse, plain = functions
-    types = [b.ptr, b.i64, b.i64, b.ptr, b.ptr, b.ptr, b.i64]
-    panels = panels_of(spec.n)
+    types = [b.ptr, b.i64, b.i64, b.ptr, b.ptr, b.ptr, b.ptr, b.i64]
     with b.function(name, types, inline=False) as arguments:
-        x, thread, threads, matrix, values, ids, wanted = arguments
+        x, *shared, matrix, values, ids, wanted = arguments
         prepared = b.stack(spec.products.prepared_bytes, _LINE_BYTES)
         b.call(prepare, [x, prepared])
         listed = [values, ids, wanted]
 
-        def stretch(first: Value, least: Value, plains: Value, penalty: Value) -> list[Value]:
-            count = b.min(b.sub(b.idx(panels), first), STRETCH)
+        def stretch(
+            first: Value, stop: Value, least: Value, plains: Value, penalty: Value
+        ) -> list[Value]:
+            count = b.sub(stop, first)
             operands = [x, prepared, matrix, first, count, *listed, least]
 
             def multiply() -> list[Value]:
@@ -135,7 +137,8 @@ def emit_search(b: Builder, spec: HeadSpec) -> str:
             return b.when(b.cmp("sgt", plains, 0), multiply, search, [b.f32, b.i64, b.i64])
 
         begin = [b.const(float("-inf"), b.f32), b.idx(0), b.idx(1)]
-        b.loop(b.mul(thread, STRETCH), panels, b.mul(threads, STRETCH), begin, body=stretch)
+        panels, piece = b.idx(panels_of(spec.n)), b.idx(STRETCH)
+        emit_dealt(b, Team(*shared), panels, b.idx(0), piece, begin, stretch)
         b.ret()
     return name
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES
+
 ABI_VERSION = 1
 
 
@@ -78,20 +80,25 @@ class ControlBlock:
     Attributes:
         arrivals: byte offset of the int32 counts by which a kernel's threads learn who is last;
             zero between kernels. They lie behind the barrier.
+        deals: byte offset of the deals in which kernels count the pieces of their work.
         flags: byte offset of one int32 for each layer: whether the call was cancelled there.
         row_slots: byte offset of the slot of each row, int32.
         size_bytes: bytes before the planned buffers, a multiple of 64.
     """
 
     arrivals: int
+    deals: int
     flags: int
     row_slots: int
     size_bytes: int
 
     @staticmethod
-    def of(barrier_bytes: int, arrivals: int, layers: int, max_tokens: int) -> ControlBlock:
-        """The layout for a program with so many int32 `arrivals`."""
-        flags = -(-(barrier_bytes + 4 * arrivals) // 64) * 64
+    def of(
+        barrier_bytes: int, arrivals: int, deals: int, layers: int, max_tokens: int
+    ) -> ControlBlock:
+        """The layout for a program with so many int32 `arrivals` and so many `deals`."""
+        places = -(-(barrier_bytes + 4 * arrivals) // 64) * 64
+        flags = places + DEAL_BYTES * deals
         row_slots = -(-(flags + 4 * (layers + 1)) // 64) * 64
         size = -(-(row_slots + 4 * max_tokens) // 64) * 64
-        return ControlBlock(barrier_bytes, flags, row_slots, size)
+        return ControlBlock(barrier_bytes, places, flags, row_slots, size)

@@ -6,7 +6,7 @@ import ctypes
 
 from infc.backends.cpu.codegen.amx import emit_request_tiles
 from infc.backends.cpu.codegen.builder import Builder, Value
-from infc.backends.cpu.kernels.sync import BARRIER_BYTES, BARRIER_NAME
+from infc.backends.cpu.kernels.sync import BARRIER_NAME
 from infc.backends.cpu.lowering import abi
 from infc.backends.cpu.lowering.forms import Environment
 from infc.backends.cpu.lowering.programs import KINDS, MainArguments, ProgramLowering
@@ -152,7 +152,7 @@ class _Entry:
 
     def run(self) -> Value:
         b = self.b
-        control = self.program.control_block(BARRIER_BYTES)
+        control = self.program.control
         arena, cancel = self.pointer("arena"), self.pointer("cancel")
         row_slots, flags = b.at(arena, control.row_slots), b.at(arena, control.flags)
         self.fill_row_slots(row_slots)
@@ -221,7 +221,7 @@ def thread_bytes(program: ProgramLowering) -> int:
 
 def arena_bytes(program: ProgramLowering) -> int:
     """Bytes of arena before the threads' own parts."""
-    return program.control_block(BARRIER_BYTES).size_bytes + program.space_bytes("arena")
+    return program.control.size_bytes + program.space_bytes("arena")
 
 
 def emit_info(b: Builder, values: dict[str, int]) -> None:

@@ -44,6 +44,8 @@ class Environment:
     """i64: 1 where this thread writes the trace, else 0."""
     wanted: Value | None = None
     """Top tokens that the call asks for; known in main."""
+    deal: Value | None = None
+    """Where the pieces of the kernel that is called next are counted."""
 
     def numbers(self) -> list[Value]:
         """What a layer function is passed behind its buffers, in order."""
@@ -100,13 +102,18 @@ class Form:
         symbol: whose value is the number of rows.
         order: the emitted function's arguments: `p` all pointers left, `1` one pointer,
             `m`, `i`, `n` rows, thread and threads, `k` top tokens wanted, `o` the number one,
-            `a` where the arrivals lie.
+            `a` where the arrivals lie, `d` where pieces of work are counted.
     """
 
     name: str
     pointers: tuple[int, ...]
     symbol: str
     order: str
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether its threads count pieces of work."""
+        return "d" in self.order
 
     def call(self, b: Builder, operands: Sequence[Value], env: Environment) -> None:
         """Call the emitted function with the operands of a memory-level call."""
@@ -129,10 +136,12 @@ class Form:
             return b.idx(1)
         if letter == "a":
             return b.at(env.barrier, BARRIER_BYTES)
-        if letter == "k":
-            if env.wanted is None:
-                raise InternalError("only main knows how many top tokens are wanted")
-            return env.wanted
+        known = {"k": env.wanted, "d": env.deal}
+        if letter in known:
+            value = known[letter]
+            if value is None:
+                raise InternalError(f"argument {letter!r} of kernel {self.name} is not known here")
+            return value
         return {"m": env.rows[self.symbol], "i": env.thread, "n": env.threads}[letter]
 
 
@@ -166,7 +175,7 @@ def matmul_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
     made = [*(op.operation.results[0] for op in [*products, *body.named("mul"), *caps, *rounded])]
     outputs = [body.target[value] for value in made if value in body.target]
     pointers = (body.source[x], *weights, *biases, *outputs)
-    return Form(name, pointers, body.row_symbol(), "1minp")
+    return Form(name, pointers, body.row_symbol(), "1mindp")
 
 
 def matmul_mapping(body: KernelBody) -> MatmulMapping:
@@ -214,7 +223,7 @@ def rotary_form(b: Builder, name: str, body: KernelBody, slots: int) -> Form:
         body.source[positions],
         body.source[row_slots],
     )
-    return Form(name, pointers, "t", "pmin")
+    return Form(name, pointers, "t", "pmind")
 
 
 def attention_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
@@ -255,7 +264,7 @@ def attention_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
         body.source[row_slots],
         *((last - 2, last - 1) if divided else (last - 1,)),
     )
-    return Form(name, pointers, "t", "pmin11a" if divided else "pmin1")
+    return Form(name, pointers, "t", "pmind11a" if divided else "pmind1")
 
 
 def attention_spec(

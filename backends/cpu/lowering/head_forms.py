@@ -31,7 +31,7 @@ def head_logits_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form
     x, matrix = op.operation.operands
     emit_head_logits(b, name, _spec(body, op, rows), matmul_mapping(body))
     pointers = (body.source[x], body.source[matrix], body.target[op.operation.results[0]])
-    return Form(name, pointers, body.row_symbol(), "1minp")
+    return Form(name, pointers, body.row_symbol(), "1mindp")
 
 
 def head_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
@@ -43,7 +43,7 @@ def head_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
     parts = int(TensorType.of(values.type).shape[1]) // count
     emit_head_candidates(b, name, _spec(body, op, rows), matmul_mapping(body), parts, count)
     pointers = (body.source[x], body.source[matrix], body.target[values], body.target[ids])
-    return Form(name, pointers, body.row_symbol(), "1minp" + ("k" if count > 1 else "o"))
+    return Form(name, pointers, body.row_symbol(), "1mindp" + ("k" if count > 1 else "o"))
 
 
 def argmax_form(b: Builder, name: str, body: KernelBody) -> Form:

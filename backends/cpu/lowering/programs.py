@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from infc.backends.cpu.codegen.builder import Builder, Value
+from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.kv_layout import KVLayout
-from infc.backends.cpu.kernels.sync import BARRIER_NAME
+from infc.backends.cpu.kernels.sync import BARRIER_BYTES, BARRIER_NAME
 from infc.backends.cpu.lowering.abi import ControlBlock
 from infc.backends.cpu.lowering.forms import (
     Environment,
@@ -70,6 +71,8 @@ class ProgramLowering:
             if kind is not None:
                 with function.location:
                     self.forms[name] = self.emit_kernel(name, KernelBody(function))
+        self.control = self.control_block()
+        self.deals = 0
         for name, function in self.functions.items():
             if name not in self.forms and name != "main":
                 with function.location:
@@ -88,13 +91,20 @@ class ProgramLowering:
         """Calls of layer functions in main."""
         return sum("infc.layer" in op.operation.attributes for op in body(self.main))
 
-    def control_block(self, barrier_bytes: int) -> ControlBlock:
-        """The layout of the start of the arena."""
+    def control_block(self) -> ControlBlock:
+        """The layout of the start of the arena: each call of a kernel has a deal of its own."""
         rows = self.maxima["t"]
         mappings = [get(function, "infc.mapping", {}) for function in self.functions.values()]
         divided = any(mapping.get("parts", 1) > 1 for mapping in mappings)
         arrivals = rows * self.kv.kv_heads if divided else 0
-        return ControlBlock.of(barrier_bytes, arrivals, self.layer_count(), rows)
+        calls = [
+            get(op, "callee")
+            for function in self.functions.values()
+            for op in body(function)
+            if op.operation.name == "func.call"
+        ]
+        deals = sum(name in self.forms and self.forms[name].is_dealt for name in calls)
+        return ControlBlock.of(BARRIER_BYTES, arrivals, deals, self.layer_count(), rows)
 
     def emit_kernel(self, name: str, kernel: KernelBody) -> Form:
         """The function of a kernel, in the form that its kind has."""
@@ -146,7 +156,12 @@ class ProgramLowering:
             operands = [places[value] for value in op.operation.operands]
             callee = get(op, "callee")
             if callee in self.forms:
-                self.forms[callee].call(b, operands, env)
+                form = self.forms[callee]
+                if form.is_dealt:
+                    place = self.control.deals + DEAL_BYTES * self.deals
+                    env = replace(env, deal=b.at(env.barrier, place))
+                    self.deals += 1
+                form.call(b, operands, env)
                 self.emit_trace(env, step)
                 return 1
             extra = [*env.numbers(), env.barrier, b.at(env.trace, 8 * step)]

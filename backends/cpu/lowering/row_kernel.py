@@ -2,13 +2,14 @@
 
 Values that only the kernel itself reads live on the stack of the thread; the others are written to
 their buffers. With `partition = "replicate"` every thread computes all rows for itself (decode: one
-row is cheaper to compute than to wait for), else the rows are split over the threads.
+row is cheaper to compute than to wait for), else the rows are dealt to the threads.
 """
 
 from __future__ import annotations
 
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.kernels.activation import emit_quantize_row, emit_round_row
+from infc.backends.cpu.kernels.dealing import Team, emit_dealt_items
 from infc.backends.cpu.kernels.embed import emit_embed_row
 from infc.backends.cpu.kernels.layouts import layout_named
 from infc.backends.cpu.kernels.rows import (
@@ -28,19 +29,18 @@ from infc.ir.types import A8, TensorType, storage_bytes
 
 
 def row_form(b: Builder, name: str, body: KernelBody) -> Form:
-    """Emit the kernel and say how it is called: all operands in order, then rows and threads."""
+    """Emit the kernel and say how it is called: all operands, then rows, threads and deal."""
     pointers = len(body.arguments)
-    with b.function(name, [b.ptr] * pointers + [b.i64] * 3, inline=False) as arguments:
-        *buffers, m, thread, threads = arguments
+    types = [b.ptr] * pointers + [b.i64] * 3 + [b.ptr]
+    with b.function(name, types, inline=False) as arguments:
+        *buffers, m, thread, threads, deal = arguments
         emitter = _RowEmitter(b, body, buffers)
         if body.mapping["partition"] == "replicate":
-            start, stop = b.idx(0), m
+            b.loop(0, m, body=emitter.emit_row)
         else:
-            start = b.div(b.mul(m, thread), threads)
-            stop = b.div(b.mul(m, b.add(thread, 1)), threads)
-        b.loop(start, stop, body=emitter.emit_row)
+            emit_dealt_items(b, Team(thread, threads, deal), m, emitter.emit_row)
         b.ret()
-    return Form(name, tuple(range(pointers)), body.row_symbol(), "pmin")
+    return Form(name, tuple(range(pointers)), body.row_symbol(), "pmind")
 
 
 class _RowEmitter:
