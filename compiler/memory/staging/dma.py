@@ -34,24 +34,25 @@ class Dma:
     queues: int
     time: float = 0.0
     _waiting: list[deque[int]] = field(default_factory=list)
+    _queued_bytes: list[int] = field(default_factory=list)
+    _sizes: list[int] = field(default_factory=list)
     _flows: list[_Flow] = field(default_factory=list)
     _ends: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._waiting = [deque() for _ in range(self.queues)]
+        self._queued_bytes = [0] * self.queues
 
     def put(self, size_bytes: int) -> tuple[int, int]:
         """Put a transfer into the queue with the fewest bytes; returns its number and the queue."""
         number = len(self._flows)
-        queue = min(range(self.queues), key=lambda q: (self._left(q, number), q))
+        queue = min(range(self.queues), key=lambda q: (self._queued_bytes[q], q))
+        self._queued_bytes[queue] += size_bytes
+        self._sizes.append(size_bytes)
         self._flows.append(_Flow(self.machine.latency_seconds, size_bytes))
         self._ends.append(None)
         self._waiting[queue].append(number)
         return number, queue
-
-    def busy_seconds(self, last: int) -> float:
-        """Time until the transfers up to number `last` are done, as if one ran at a time."""
-        return sum(self._left(queue, last) for queue in range(self.queues))
 
     def done(self, number: int) -> bool:
         """Whether a transfer has ended."""
@@ -71,10 +72,6 @@ class Dma:
         while self.time < end:
             self._advance(None, end)
 
-    def _left(self, queue: int, last: int) -> float:
-        flows = [self._flows[number] for number in self._waiting[queue] if number <= last]
-        return sum(f.latency + f.bytes / self.machine.bandwidth_bytes_per_s for f in flows)
-
     def _advance(self, own: _Flow | None, end: float) -> None:
         """Move on to the next moment at which a flow begins or ends, at most to `end`."""
         heads = [self._flows[queue[0]] for queue in self._waiting if queue]
@@ -93,6 +90,8 @@ class Dma:
                 flow.latency = 0.0 if event <= step else flow.latency - step
             else:
                 flow.bytes = 0.0 if event <= step else flow.bytes - step * rate
-        for queue in self._waiting:
+        for number, queue in enumerate(self._waiting):
             if queue and self._flows[queue[0]].latency <= 0 and self._flows[queue[0]].bytes <= 0:
-                self._ends[queue.popleft()] = self.time
+                flow = queue.popleft()
+                self._ends[flow] = self.time
+                self._queued_bytes[number] -= self._sizes[flow]

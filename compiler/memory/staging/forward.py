@@ -1,12 +1,11 @@
 """When each transfer starts: the program played forward, part by part.
 
 In front of a part, loads are put into the queues in the order in which their pieces are needed, as
-long as the queues would otherwise run empty before the part ends and as long as there is room until
-the piece is needed. For pieces of one size that are used once this is the *aggressive* strategy of
-Cao, Felten, Karlin and Li (A study of integrated prefetching and caching strategies, SIGMETRICS
-1995): fetch next what is needed next, at the first opportunity, never displacing what is needed
-before it. A piece that is asked for only when its part is about to start is read directly where
-the machine and the policy allow it.
+far ahead as there is room until the piece is needed. For pieces of one size that are used once this
+is the *aggressive* strategy of Cao, Felten, Karlin and Li (A study of integrated prefetching and
+caching strategies, SIGMETRICS 1995): fetch next what is needed next, at the first opportunity, and
+never displace what is needed before it. A piece that nobody asked for until its part is about to
+start is read directly where the machine and the policy allow it.
 """
 
 from __future__ import annotations
@@ -119,11 +118,8 @@ class _Player:
         for span in self.made[number]:
             self._reside(span, number)
         own = part.far_bytes + self._demand(number)
-        # As long as the part itself takes, and as its own transfers take before it.
-        needed = max((load.flow for load in self.arriving[number]), default=-1)
-        own_seconds = own / self.pieces.machine.bandwidth_bytes_per_s
-        self._prefetch(number, max(part.seconds, own_seconds), needed)
-        for load in self.arriving.pop(number):
+        self._prefetch(number)
+        for load in self.arriving.pop(number, []):
             self.dma.wait(load.flow)
         start = self.dma.time
         self.dma.run(part.seconds, own)
@@ -150,13 +146,10 @@ class _Player:
             self.next_load += 1
         return direct
 
-    def _prefetch(self, number: int, seconds: float, needed: int) -> None:
-        """Ask for what comes next while the queues would run empty before this part ends."""
-        queued = len(self.draft.transfers)
-        slack = seconds + self.dma.busy_seconds(needed) - self.dma.busy_seconds(queued)
+    def _prefetch(self, number: int) -> None:
+        """Ask for what is needed next, as far ahead as there is room."""
         reach = math.inf if self.policy.lookahead is None else number + self.policy.lookahead
-        machine = self.pieces.machine
-        while self.next_load < len(self.loads) and slack > 0:
+        while self.next_load < len(self.loads):
             span = self.loads[self.next_load]
             size = self._size(span)
             stored = self.stored_before.get(span)
@@ -167,8 +160,6 @@ class _Player:
             self.room.take(number, span.first, size)
             self._load(span, number)
             self.next_load += 1
-            moved = self.pieces.pieces[span.piece].size_bytes
-            slack -= machine.latency_seconds + moved / machine.bandwidth_bytes_per_s
 
     def _load(self, span: Span, number: int) -> None:
         residence = self._reside(span, number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from infc.memory.staging.problem import Machine, StagingProblem
 
@@ -44,7 +45,7 @@ class Part:
     writes: tuple[int, ...]
     far_bytes: int
 
-    @property
+    @cached_property
     def uses(self) -> tuple[int, ...]:
         """All pieces it needs, each once."""
         return tuple(dict.fromkeys((*self.reads, *self.writes)))

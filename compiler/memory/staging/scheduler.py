@@ -1,7 +1,7 @@
 """`schedule_transfers`, which tries policies, and the simple ones that it is compared with.
 
-Each try is a schedule against an amount of room, then offsets by the arena planner; where these
-need more than the scratchpad has, the schedule is made again with less room. Nothing here reads a
+Each try is a schedule against an amount of room, then offsets; where these need more than the
+scratchpad has, the schedule is made again with less room. Nothing here reads a
 clock: the number of tries is fixed, and the same problem gives the same plan.
 """
 
@@ -13,25 +13,30 @@ from dataclasses import replace
 
 from infc.diagnostics import Code, UserError
 from infc.diagnostics.quantities import human_bytes
-from infc.memory.buffer import Buffer
-from infc.memory.planner import plan_arena
 from infc.memory.staging.bound import lower_bound
 from infc.memory.staging.forward import Draft, Policy, play
+from infc.memory.staging.packing import pack, pack_tightly
 from infc.memory.staging.pieces import Pieces, cut
 from infc.memory.staging.plan import StagingPlan
 from infc.memory.staging.problem import StagingProblem
 from infc.memory.staging.spans import Keep
 
-PIECES = (16, 64, 4, 256)
+PIECES = (32, 16, 64, 8, 128)
 """Pieces that would fill the scratchpad: fine ones overlap better, coarse ones wait less often."""
+QUEUES = (1, 2, 4)
+"""One queue brings first what is needed first; several hide the latency of small pieces."""
 MAX_PARTS = 20_000
 """Above this many parts a finer cut is not tried."""
-RESIDENT_SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
+RESIDENT_SHARES = (1.0, 0.95, 0.9, 0.8, 0.5)
 """Of the room that is free at every part, for what stays from one time to the next."""
-_CLOSE = 1.0005
+RESIDENT_CUTS = 2
+"""Sizes of pieces with which that is tried: those that are best without."""
+_CLOSE = 1.001
 """As near to the lower bound as this, nothing else is tried."""
-_SHRINKS = 8
-_SEARCH_NODES = 2000
+_BUDGET_PARTS = 80_000
+"""Parts played, over all tries; about 100 microseconds each."""
+_ROOMS = (1.0, 31 / 32, 15 / 16, 7 / 8, 3 / 4, 1 / 2, 1 / 4)
+"""Shares of the scratchpad to schedule against: what is left over makes packing easy."""
 
 NO_PREFETCH = Policy(keep=Keep.NONE, lookahead=0, direct=False)
 """Each piece is loaded when its part is about to start, and only what is made on chip stays."""
@@ -50,12 +55,9 @@ def schedule_transfers(problem: StagingProblem, *, piece_bytes: int | None = Non
     Raises:
         UserError: INF2101, no schedule fits the scratchpad.
     """
-    goal = lower_bound(problem).seconds * _CLOSE
-    best: StagingPlan | None = None
-    for pieces in _cuts(problem, piece_bytes):
-        best = _try_policies(pieces, goal, best)
-        if best is not None and best.seconds <= goal:
-            break
+    best = _Search(lower_bound(problem).seconds * _CLOSE).run(
+        list(_cuts(problem, piece_bytes)), problem.repeats
+    )
     if best is None:
         raise _does_not_fit(problem)
     return best
@@ -67,10 +69,90 @@ def baseline(problem: StagingProblem, policy: Policy, piece_bytes: int) -> Stagi
     Raises:
         UserError: INF2101, no schedule fits the scratchpad.
     """
-    plan = _place(cut(problem, piece_bytes), policy)
+    plan = _Search(0.0).place(cut(problem, piece_bytes), policy, math.inf)
     if plan is None:
         raise _does_not_fit(problem)
     return plan
+
+
+class _Search:
+    """Tries of one problem; stops when `goal` seconds are reached or the budget is used up."""
+
+    def __init__(self, goal: float) -> None:
+        self.goal = goal
+        self.budget = _BUDGET_PARTS
+        self.best: StagingPlan | None = None
+        # Which of `_ROOMS` could be packed last, by the number of parts: a good guess for the next.
+        self.room: dict[int, int] = {}
+
+    def run(self, cuts: list[Pieces], repeats: bool) -> StagingPlan | None:
+        """The best plan of all."""
+        found: list[tuple[float, int, StagingPlan]] = []
+        for number, pieces in enumerate(cuts):
+            plan = self.try_queues(pieces, Policy())
+            found += [(plan.seconds, number, plan)] if plan is not None else []
+        found.sort(key=lambda entry: entry[:2])
+        for _seconds, number, base in found[:RESIDENT_CUTS] if repeats else ():
+            for resident in _residents(cuts[number], base):
+                self.try_queues(cuts[number], Policy(resident=resident))
+        for rank, pieces in enumerate([cuts[number] for _, number, _ in found] or cuts):
+            for policy in (DOUBLE_BUFFER, GREEDY, NO_PREFETCH):
+                # No worse than these: they are tried whatever was used up.
+                if not self.done or (rank == 0 and self.limit > self.goal):
+                    self.accept(self.place(pieces, policy, self.limit))
+        return self.best
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing else is worth trying."""
+        return self.best is not None and (self.best.seconds <= self.goal or self.budget <= 0)
+
+    @property
+    def limit(self) -> float:
+        """Seconds that a plan must take less than."""
+        return math.inf if self.best is None else self.best.seconds
+
+    def accept(self, plan: StagingPlan | None) -> None:
+        """Keep a plan where it is the fastest."""
+        if plan is not None and plan.seconds < self.limit:
+            self.best = plan
+
+    def try_queues(self, pieces: Pieces, policy: Policy) -> StagingPlan | None:
+        """A policy's best plan, with more and more queues as long as that helps."""
+        best: StagingPlan | None = None
+        for count in QUEUES:
+            if count > pieces.machine.queues or self.done:
+                break
+            below = math.inf if best is None else best.seconds
+            plan = self.place(pieces, replace(policy, queues=count), below)
+            if plan is None:
+                break
+            self.accept(plan)
+            best = plan
+        return best
+
+    def place(self, pieces: Pieces, policy: Policy, below: float) -> StagingPlan | None:
+        """A schedule with offsets; None where none fits that takes less than `below` seconds."""
+        tightest: Draft | None = None
+        first = max(0, self.room.get(len(pieces.parts), 0) - 1)
+        for room, share in enumerate(_ROOMS[first:], first):
+            self.budget -= len(pieces.parts)
+            draft = play(pieces, policy, int(pieces.machine.capacity_bytes * share))
+            if draft is None:
+                break
+            if draft.seconds >= below:
+                return None
+            offsets = pack(pieces, draft.residences)
+            if offsets is not None:
+                self.room[len(pieces.parts)] = room
+                return _plan(pieces, draft, offsets)
+            tightest = draft
+        # A search takes long: only where the simplest policy has no place.
+        if tightest is not None and policy == NO_PREFETCH and below == math.inf:
+            offsets = pack_tightly(pieces, tightest.residences)
+            if offsets is not None:
+                return _plan(pieces, tightest, offsets)
+        return None
 
 
 def _cuts(problem: StagingProblem, piece_bytes: int | None) -> Iterator[Pieces]:
@@ -85,28 +167,7 @@ def _cuts(problem: StagingProblem, piece_bytes: int | None) -> Iterator[Pieces]:
             yield pieces
 
 
-def _try_policies(pieces: Pieces, goal: float, best: StagingPlan | None) -> StagingPlan | None:
-    """The best plan of several policies and of what is known; prefetching nothing comes last."""
-    queues = sorted({1, min(2, pieces.machine.queues)})
-    base: StagingPlan | None = None
-    for count in queues:
-        base = _better(pieces, Policy(queues=count), base)
-    found = base if best is None or (base and base.seconds < best.seconds) else best
-    if pieces.repeats and (found is None or found.seconds > goal):
-        for resident in _residents(pieces, base):
-            found = _better(pieces, Policy(queues=queues[-1], resident=resident), found)
-    if found is None or found.seconds > goal:
-        for policy in (DOUBLE_BUFFER, GREEDY, NO_PREFETCH):
-            found = _better(pieces, policy, found)
-    return found
-
-
-def _better(pieces: Pieces, policy: Policy, best: StagingPlan | None) -> StagingPlan | None:
-    """A policy's plan where it is faster, else the best one so far."""
-    return _place(pieces, policy, math.inf if best is None else best.seconds) or best
-
-
-def _residents(pieces: Pieces, base: StagingPlan | None) -> Iterator[frozenset[int]]:
+def _residents(pieces: Pieces, base: StagingPlan) -> Iterator[frozenset[int]]:
     """Sets of pieces that never leave: those first whose parts wait longest for their size."""
     written = {piece for part in pieces.parts for piece in part.writes}
     waits = [0.0] * len(pieces.pieces)
@@ -121,8 +182,7 @@ def _residents(pieces: Pieces, base: StagingPlan | None) -> Iterator[frozenset[i
         free = min(free, pieces.machine.capacity_bytes - made)
         for piece in part.reads:
             uses[piece] += 1
-            if base is not None:
-                waits[piece] += base.moments[number].start - base.moments[number].ready
+            waits[piece] += base.moments[number].start - base.moments[number].ready
     candidates = [
         number
         for number, piece in enumerate(pieces.pieces)
@@ -136,55 +196,26 @@ def _residents(pieces: Pieces, base: StagingPlan | None) -> Iterator[frozenset[i
             if size <= left:
                 chosen.add(number)
                 left -= size
-        if chosen:
+        # All of the room only where it is enough: else nothing is left to stream through.
+        if chosen and (share < 1.0 or len(chosen) == len(candidates)):
             yield frozenset(chosen)
 
 
-def _place(pieces: Pieces, policy: Policy, below: float = math.inf) -> StagingPlan | None:
-    """A schedule with offsets; None where none fits that takes less than `below` seconds."""
-    capacity = pieces.machine.capacity_bytes
-    limit = capacity
-    for _ in range(_SHRINKS):
-        draft = play(pieces, policy, limit)
-        if draft is None or draft.seconds >= below:
-            return None
-        offsets, height = _pack(pieces, draft)
-        if height <= capacity:
-            residences = tuple(
-                replace(residence, offset=offset)
-                for residence, offset in zip(draft.residences, offsets, strict=True)
-            )
-            return StagingPlan(
-                pieces,
-                residences,
-                tuple(draft.transfers),
-                frozenset(draft.direct),
-                height,
-                tuple(draft.moments),
-                draft.seconds,
-            )
-        # What the packing lost, and at least a little.
-        limit = min(limit * capacity // height, limit * 31 // 32)
-    return None
-
-
-def _pack(pieces: Pieces, draft: Draft) -> tuple[list[int], int]:
-    """Offsets of the residences and the bytes they reach up to."""
-    machine = pieces.machine
-    buffers = [
-        Buffer(
-            str(number),
-            pieces.pieces[residence.piece].size_bytes,
-            machine.align_bytes,
-            residence.first,
-            residence.last,
-        )
-        for number, residence in enumerate(draft.residences)
-    ]
-    plan = plan_arena(buffers, node_limit=0)
-    if plan.height_bytes > machine.capacity_bytes:
-        plan = plan_arena(buffers, node_limit=_SEARCH_NODES)
-    return [plan.offsets[buffer.name] for buffer in buffers], plan.height_bytes
+def _plan(pieces: Pieces, draft: Draft, offsets: list[int]) -> StagingPlan:
+    residences = tuple(
+        replace(residence, offset=offset)
+        for residence, offset in zip(draft.residences, offsets, strict=True)
+    )
+    ends = (r.offset + pieces.pieces[r.piece].size_bytes for r in residences)
+    return StagingPlan(
+        pieces,
+        residences,
+        tuple(draft.transfers),
+        frozenset(draft.direct),
+        max(ends, default=0),
+        tuple(draft.moments),
+        draft.seconds,
+    )
 
 
 def _does_not_fit(problem: StagingProblem) -> UserError:
