@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.cost.kernels.classes import Array, Columns, KernelClass
+from infc.cost.kernels.classes import Array, Columns, KernelClass, Values
 from infc.cost.kernels.machine import Machine
 from infc.cost.kernels.profile import INTERVAL, ClassProfile, Constant, Residuals
 from infc.cost.kernels.queries import Query
@@ -28,7 +28,13 @@ _STEP: Final = 1e-3
 
 
 def fit_constants(
-    kernel_class: KernelClass[Any], columns: Columns, seconds: Array, machine: Machine
+    kernel_class: KernelClass[Any],
+    columns: Columns,
+    seconds: Array,
+    machine: Machine,
+    *,
+    start: Values | None = None,
+    pinned: Values | None = None,
 ) -> dict[str, float]:
     """The constants that explain measurements best, inside their ranges.
 
@@ -37,12 +43,16 @@ def fit_constants(
         columns: sizes of the kernels, `float64[rows]` each.
         seconds: measured, `float64[rows]`.
         machine: on which.
+        start: where to search from; None is the middle of the ranges.
+        pinned: constants that are given, in their range or not (to see what a term is worth).
     """
     from scipy.optimize import least_squares
 
-    low = np.array([spec.low for spec in kernel_class.constants])
-    high = np.array([spec.high for spec in kernel_class.constants])
-    names = [spec.name for spec in kernel_class.constants]
+    fixed = dict(pinned or {})
+    free = [spec for spec in kernel_class.constants if spec.name not in fixed]
+    low = np.array([spec.low for spec in free])
+    high = np.array([spec.high for spec in free])
+    names = [spec.name for spec in free]
     # A constant that may be zero is searched as it is, any other by its logarithm.
     plain = low <= 0
 
@@ -53,19 +63,20 @@ def fit_constants(
         return np.clip(np.where(plain, point, np.exp(np.where(plain, 0.0, point))), low, high)
 
     def deviations(point: Array) -> Array:
-        values = dict(zip(names, constants(point).tolist(), strict=True))
+        values = fixed | dict(zip(names, constants(point).tolist(), strict=True))
         return np.log(kernel_class.times(columns, machine, values).seconds / seconds)
 
-    start = np.where(plain, (low + high) / 2.0, np.sqrt(np.where(plain, 1.0, low) * high))
+    middle = np.where(plain, (low + high) / 2.0, np.sqrt(np.where(plain, 1.0, low) * high))
+    first = middle if start is None else np.array([start[name] for name in names])
     found = least_squares(
         deviations,
-        searched(start),
+        searched(first),
         bounds=(searched(low), searched(high)),
         loss="soft_l1",
         f_scale=SOFT_FROM,
         diff_step=_STEP,
     )
-    return {
+    return fixed | {
         name: float(f"{value:.{_DIGITS}g}")
         for name, value in zip(names, constants(found.x).tolist(), strict=True)
     }
@@ -87,9 +98,17 @@ def fit_class(
         machine: on which.
         source: of the measurements.
     """
-    columns = kernel_class.columns(list(queries), machine)
-    residuals = held_out_residuals(kernel_class, columns, seconds, machine)
+    return fit_columns(
+        kernel_class, kernel_class.columns(list(queries), machine), seconds, machine, source
+    )
+
+
+def fit_columns(
+    kernel_class: KernelClass[Any], columns: Columns, seconds: Array, machine: Machine, source: str
+) -> ClassProfile:
+    """As `fit_class`, of sizes `float64[rows]` each."""
     constants = fit_constants(kernel_class, columns, seconds, machine)
+    residuals = held_out_residuals(kernel_class, columns, seconds, machine, constants)
     regime = kernel_class.times(columns, machine, constants).regime
     return ClassProfile(
         rows=len(seconds),
@@ -120,13 +139,20 @@ def described(
 
 
 def held_out_residuals(
-    kernel_class: KernelClass[Any], columns: Columns, seconds: Array, machine: Machine
+    kernel_class: KernelClass[Any],
+    columns: Columns,
+    seconds: Array,
+    machine: Machine,
+    start: Values,
 ) -> Array:
-    """`ln(measured / predicted)` of each row by a fit to the other folds, `float64[rows]`."""
+    """`ln(measured / predicted)` of each row by a fit to the other folds, `float64[rows]`.
+
+    The fits search from `start`.
+    """
     residuals = np.empty_like(seconds)
     for held_out in folds(len(seconds)):
         constants = fit_constants(
-            kernel_class, rows_of(columns, ~held_out), seconds[~held_out], machine
+            kernel_class, rows_of(columns, ~held_out), seconds[~held_out], machine, start=start
         )
         predicted = kernel_class.times(rows_of(columns, held_out), machine, constants).seconds
         residuals[held_out] = np.log(seconds[held_out] / predicted)
