@@ -7,7 +7,7 @@ from itertools import product
 
 from infc.diagnostics import Code, UserError
 from infc.target.changes import with_figures
-from infc.target.discovery import find_link, find_target, list_targets
+from infc.target.discovery import cost_only_targets, find_link, find_target
 from infc.target.links import with_link
 from infc.target.schema import Target
 
@@ -53,8 +53,7 @@ def candidates(
     option = None if link is None else find_link(link)
     swept = [figure for figure, values in settings.items() if len(values) > 1]
     found = []
-    for name in names or _cost_only_names():
-        target = find_target(name)
+    for target in map(find_target, names) if names else cost_only_targets():
         if option is not None:
             target = with_link(target, option)
         for combination in product(*settings.values()):
@@ -62,7 +61,3 @@ def candidates(
             label = " ".join([target.name, *(f"{figure}={values[figure]}" for figure in swept)])
             found.append((label, with_figures(target, values)))
     return found
-
-
-def _cost_only_names() -> list[str]:
-    return [status.name for status in list_targets() if status.kind == "model-only"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from infc.cost.calibrations import engine_for, find_profile
+from infc.cost.calibrations import Calibrations, load_calibrations
 from infc.cost.deployment import DeploymentEstimate, deployment_estimate
 from infc.cost.disaggregation import Handover, Side, decode_part, disaggregate, prefill_part
 from infc.cost.engine import EngineProfile
@@ -68,7 +68,7 @@ class Setup:
         tensor_parallel: devices that share a block; None leaves it to the cost model.
         dtype: of the weights; None is that of the model.
         kv_dtype: of the KV cache; None is what the engine takes, without one 16 bits.
-        engine: that serves, as in `infc.cost.calibrations.engine_for`.
+        engine: that serves, as in `Calibrations.engine`.
         equal_lengths: all requests have exactly the prompt and the answer of the workload.
     """
 
@@ -145,16 +145,28 @@ def read_model(path: Path) -> Model:
     return Model(shape, dtype, (note,))
 
 
-def deploy(model: Model, target: Target, setup: Setup, name: str | None = None) -> Deployment:
+def deploy(
+    model: Model,
+    target: Target,
+    setup: Setup,
+    name: str | None = None,
+    measured: Calibrations | None = None,
+) -> Deployment:
     """A model on a target.
+
+    Args:
+        model, target, setup: what, where, how.
+        name: of the deployment; None is that of the target.
+        measured: what `load_calibrations` read; None reads it.
 
     Raises:
         UserError: it does not fit (INF2101), the target lacks a dtype or a link (INF3004), or no
             split has so many devices (INF5001).
     """
     _check_dtypes(setup)
-    engine = engine_for(target, setup.engine)
-    case = _Case(model, with_conversions(target), find_profile(target), engine)
+    measured = measured or load_calibrations()
+    engine = measured.engine(target, setup.engine)
+    case = _Case(model, with_conversions(target), measured.profile(target), engine)
     setup = replace(setup, dtype=setup.dtype or _dtype_for(model, case.target))
     if setup.devices is None:
         setup = replace(setup, devices=_fewest(case, setup))
@@ -184,8 +196,9 @@ def deploy_phases(model: Model, prefill: Target, decode: Target, setup: Setup) -
         UserError: as `deploy`, or a target has no link between machines (INF3004).
     """
     parts = (prefill_part(setup.workload), decode_part(setup.workload))
+    measured = load_calibrations()
     first, second = (
-        deploy(model, target, replace(setup, workload=part))
+        deploy(model, target, replace(setup, workload=part), measured=measured)
         for target, part in zip((prefill, decode), parts, strict=True)
     )
     side = Side(first.target, first.estimate)
@@ -205,9 +218,10 @@ def compare(
     """A model on each of some named targets; what cannot be is left out with its reason."""
     rows: list[Deployment] = []
     left_out: list[tuple[str, str]] = []
+    measured = load_calibrations()
     for name, target in targets:
         try:
-            rows.append(deploy(model, target, setup, name))
+            rows.append(deploy(model, target, setup, name, measured))
         except UserError as error:
             left_out.append((name, error.diagnostic.message))
     return Comparison(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +101,17 @@ def find_target(spec: str) -> Target:
         UserError: as `resolve_target`, or the file cannot be read or is wrong (INF3002).
     """
     return load_target(Path(spec)) if spec.endswith(".toml") else resolve_target(spec)[1]
+
+
+def cost_only_targets() -> list[Target]:
+    """The facts of all targets that have a cost model alone, by backend."""
+    found: list[Target] = []
+    for name, statuses in groupby(list_targets(), key=lambda status: status.backend):
+        specs = [status.name for status in statuses if status.kind == "model-only"]
+        if specs:
+            backend = load_backend(name)
+            found += [backend.resolve(spec) for spec in specs]
+    return found
 
 
 def find_link(spec: str) -> LinkOption:
