@@ -15,14 +15,16 @@ roofline answers with the efficiencies that the target file states.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 from infc.cost.estimate import Estimate, binding_resource
+from infc.cost.kernels.classes import KernelClass
 from infc.cost.kernels.machine import Machine, machine_of
-from infc.cost.kernels.profile import FittedFacts, Profile
+from infc.cost.kernels.profile import ClassProfile, FittedFacts, Profile
 from infc.cost.kernels.queries import Query
-from infc.cost.kernels.registry import class_of
+from infc.cost.kernels.registry import CLASSES, class_of
 from infc.cost.kernels.unfitted import unfitted_estimate
 from infc.target.schema import Target
 
@@ -33,38 +35,78 @@ _NORMAL_90: Final = 1.2815515655446004
 
 
 def kernel_estimate(query: Query, target: Target, profile: Profile | None) -> Estimate:
-    """The time of one kernel on one chip (a collective: on all that take part).
+    """The time of one kernel on one chip (a collective: on each of those that take part).
 
     Raises:
         UserError: the target has no unit for the dtype, or no link for a collective (INF3004).
     """
-    kernel_class = class_of(query)
-    fitted = None if profile is None else profile.classes.get(kernel_class.name)
-    if profile is None or fitted is None:
-        return unfitted_estimate(query, target)
+    return kernel_estimates([query], target, profile)[0]
+
+
+def kernel_estimates(
+    queries: Sequence[Query], target: Target, profile: Profile | None
+) -> list[Estimate]:
+    """The time of each kernel, as `kernel_estimate`; many together cost a few microseconds each."""
     machine = machine_of(target)
-    columns = kernel_class.columns([query], machine)
-    times = kernel_class.times(columns, machine, fitted.values)
-    mid = float(times.seconds[0])
-    busy = {name: float(seconds[0]) for name, seconds in times.busy.items()}
-    dtype = kernel_class.dtype(query, machine)
-    low, high = fitted.quantiles(kernel_class.regimes[int(times.regime[0])])
-    doubt = _NORMAL_90 * math.sqrt(added_variance(busy, dtype, machine, profile.facts))
-    names = {
-        "memory": machine.memory,
-        "compute": machine.units[dtype].name if dtype else "compute",
-        "link": machine.link,
-        "launch": "launch",
-    }
-    by_resource = {names[name]: seconds for name, seconds in busy.items() if seconds > 0}
-    return Estimate(
-        mid * math.exp(-math.hypot(low, doubt)),
-        mid,
-        mid * math.exp(math.hypot(high, doubt)),
-        binding_resource(by_resource),
-        by_resource,
-        None if target.power_watts is None else target.power_watts * mid,
-        None if target.price_usd_per_hour is None else target.price_usd_per_hour * mid / 3600.0,
+    by_class: dict[str, list[int]] = {}
+    for index, query in enumerate(queries):
+        by_class.setdefault(class_of(query).name, []).append(index)
+    found: dict[int, Estimate] = {}
+    for name, indices in by_class.items():
+        asked = [queries[index] for index in indices]
+        fitted = None if profile is None else profile.classes.get(name)
+        if profile is None or fitted is None:
+            estimates = [unfitted_estimate(query, target) for query in asked]
+        else:
+            estimates = _fitted(CLASSES[name], asked, machine, fitted, profile.facts)
+        found.update(zip(indices, estimates, strict=True))
+    return [_priced(found[index], target) for index in range(len(queries))]
+
+
+def _fitted(
+    kernel_class: KernelClass[Any],
+    queries: list[Query],
+    machine: Machine,
+    fitted: ClassProfile,
+    then: FittedFacts,
+) -> list[Estimate]:
+    """Kernels of one class by its formula."""
+    times = kernel_class.times(kernel_class.columns(queries, machine), machine, fitted.values)
+    quantiles = [fitted.quantiles(regime) for regime in kernel_class.regimes]
+    seconds, regimes = times.seconds.tolist(), times.regime.tolist()
+    busy = {resource: column.tolist() for resource, column in times.busy.items()}
+    estimates = []
+    for row, query in enumerate(queries):
+        dtype = kernel_class.dtype(query, machine)
+        each = {resource: column[row] for resource, column in busy.items()}
+        low, high = quantiles[regimes[row]]
+        doubt = _NORMAL_90 * math.sqrt(added_variance(each, dtype, machine, then))
+        names = {
+            "memory": machine.memory,
+            "compute": machine.units[dtype].name if dtype else "",
+            "link": machine.link,
+            "launch": "launch",
+        }
+        by_resource = {names[name]: value for name, value in each.items() if value > 0}
+        estimates.append(
+            Estimate(
+                seconds[row] * math.exp(-math.hypot(low, doubt)),
+                seconds[row],
+                seconds[row] * math.exp(math.hypot(high, doubt)),
+                binding_resource(by_resource),
+                by_resource,
+            )
+        )
+    return estimates
+
+
+def _priced(estimate: Estimate, target: Target) -> Estimate:
+    """With the energy and the rent of one chip for the expected time."""
+    watts, dollars_per_hour = target.power_watts, target.price_usd_per_hour
+    return replace(
+        estimate,
+        energy_joules=None if watts is None else watts * estimate.mid,
+        dollars=None if dollars_per_hour is None else dollars_per_hour * estimate.mid / 3600.0,
     )
 
 

@@ -226,7 +226,7 @@ def _contradictions(name: str, fitted: ClassProfile) -> list[str]:
             )
         elif not spec.low <= constant.value <= spec.high:
             found.append(
-                f"{name}.{key} must be between {spec.low:g} and {spec.high:g} {spec.unit}, "
+                f"{name}.{key} must be between {spec.low:g} and {spec.high:g} (unit {spec.unit}), "
                 f"got {constant.value:g}"
             )
     if not fitted.residuals:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from infc.cost.estimate import Estimate
+from infc.cost.estimate import Estimate, binding_resource
 from infc.cost.kernels.collectives import sizes as exchange_sizes
 from infc.cost.kernels.machine import Machine, machine_of
 from infc.cost.kernels.queries import (
@@ -26,10 +26,10 @@ LINK_SHARE: Final = Efficiency(low=0.5, mid=0.75, high=1.0)
 
 
 def unfitted_estimate(query: Query, target: Target) -> Estimate:
-    """The roofline of one kernel; raises as `kernel_estimate`."""
+    """The roofline of one kernel, without energy and rent; raises as `kernel_estimate`."""
     machine = machine_of(target)
     if isinstance(query, Collective):
-        return _exchange(query, machine, target)
+        return _exchange(query, machine)
     return estimate_work(_work(query, machine), target)
 
 
@@ -64,7 +64,7 @@ def _launched(machine: Machine, moved: float, dtype: str, operations: float) -> 
     return Work(bytes={machine.memory: moved}, operations={dtype: operations}, launches=1)
 
 
-def _exchange(query: Collective, machine: Machine, target: Target) -> Estimate:
+def _exchange(query: Collective, machine: Machine) -> Estimate:
     """Latency of every step, and the bytes on the wire."""
     sizes = exchange_sizes(query, machine)
     latency = machine.launch_seconds + sizes["steps"] * machine.link_seconds
@@ -79,10 +79,6 @@ def _exchange(query: Collective, machine: Machine, target: Target) -> Estimate:
         latency + wire / LINK_SHARE.high,
         mid,
         latency + wire / LINK_SHARE.low,
-        "" if not mid else max(by_resource, key=lambda name: by_resource[name]),
+        binding_resource(by_resource),
         {name: seconds for name, seconds in by_resource.items() if seconds > 0},
-        None if target.power_watts is None else target.power_watts * mid * query.devices,
-        None
-        if target.price_usd_per_hour is None
-        else target.price_usd_per_hour * mid / 3600.0 * query.devices,
     )
