@@ -156,7 +156,7 @@ def test_a_model_that_does_not_fit_says_what_would() -> None:
         "   |  the bytes are those of the fullest device\n"
         "   = hint: this fits: --devices 16 or --dtype int8\n"
     )
-    long = invoke(SMALL, *H100, "--prompt", "900000", "--devices", "1", "--json")
+    long = invoke(SMALL, *H100, "--new-tokens", "900000", "--devices", "1", "--json")
     assert json.loads(long.stdout)["error"]["code"] == "INF2101"
     assert "fits with context " in long.stderr
 
