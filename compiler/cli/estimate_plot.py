@@ -71,7 +71,7 @@ def _draw(title: str, comparison: Comparison) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         "svg.hashsalt": "infc",  # the same comparison gives the same file
         "svg.fonttype": "none",
         "font.size": 9,
@@ -80,7 +80,7 @@ def _draw(title: str, comparison: Comparison) -> str:
     }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(12, 5.4), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
+        canvas: Any = FigureCanvasSVG(figure)
         axes = figure.subplots(1, len(_PANELS))
         for axis, (label, missing, value) in zip(axes, _PANELS, strict=True):
             _panel(axis, label, missing, value, comparison)
