@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 AUTO = "auto"
 EPILOG = """\b
 Examples:
-  infc estimate samples/configs/llama-3.1-70b.json --target nvidia-h100-sxm --devices 8 --dtype fp8
   infc estimate model.gguf --target cpu --prompt 512 --new-tokens 128
+  infc estimate config.json --target CHIP --devices 8 --dtype fp8 --concurrency 32
   infc estimate config.json --compare --plot targets.svg
   infc estimate config.json --target auto --optimize watt
-  infc estimate config.json --target nvidia-h200 --set memory.hbm.bandwidth=4.8TB/s,8TB/s
-  infc estimate config.json --prefill-target nvidia-b200 --decode-target nvidia-h200
+  infc estimate config.json --target CHIP --set memory.hbm.bandwidth=4.8TB/s,8TB/s
+  infc estimate config.json --prefill-target CHIP --decode-target OTHER
   infc estimate config.json --target ./mychip.toml --json
 
+CHIP is a name of `infc targets`; samples/configs has configurations of public models.
 docs/targets.md says what a target file holds and which figures --set takes.
 """
 
@@ -103,7 +104,7 @@ docs/targets.md says what a target file holds and which figures --set takes.
     is_flag=True,
     help="Prompts and answers vary about the given lengths, so that users do not keep step.",
 )
-@click.option("--link", metavar="NAME", help="A link in place of the chips' own: teraphy, a file.")
+@click.option("--link", metavar="NAME", help="A link in place of the chips' own: a name or a file.")
 @click.option(
     "--set",
     "settings",
