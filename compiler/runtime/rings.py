@@ -21,10 +21,13 @@ class Rings:
 
     def __init__(self, shape: KVShape, oldest: Sequence[int] | None = None) -> None:
         self.shape = shape
+        self._smallest = min(shape.capacity)
         self.oldest = [0] * shape.layers if oldest is None else list(oldest)
 
     def write(self, stop: int) -> None:
         """Positions up to `stop` (exclusive) are about to be written."""
+        if stop <= self._smallest:
+            return
         self.oldest = [
             max(oldest, stop - capacity)
             for oldest, capacity in zip(self.oldest, self.shape.capacity, strict=True)
@@ -65,6 +68,8 @@ class Rings:
 
     def would_lose(self, position: int, stop: int) -> bool:
         """Whether writing up to `stop` destroys what a sequence of length `position` needs."""
+        if stop <= self._smallest:
+            return False
         after = Rings(self.shape, self.oldest)
         after.write(stop)
         return after.missing(position) is not None
