@@ -15,7 +15,7 @@ from infc.diagnostics import Code, UserError
 
 if TYPE_CHECKING:
     from infc.cost.deployment import DeploymentEstimate
-    from infc.driver.estimation import Comparison
+    from infc.driver.comparison import Comparison
 
 SUFFIXES = (".svg", ".html")
 _PANELS: tuple[tuple[str, str, Callable[[DeploymentEstimate], float | None]], ...] = (

@@ -12,7 +12,8 @@ from infc.cli.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from infc.cost.estimate import Estimate
-    from infc.driver.estimation import Comparison, Deployment, Model
+    from infc.driver.comparison import Comparison
+    from infc.driver.estimation import Deployment, Model
     from infc.driver.sensitivity import Sensitivity
 
 UNKNOWN = "unknown"
@@ -130,9 +131,11 @@ def print_deployment(model: Model, deployment: Deployment, rows: Sequence[Sensit
     write_text("\nAssumptions:\n" + "".join(f"- {text}\n" for text in estimate.assumptions))
 
 
-def print_comparison(model: Model, comparison: Comparison) -> None:
-    """A line for each deployment, the fastest for a user first, and what was left out."""
-    rows = sorted(comparison.rows, key=lambda row: row.estimate.tpot.mid)
+def print_comparison(model: Model, comparison: Comparison, objective: str = "latency") -> None:
+    """A line for each deployment, the best first, and what was left out."""
+    from infc.driver.comparison import ranked
+
+    rows = ranked(comparison, objective)[:_MOST_ROWS]
     if rows:
         write_text(f"{heading(model, rows[0])}\n\n")
         print_table(
@@ -140,6 +143,8 @@ def print_comparison(model: Model, comparison: Comparison) -> None:
             [_row(row) for row in rows],
             right=["devices", *_COLUMNS],
         )
+    if len(comparison.rows) > len(rows):
+        write_text(f"and {len(comparison.rows) - len(rows)} others; --json has all\n")
     if comparison.left_out:
         write_text("\nLeft out:\n" + "".join(f"- {n}: {why}\n" for n, why in comparison.left_out))
     if rows:
@@ -169,6 +174,7 @@ _OBJECTIVES = {
 }
 
 
+_MOST_ROWS = 20
 _COLUMNS = ("first token", "tokens/s a user", "range", "tokens/s", "tokens/s/W", "$/M tokens")
 
 

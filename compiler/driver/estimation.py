@@ -1,17 +1,17 @@
 """What a model would do on machines that need not be here: `infc estimate`.
 
-One deployment, several side by side, the best of all, or two that share the work by phase.
+One deployment of a model; `infc.driver.comparison` has several, and those that share the phases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infc.cost.calibrations import Calibrations, load_calibrations
 from infc.cost.deployment import DeploymentEstimate, deployment_estimate
-from infc.cost.disaggregation import Handover, Side, decode_part, disaggregate, prefill_part
+from infc.cost.disaggregation import Handover, Side
 from infc.cost.engine import EngineProfile
 from infc.cost.kernels.profile import Profile
 from infc.cost.kernels.queries import DTYPE_BYTES
@@ -23,24 +23,8 @@ from infc.target.schema import ComputeUnit, Target
 
 MOST_DEVICES = 4096
 """As many devices as are tried where none are asked for and a chip links that many."""
-_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Requests at a time along the curve of a comparison."""
 _CONVERTED = {"bf16": "f32", "f16": "f32", "fp4": "int8"}
 """What a processor without arithmetic in a dtype converts it to."""
-
-Objective = Callable[[DeploymentEstimate], float | None]
-OBJECTIVES: Mapping[str, Objective] = {
-    "latency": lambda estimate: -estimate.tpot.mid,
-    "throughput": lambda estimate: estimate.tokens_per_s,
-    "watt": lambda estimate: estimate.tokens_per_s_per_watt,
-    "dollar": lambda estimate: (
-        None
-        if estimate.dollars_per_million_tokens is None
-        else -estimate.dollars_per_million_tokens
-    ),
-}
-"""What `--optimize` compares, more is better: the time of an output token, the output tokens a
-second of all devices, those over their power, and those over their rent."""
 
 
 @dataclass(frozen=True)
@@ -108,21 +92,6 @@ class Deployment:
     prefill: Side | None = None
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Several deployments of one model.
-
-    Attributes:
-        rows: those that are possible.
-        left_out: name and reason of the others.
-        curves: the rows again with more and more requests at a time, by name.
-    """
-
-    rows: Sequence[Deployment]
-    left_out: Sequence[tuple[str, str]]
-    curves: Mapping[str, Sequence[Deployment]] = field(default_factory=dict)
-
-
 def read_model(path: Path) -> Model:
     """The sizes of a GGUF file, a Hugging Face folder or a config.json.
 
@@ -187,69 +156,6 @@ def deploy(
 def again(model: Model, deployment: Deployment, target: Target) -> DeploymentEstimate:
     """The same deployment with other figures of its target."""
     return _Case(model, target, deployment.profile, deployment.engine).estimate(deployment.setup)
-
-
-def deploy_phases(model: Model, prefill: Target, decode: Target, setup: Setup) -> Deployment:
-    """A model whose prefill and decoding are on different targets, `setup.devices` of each.
-
-    Raises:
-        UserError: as `deploy`, or a target has no link between machines (INF3004).
-    """
-    parts = (prefill_part(setup.workload), decode_part(setup.workload))
-    measured = load_calibrations()
-    first, second = (
-        deploy(model, target, replace(setup, workload=part), measured=measured)
-        for target, part in zip((prefill, decode), parts, strict=True)
-    )
-    side = Side(first.target, first.estimate)
-    estimate, handover = disaggregate(
-        model.shape, setup.workload, side, Side(second.target, second.estimate)
-    )
-    name = f"{first.name} to {second.name}"
-    done = replace(second.setup, workload=setup.workload)
-    return replace(
-        second, name=name, setup=done, estimate=estimate, handover=handover, prefill=side
-    )
-
-
-def compare(
-    model: Model, targets: Sequence[tuple[str, Target]], setup: Setup, *, curves: bool
-) -> Comparison:
-    """A model on each of some named targets; what cannot be is left out with its reason."""
-    rows: list[Deployment] = []
-    left_out: list[tuple[str, str]] = []
-    measured = load_calibrations()
-    for name, target in targets:
-        try:
-            rows.append(deploy(model, target, setup, name, measured))
-        except UserError as error:
-            left_out.append((name, error.diagnostic.message))
-    return Comparison(
-        rows, left_out, {row.name: _curve(model, row) for row in rows} if curves else {}
-    )
-
-
-def best(comparison: Comparison, objective: str) -> Deployment:
-    """The best of the rows, the first among equals.
-
-    Raises:
-        UserError: no row is possible, or none has the figure that the objective needs (INF3004).
-    """
-    scored = [(OBJECTIVES[objective](row.estimate), row) for row in comparison.rows]
-    known = [(score, row) for score, row in scored if score is not None]
-    if known:
-        return max(known, key=lambda item: item[0])[1]
-    missing = {"watt": "power", "dollar": "price"}.get(objective, "figure")
-    raise UserError(
-        Code.TARGET_UNSUPPORTED,
-        "no target holds the model"
-        if not comparison.rows
-        else f"no target that holds the model has a {missing}",
-        notes=[f"{name}: {reason}" for name, reason in comparison.left_out],
-        hint="leave --devices out to try as many of each as hold the model"
-        if not comparison.rows
-        else "choose another --optimize",
-    )
 
 
 def with_conversions(target: Target) -> Target:
@@ -366,25 +272,6 @@ def _does_not_fit(case: _Case, setup: Setup, estimate: DeploymentEstimate) -> Us
         if fitting
         else "choose a target with more memory, or more of them",
     )
-
-
-def _curve(model: Model, row: Deployment) -> list[Deployment]:
-    """The same deployment with more and more requests at a time, as long as they fit."""
-    case = _Case(model, row.target, row.profile, row.engine)
-    points = []
-    workload = row.setup.workload
-    for requests in _BATCHES:
-        changed = (
-            replace(workload, concurrency=requests)
-            if workload.concurrency > 1
-            else replace(workload, batch=requests)
-        )
-        setup = replace(row.setup, workload=changed)
-        estimate = case.estimate(setup)
-        if not estimate.fits:
-            break
-        points.append(replace(row, setup=setup, estimate=estimate))
-    return points
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -119,7 +119,7 @@ def test_options_that_mean_nothing(options: tuple[str, ...], report: str) -> Non
             ("--target", "auto", "--compare"),
             "--target auto stands by itself; --compare takes all as it is",
         ),
-        ((*H100, "--optimize", "watt"), "--optimize is for --target auto"),
+        ((*H100, "--optimize", "watt"), "--optimize is for a target that is auto"),
         (
             (*H100, "--plot", "x.svg"),
             "--plot draws what --compare or several values of --set compare",

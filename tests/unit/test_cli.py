@@ -412,7 +412,9 @@ def test_version(invoke: Invoke) -> None:
     assert invoke("--version").stdout == f"infc, version {infc.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["run", "compile", "bench", "explain", "targets", "opt"])
+@pytest.mark.parametrize(
+    "command", ["run", "compile", "bench", "explain", "estimate", "targets", "opt"]
+)
 def test_help_has_examples(invoke: Invoke, command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0

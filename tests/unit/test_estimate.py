@@ -19,17 +19,8 @@ from infc.backends.chips import BACKEND
 from infc.cli import main
 from infc.cost.calibrations import load_calibrations
 from infc.cost.workload import Workload
-from infc.driver.estimation import (
-    OBJECTIVES,
-    Model,
-    Setup,
-    again,
-    best,
-    compare,
-    deploy,
-    deploy_phases,
-    read_model,
-)
+from infc.driver.comparison import OBJECTIVES, best, compare, deploy_phases
+from infc.driver.estimation import Model, Setup, again, deploy, read_model
 from infc.driver.sensitivity import sensitivity
 from infc.target.changes import with_figures, with_scaled
 from infc.target.discovery import find_link, find_target
@@ -284,6 +275,18 @@ def test_phases_on_two_targets_hand_the_cache_over(small: Model) -> None:
         SMALL, "--prefill-target", "nvidia-b200", "--decode-target", "nvidia-h200", "--devices", "1"
     )
     assert set(report) > KEYS | {"kv_transfer_seconds", "prefill_target", "limited_by"}
+
+
+def test_auto_also_chooses_which_phase_runs_where() -> None:
+    options = ("--devices", "1", "--concurrency", "8", "--dtype", "bf16", "--optimize", "dollar")
+    report = printed(SMALL, "--prefill-target", "auto", "--decode-target", "nvidia-a100", *options)
+    key = "dollars_per_million_output_tokens"
+    rows = [row for row in report["comparison"] if row[key] is not None]
+    assert {row["target"].split(" to ")[1] for row in rows} == {"nvidia-a100"}
+    assert len(rows) > 2
+    assert report["target"] == min(rows, key=lambda row: row[key])["target"]
+    assert report["prefill_target"] == report["target"].split(" to ")[0]
+    assert "groq-lpu-v1 (prefill)" in {row["target"] for row in report["left_out"]}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from infc.cli.output import print_json
 from infc.cli.paths import NamedPath
 
 if TYPE_CHECKING:
-    from infc.driver.estimation import Comparison, Deployment, Model
+    from infc.driver.comparison import Comparison
+    from infc.driver.estimation import Deployment, Model
 
 AUTO = "auto"
 EPILOG = """\b
@@ -21,7 +22,7 @@ Examples:
   infc estimate config.json --compare --plot targets.svg
   infc estimate config.json --target auto --optimize watt
   infc estimate config.json --target CHIP --set memory.hbm.bandwidth=4.8TB/s,8TB/s
-  infc estimate config.json --prefill-target CHIP --decode-target OTHER
+  infc estimate config.json --prefill-target CHIP --decode-target auto --concurrency 32
   infc estimate config.json --target ./mychip.toml --json
 
 CHIP is a name of `infc targets`; samples/configs has configurations of public models.
@@ -38,8 +39,8 @@ docs/targets.md says what a target file holds and which figures --set takes.
     metavar="TARGET",
     help="A target of `infc targets`, a target file (.toml), or auto; several with --compare.",
 )
-@click.option("--prefill-target", metavar="TARGET", help="Where prefill runs, if elsewhere.")
-@click.option("--decode-target", metavar="TARGET", help="Where decode runs, if elsewhere.")
+@click.option("--prefill-target", metavar="TARGET", help="Where prefill runs; also auto.")
+@click.option("--decode-target", metavar="TARGET", help="Where decoding runs then; also auto.")
 @click.option(
     "--devices",
     type=click.IntRange(min=1),
@@ -118,7 +119,7 @@ docs/targets.md says what a target file holds and which figures --set takes.
 @click.option(
     "--optimize",
     type=click.Choice(["latency", "throughput", "watt", "dollar"]),
-    help="What --target auto looks for.  [default: dollar, output tokens for the money]",
+    help="What auto looks for.  [default: dollar, output tokens for the money]",
 )
 @click.option(
     "--plot",
@@ -155,7 +156,7 @@ def estimate_command(
     """
     from infc.cli.estimate_plot import check_plot
     from infc.cost.workload import Workload
-    from infc.driver import estimation
+    from infc.driver import comparison, estimation
     from infc.driver.candidates import candidates, read_settings
 
     figures = read_settings(settings)
@@ -173,19 +174,27 @@ def estimate_command(
         engine,
         not varied_lengths,
     )
+    objective = optimize or "dollar"
     if prefill_target is not None and decode_target is not None:
-        first, second = candidates([prefill_target, decode_target], link, figures)
-        _show(read, estimation.deploy_phases(read, first[1], second[1], setup), as_json)
+        phases = (prefill_target, decode_target)
+        first, second = (
+            candidates(() if name == AUTO else [name], link, figures) for name in phases
+        )
+        if AUTO in phases:
+            found = comparison.compare_phases(read, first, second, setup)
+            _show(read, comparison.best(found, objective), as_json, found, objective)
+        else:
+            done = comparison.deploy_phases(read, first[0][1], second[0][1], setup)
+            _show(read, done, as_json)
         return
     automatic = targets == (AUTO,)
     chosen = candidates(() if automatic else targets, link, figures)
     if not side_by_side and not automatic:
         _show(read, estimation.deploy(read, chosen[0][1], setup), as_json)
         return
-    found = estimation.compare(read, chosen, setup, curves=plot is not None)
+    found = comparison.compare(read, chosen, setup, curves=plot is not None)
     if automatic:
-        objective = optimize or "dollar"
-        _show(read, estimation.best(found, objective), as_json, found, objective)
+        _show(read, comparison.best(found, objective), as_json, found, objective)
     else:
         _show_all(read, found, plot, as_json)
 
@@ -210,7 +219,7 @@ def _show(
         print_json(printed)
         return
     if considered is not None:
-        report.print_comparison(model, considered)
+        report.print_comparison(model, considered, objective)
         report.print_choice(deployment, objective)
     report.print_deployment(model, deployment, rows)
 
@@ -253,7 +262,7 @@ def _check_options(
         raise click.UsageError(f"--target {targets[1]}: several targets need --compare")
     if AUTO in targets and (compares or len(targets) > 1):
         raise click.UsageError("--target auto stands by itself; --compare takes all as it is")
-    if optimize is not None and targets != (AUTO,):
-        raise click.UsageError("--optimize is for --target auto")
+    if optimize is not None and AUTO not in (*targets, *split):
+        raise click.UsageError("--optimize is for a target that is auto")
     if plot is not None and not compares:
         raise click.UsageError("--plot draws what --compare or several values of --set compare")
