@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from infc.cost.engine import CONSTANTS, TPOT, TTFT, EngineProfile, EngineResidua
 from infc.cost.footprint import footprint
 from infc.cost.kernels.profile import Constant
 from infc.cost.model_shape import ModelShape, read_shape
-from infc.cost.serving import prefills, step_estimate
+from infc.cost.serving import prefills, step_parts
 from infc.cost.transformer import Rows, Split
 from infc.cost.workload import Workload
 
@@ -32,14 +32,25 @@ CONFIGS: Final = {
     "meta-llama/Llama-3.1-70B": "llama-3.1-70b.json",
     "Qwen/Qwen3-32B": "qwen3-32b.json",
 }
-MEMORY: Final[Mapping[str, Mapping[str, float]]] = {
+STATED: Final[Mapping[str, Mapping[str, float]]] = {
     # The share is what each engine's documentation gives as the default (vLLM's
     # gpu_memory_utilization; of what the weights leave in TensorRT-LLM). What is reserved makes the
     # wait of the rows whose caches do not fit come out, to half a GB (vLLM, TensorRT-LLM) or one.
-    "trtllm": {"memory_share": 0.9, "reserved_bytes": 7e9},
-    "vllm": {"memory_share": 0.9, "reserved_bytes": 4e9},
-    "sglang": {"memory_share": 0.9, "reserved_bytes": 1e10},
+    # Launches in a graph: 1.3 of 2.1 us (hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles), for
+    # the kernels and the conversions to 8 bits that TensorRT-LLM launches. The others compile
+    # conversions into other kernels; what is left is the same for every block, and so in
+    # `layer_seconds`. The collectives that were measured are those of TensorRT-LLM.
+    "trtllm": {
+        "memory_share": 0.9,
+        "reserved_bytes": 7e9,
+        "launch_share": 0.62,
+        "collective_share": 1.0,
+    },
+    "vllm": {"memory_share": 0.9, "reserved_bytes": 4e9, "launch_share": 0.0},
+    "sglang": {"memory_share": 0.9, "reserved_bytes": 1e10, "launch_share": 0.0},
+    "generic": {"memory_share": 0.9, "reserved_bytes": 7e9},
 }
+"""Constants that are stated, not fitted, by engine."""
 CACHE_DTYPES: Final[Mapping[str, Mapping[str, str]]] = {
     # NVIDIA's quantised checkpoints ask TensorRT-LLM for a cache in fp8.
     "trtllm": {"fp8": "fp8", "fp4": "fp8"},
@@ -47,13 +58,14 @@ CACHE_DTYPES: Final[Mapping[str, Mapping[str, str]]] = {
 """By engine and dtype of the weights; the rest is in 16 bits."""
 FITTED: Final = (
     "layer_seconds",
+    "launch_share",
+    "collective_share",
     "request_seconds",
-    "interference",
     "first_token_seconds",
     "prompts_ahead",
     "queue_share",
 )
-_START: Final = np.array([4.5e-5, 1e-5, 1.0, 1e-2, 3.0, 0.06])
+_START: Final = dict(zip(FITTED, (4e-5, 0.3, 0.8, 1e-5, 1e-2, 3.0, 0.06), strict=True))
 _TTFT_WEIGHT: Final = 0.3
 """Of a time to first token beside a time per output token."""
 _SOFT_FROM: Final = 0.04
@@ -151,7 +163,11 @@ def read_rows(file: Path = FILE) -> tuple[list[Row], list[Row]]:
 
 @dataclass(frozen=True)
 class Columns:
-    """Rows as arrays, one value a row, with the kernels' times of a decode step and a prefill."""
+    """Rows as arrays, one value a row; `decode` and `prefill` are `[rows, 3]`.
+
+    Those are the parts of a decode step and of the prefill of one prompt: the kernels' work, their
+    launches, their collectives (`infc.cost.serving.StepParts`).
+    """
 
     layers: Array
     running: Array
@@ -170,26 +186,29 @@ class Columns:
 
 
 def columns_of(rows: Sequence[Row], machinery: Machinery) -> Columns:
-    """The kernels' times of all rows; `machinery` is without an engine."""
-    kernels = replace(machinery, engine=bare_engine("vllm"))
-    table = []
+    """The kernels' times of all rows; the engine of `machinery` plays no part."""
+    target, profile = machinery.target, machinery.profile
+
+    def parts(row: Row, step: Rows) -> tuple[float, float, float]:
+        found = step_parts(row.shape, row.split, step, target, profile)
+        return found.work.mid, found.launches.mid, found.exchanges.mid
+
+    table, decode, prefill = [], [], []
     for row in rows:
-        held = footprint(
-            row.shape, row.split, row.workload, machinery.target, bare_engine(row.engine)
-        )
+        held = footprint(row.shape, row.split, row.workload, target, bare_engine(row.engine))
         running = min(row.concurrency, max(1, held.room))
         past = row.workload.mean_decode_context - 1
-        decode = step_estimate(row.shape, row.split, Rows(running, 1, past), kernels).mid
-        prefill = step_estimate(row.shape, row.split, Rows(1, row.prompt, 0), kernels).mid
-        table.append((row.shape.layers, running, row.concurrency, row.output, decode, prefill))
-    layers, running, users, output, decode, prefill = np.array(table, np.float64).T
+        decode.append(parts(row, Rows(running, 1, past)))
+        prefill.append(parts(row, Rows(1, row.prompt, 0)))
+        table.append((row.shape.layers, running, row.concurrency, row.output))
+    layers, running, users, output = np.array(table, np.float64).T
     return Columns(
         layers,
         running,
         users,
         output,
-        decode,
-        prefill,
+        np.array(decode),
+        np.array(prefill),
         np.array([row.equal_lengths for row in rows]),
         np.array([row.first_token_is_steady for row in rows]),
         np.array([row.ttft for row in rows]),
@@ -199,7 +218,7 @@ def columns_of(rows: Sequence[Row], machinery: Machinery) -> Columns:
 
 def bare_engine(name: str) -> EngineProfile:
     """An engine with its share of the memory and without any time of its own."""
-    values = {spec.name: spec.low for spec in CONSTANTS} | MEMORY[name]
+    values = {spec.name: spec.low for spec in CONSTANTS} | STATED[name]
     none = EngineResiduals(rows=1, low=0.0, high=0.0, elsewhere=0.0)
     return engine_profile(name, "", "", 1, values, {TTFT: none, TPOT: none})
 
@@ -207,7 +226,8 @@ def bare_engine(name: str) -> EngineProfile:
 def predict(values: Mapping[str, float], rows: Columns) -> tuple[Array, Array]:
     """Times to first token and per output token, as `infc.cost.serving` has them."""
     own = values["layer_seconds"] * rows.layers
-    decode, prefill = rows.decode + own, rows.prefill + own
+    shares = np.array([1.0, values["launch_share"], values["collective_share"]])
+    decode, prefill = rows.decode @ shares + own, rows.prefill @ shares + own
     ahead, between = prefills(values, rows.running, rows.output, equal_lengths=rows.equal_lengths)
     token = decode + values["request_seconds"] * rows.running + between * prefill
     start = values["first_token_seconds"] + decode + ahead * prefill
@@ -215,29 +235,34 @@ def predict(values: Mapping[str, float], rows: Columns) -> tuple[Array, Array]:
     return start + wait, token
 
 
-def fit(rows: Columns) -> dict[str, float]:
-    """The constants of `FITTED` that explain the rows best, inside their ranges."""
+def fit(rows: Columns, stated: Mapping[str, float]) -> dict[str, float]:
+    """Constants that explain the rows best: those of `FITTED` that are not stated, and these.
+
+    Fitted ones stay inside their ranges.
+    """
     specs = {spec.name: spec for spec in CONSTANTS}
-    low, high = (
-        np.array([getattr(specs[name], bound) for name in FITTED]) for bound in ("low", "high")
-    )
+    names = [name for name in FITTED if name not in stated]
+    start = np.array([_START[name] for name in names])
+
+    def constants(point: Array) -> dict[str, float]:
+        return dict(stated) | dict(zip(names, point.tolist(), strict=True))
 
     def deviations(point: Array) -> Array:
-        first, token = predict(dict(zip(FITTED, point.tolist(), strict=True)), rows)
+        first, token = predict(constants(point), rows)
         of_first = np.log(first / rows.ttft)[rows.steady]
         return np.concatenate([np.log(token / rows.tpot), _TTFT_WEIGHT * of_first])
 
     found = least_squares(
         deviations,
-        _START,
-        bounds=(low, high),
-        x_scale=_START,
+        start,
+        bounds=([specs[name].low for name in names], [specs[name].high for name in names]),
+        x_scale=start,
         loss="soft_l1",
         f_scale=_SOFT_FROM,
     )
     # What is next to nothing beside where it started is nothing.
-    values = np.where(found.x < _NOTHING * _START, 0.0, found.x)
-    return {name: float(f"{value:.{_DIGITS}g}") for name, value in zip(FITTED, values, strict=True)}
+    values = np.where(found.x < _NOTHING * start, 0.0, found.x)
+    return constants(np.array([float(f"{value:.{_DIGITS}g}") for value in values]))
 
 
 def engine_profile(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from serving_fit import (
-    MEMORY,
+    STATED,
     Columns,
     Row,
     columns_of,
@@ -40,6 +40,7 @@ from infc.cost.kernels.profile import INTERVAL, load_profile
 HERE = Path(__file__).resolve().parent
 TARGET: Final = "nvidia-h100-sxm"
 FOLDS: Final = 10
+GENERIC: Final = "generic"
 POOLED: Final = ("trtllm", "vllm")
 """Engines whose scheduling is alike; SGLang puts half of all prefills before the first tokens."""
 JUDGED: Final = ("Llama-3.1-70B", "Qwen3-32B")
@@ -61,7 +62,7 @@ class Engine:
         self.name = name
         self.rows = [row for row in rows if row.engine == name]
         self.columns = columns_of(self.rows, machinery)
-        self.values = MEMORY[name] | fit(self.columns)
+        self.values = fit(self.columns, STATED[name])
         self.held_out = {
             protocol: self._held_out(key)
             for protocol, key in PROTOCOLS.items()
@@ -69,13 +70,19 @@ class Engine:
         }
 
     def _held_out(self, key: Callable[[int, Row], object]) -> tuple[Array, Array]:
-        """Times to first token and per output token of each row by constants of the others."""
+        """Times to first token and per output token of each row by constants of the others.
+
+        Not a number where the others have no times to first token that were fitted.
+        """
         parts = np.array([str(key(index, row)) for index, row in enumerate(self.rows)])
         first, token = np.empty(len(self.rows)), np.empty(len(self.rows))
         for part in np.unique(parts):
             chosen = parts == part
-            values = fit(self.columns.take(~chosen))
+            others = self.columns.take(~chosen)
+            values = fit(others, STATED[self.name])
             first[chosen], token[chosen] = predict(values, self.columns.take(chosen))
+            if not others.steady.any():
+                first[chosen] = np.nan
         return first, token
 
     def profile(self, elsewhere: Mapping[str, float]) -> EngineProfile:
@@ -96,7 +103,7 @@ class Engine:
         for model in np.unique(models):
             chosen = models == model
             found[TPOT].append(deviation(self.columns.tpot[chosen], token[chosen]))
-            if self.columns.steady[chosen].all():
+            if self.columns.steady[chosen].all() and np.isfinite(first[chosen]).all():
                 found[TTFT].append(deviation(self.columns.ttft[chosen], first[chosen]))
         return found
 
@@ -108,7 +115,7 @@ def off_elsewhere(engines: Sequence[Engine]) -> dict[str, float]:
     alike = [engine for engine in engines if engine.name in POOLED]
     for engine in alike:
         others = _pooled([other for other in alike if other is not engine])
-        parts.append(engine.offsets(*predict(fit(others), engine.columns)))
+        parts.append(engine.offsets(*predict(fit(others, STATED[GENERIC]), engine.columns)))
     return {
         phase: float(np.sqrt(np.mean(np.square([one for part in parts for one in part[phase]]))))
         for phase in (TTFT, TPOT)
@@ -148,9 +155,11 @@ def coverage(measured: Array, predicted: Array) -> float:
     return inside / len(residuals)
 
 
-def score(measured: Array, predicted: Array) -> dict[str, float | int]:
-    """Mean and median absolute error, and the median deviation."""
-    error = predicted / measured - 1.0
+def score(measured: Array, predicted: Array) -> dict[str, float | int] | None:
+    """Mean and median absolute error, and the median deviation, of what was predicted."""
+    error = (predicted / measured - 1.0)[np.isfinite(predicted)]
+    if not error.size:
+        return None
     return {
         "rows": len(error),
         "mean_absolute_error": round(float(np.mean(np.abs(error))), 4),
@@ -221,12 +230,12 @@ def set_aside(
 def generic_profile(engines: Sequence[Engine], elsewhere: Mapping[str, float]) -> EngineProfile:
     """An engine that is not named: constants of two, bounds from each predicted by the others."""
     pooled = _pooled([engine for engine in engines if engine.name in POOLED])
-    values = MEMORY["trtllm"] | fit(pooled)
+    values = fit(pooled, STATED[GENERIC])
     measured: dict[str, list[Array]] = {TTFT: [], TPOT: []}
     predicted: dict[str, list[Array]] = {TTFT: [], TPOT: []}
     for engine in engines:
         others = [one for one in engines if one.name in POOLED and one is not engine]
-        first, token = predict(fit(_pooled(others)), engine.columns)
+        first, token = predict(fit(_pooled(others), STATED[GENERIC]), engine.columns)
         steady = engine.columns.steady
         measured[TTFT].append(engine.columns.ttft[steady])
         predicted[TTFT].append(first[steady])
@@ -241,7 +250,7 @@ def generic_profile(engines: Sequence[Engine], elsewhere: Mapping[str, float]) -
         for phase in (TTFT, TPOT)
     }
     rows = len(pooled.tpot)
-    return engine_profile("generic", " and ".join(POOLED), TARGET, rows, values, residuals)
+    return engine_profile(GENERIC, " and ".join(POOLED), TARGET, rows, values, residuals)
 
 
 def _pooled(engines: Sequence[Engine]) -> Columns:
@@ -257,14 +266,16 @@ def _table(entries: Sequence[dict[str, Any]]) -> Table:
     for heading in ("held out", "rows of", "rows", "TPOT", "TTFT"):
         table.add_column(heading, justify="left" if heading != "rows" else "right")
     for entry in entries:
-        cells = [
-            f"{100 * entry[phase]['mean_absolute_error']:.1f} / "
-            f"{100 * entry[phase]['median_absolute_error']:.1f}, "
-            f"{100 * entry[phase]['median_deviation']:+.1f}"
-            for phase in (TPOT, TTFT)
-        ]
+        cells = [_errors(entry[phase]) for phase in (TPOT, TTFT)]
         table.add_row(entry["protocol"], entry["rows_of"], str(entry[TPOT]["rows"]), *cells)
     return table
+
+
+def _errors(errors: Mapping[str, float] | None) -> str:
+    if errors is None:
+        return "none fitted"
+    mean, median = errors["mean_absolute_error"], errors["median_absolute_error"]
+    return f"{100 * mean:.1f} / {100 * median:.1f}, {100 * errors['median_deviation']:+.1f}"
 
 
 @click.command()
@@ -277,7 +288,7 @@ def main(output: Path | None, write_profiles: bool) -> None:
         BACKEND.resolve(TARGET), load_profile(folder / "profiles" / f"{TARGET}.toml")
     )
     rows, aside = read_rows()
-    engines = [Engine(name, rows, machinery) for name in MEMORY]
+    engines = [Engine(name, rows, machinery) for name in STATED if name != GENERIC]
     entries = evaluate(engines) + set_aside(aside, engines, machinery)
     Console(width=120).print(_table(entries))
     if write_profiles:

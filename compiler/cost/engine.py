@@ -1,7 +1,7 @@
 """What a serving engine adds to its kernels: a few constants, and how far they were off.
 
 An engine profile is TOML beside the target profiles: the engine and its version, the target it was
-measured on, eight constants, and the residuals of measurements that took no part in the fit. What
+measured on, nine constants, and the residuals of measurements that took no part in the fit. What
 the constants mean is said in `CONSTANTS`; docs/serving.md has the formulas.
 """
 
@@ -26,7 +26,17 @@ CONSTANTS: Final = (
         "s",
         0.0,
         2e-4,
-        "of each block in each step beyond its kernels' work: launches, gaps, the host",
+        "of each block in each step beyond its kernels: gaps, synchronisation, the host",
+    ),
+    ConstantSpec(
+        "launch_share",
+        "1",
+        0.0,
+        1.0,
+        "share of the kernels' launches, as measured alone, that is left in a recorded graph",
+    ),
+    ConstantSpec(
+        "collective_share", "1", 0.2, 1.5, "time of its collectives over that of those measured"
     ),
     ConstantSpec(
         "request_seconds",
@@ -34,13 +44,6 @@ CONSTANTS: Final = (
         0.0,
         5e-4,
         "of each running request in each decode step: scheduling, sampling, streaming",
-    ),
-    ConstantSpec(
-        "interference",
-        "1",
-        0.0,
-        1.5,
-        "share of each other request's prefill that running requests wait for",
     ),
     ConstantSpec("first_token_seconds", "s", 0.0, 0.5, "from a request's arrival to its start"),
     ConstantSpec(

@@ -8,7 +8,7 @@ as their KV caches fit::
     ahead   = min(running, together + queue_share * running)
     TTFT    = first_token_seconds + decode step + ahead * prefill of one prompt + wait
     TPOT    = decode step of `running` + request_seconds * running
-              + interference * (running - ahead) / output tokens * prefill of one prompt
+              + (running - ahead) / output tokens * prefill of one prompt
     wait    = (concurrency - running) / running * time of a request    (Little's law)
 
 While one request makes its output, every other one that runs starts once. Some of those prefills
@@ -18,8 +18,9 @@ together (`together` is then `prompts_ahead`); where lengths vary they do not, a
 one's own prompt. The stages of a pipeline work on different requests: a prefill is in the way of
 the others for its time in one stage.
 
-A step with an engine is the work of its kernels without the launches that were measured with each
-of them alone, and `layer_seconds` a block instead: engines replay recorded graphs of kernels.
+A step with an engine is the work of its kernels, `launch_share` of the launches that were measured
+with each kernel alone (engines replay recorded graphs of kernels), `collective_share` of the
+measured collectives (engines bring their own), and `layer_seconds` for each block.
 
 With an engine, `low` and `high` are the residuals of measured rows that took no part in its fit,
 wider where the target's facts are not those of the measurements (`infc.cost.kernels.predict`).
@@ -39,6 +40,7 @@ from infc.cost.bounds import ENGINE, QUEUE, Machinery, bounded
 from infc.cost.engine import TPOT, TTFT
 from infc.cost.estimate import Estimate, binding_resource, total
 from infc.cost.kernels.predict import kernel_estimate
+from infc.cost.kernels.profile import Profile
 from infc.cost.kernels.queries import Collective
 from infc.cost.model_shape import ModelShape
 from infc.cost.transformer import Rows, Split, step_kernels
@@ -50,12 +52,11 @@ Flags = NDArray[np.bool_]
 _LAUNCH = "launch"
 _IDEAL: Mapping[str, float] = {
     "request_seconds": 0.0,
-    "interference": 1.0,
     "first_token_seconds": 0.0,
     "prompts_ahead": 1.0,
     "queue_share": 0.0,
 }
-"""Of no engine: a prefill is in everybody's way once, and nothing else is."""
+"""Of no engine: nothing comes before a request but its own prompt."""
 
 
 @dataclass(frozen=True)
@@ -77,24 +78,70 @@ class Served:
     tokens_per_s: float
 
 
-def step_estimate(shape: ModelShape, split: Split, rows: Rows, machinery: Machinery) -> Estimate:
+@dataclass(frozen=True)
+class StepParts:
+    """One step, apart by what an engine changes.
+
+    Attributes:
+        work: of the kernels, without their launches.
+        launches: of the kernels, as measured with each of them alone.
+        exchanges: collectives with all that belongs to them.
+    """
+
+    work: Estimate
+    launches: Estimate
+    exchanges: Estimate
+
+
+def step_parts(
+    shape: ModelShape, split: Split, rows: Rows, target: Target, profile: Profile | None
+) -> StepParts:
     """One step of all stages, one after the other, for one group of sequences.
 
     Raises:
         UserError: the target lacks a dtype or a link (INF3004).
     """
-    engine, target = machinery.engine, machinery.target
     between = _with_link_of_stages(target, split)
-    parts = []
+    work, launches, exchanges = [], [], []
     for query, count in step_kernels(shape, split, rows).items():
-        sent = isinstance(query, Collective) and query.kind == "send"
-        kernel = kernel_estimate(query, between if sent else target, machinery.profile)
-        if engine is not None and not isinstance(query, Collective):
-            kernel = _without_launch(kernel)
-        parts.append(kernel.scale(count))
-    if engine is not None:
-        parts.append(spent(ENGINE, shape.layers * engine.values["layer_seconds"]))
-    return total(parts)
+        if isinstance(query, Collective):
+            joined = between if query.kind == "send" else target
+            exchanges.append(kernel_estimate(query, joined, profile).scale(count))
+        else:
+            body, launch = _apart(kernel_estimate(query, target, profile).scale(count))
+            work.append(body)
+            launches.append(launch)
+    return StepParts(total(work), total(launches), total(exchanges))
+
+
+def step_estimate(shape: ModelShape, split: Split, rows: Rows, machinery: Machinery) -> Estimate:
+    """One step with what the engine makes of it; arguments and errors are those of `step_parts`."""
+    parts = step_parts(shape, split, rows, machinery.target, machinery.profile)
+    if machinery.engine is None:
+        return total([parts.work, parts.launches, parts.exchanges])
+    values = machinery.engine.values
+    return total(
+        [
+            parts.work,
+            parts.launches.scale(values["launch_share"]),
+            parts.exchanges.scale(values["collective_share"]),
+            spent(ENGINE, shape.layers * values["layer_seconds"]),
+        ]
+    )
+
+
+def _apart(kernel: Estimate) -> tuple[Estimate, Estimate]:
+    """The work of a kernel and its launch, each as uncertain as both together."""
+    launch = min(kernel.by_resource.get(_LAUNCH, 0.0), kernel.mid)
+    busy = {name: seconds for name, seconds in kernel.by_resource.items() if name != _LAUNCH}
+    low, high = (
+        bound / kernel.mid if kernel.mid > 0 else 0.0 for bound in (kernel.low, kernel.high)
+    )
+    work = kernel.mid - launch
+    return (
+        Estimate(low * work, work, high * work, binding_resource(busy), busy),
+        Estimate(low * launch, launch, high * launch, _LAUNCH, {_LAUNCH: launch}),
+    )
 
 
 def _with_link_of_stages(target: Target, split: Split) -> Target:
@@ -103,15 +150,6 @@ def _with_link_of_stages(target: Target, split: Split) -> Target:
     if link is None:
         return target
     return target.model_copy(update={"links": (link.model_copy(update={"joins": "chips"}),)})
-
-
-def _without_launch(kernel: Estimate) -> Estimate:
-    launch = kernel.by_resource.get(_LAUNCH, 0.0)
-    share = max(0.0, 1.0 - launch / kernel.mid) if kernel.mid > 0 else 0.0
-    busy = {name: seconds for name, seconds in kernel.by_resource.items() if name != _LAUNCH}
-    return Estimate(
-        kernel.low * share, kernel.mid * share, kernel.high * share, binding_resource(busy), busy
-    )
 
 
 def serve(
@@ -196,7 +234,7 @@ def prefills(
     """
     together = np.where(equal_lengths, constants["prompts_ahead"], 1.0)
     ahead = np.minimum(running, together + constants["queue_share"] * running)
-    return ahead, constants["interference"] * (running - ahead) / output
+    return ahead, (running - ahead) / output
 
 
 def _waiting(seconds: float, token: Estimate) -> Estimate:

@@ -301,7 +301,7 @@ class TestEngineProfiles:
 
     def test_everything_that_is_wrong_is_reported(self) -> None:
         text = dump_engine(VLLM)
-        text = text.replace("[constants.interference]", "[constants.interferenz]")
+        text = text.replace("[constants.queue_share]", "[constants.queue_shares]")
         text = text.replace("value = 0.9\n", "value = 1.5\n")
         text = text.replace(f"[residuals.{TTFT}]", "[residuals.later]")
         with pytest.raises(UserError) as caught:
@@ -309,10 +309,11 @@ class TestEngineProfiles:
         assert str(caught.value) == (
             "error[INF3006]: the engine profile has 4 problems\n"
             "  --> vllm.toml\n"
-            "   - missing constant 'interference'\n"
-            "   - expected the constants layer_seconds, request_seconds, interference, "
-            "first_token_seconds, prompts_ahead, queue_share, memory_share, reserved_bytes, got "
-            "'interferenz'\n"
+            "   - missing constant 'queue_share'\n"
+            "   - expected the constants layer_seconds, launch_share, collective_share, "
+            "request_seconds, first_token_seconds, prompts_ahead, queue_share, "
+            "memory_share, reserved_bytes, got "
+            "'queue_shares'\n"
             "   - memory_share must be between 0.3 and 1 1, got 1.5\n"
             f"   - expected residuals of {TTFT} and {TPOT}, got later, {TPOT}"
         )
@@ -380,17 +381,18 @@ class TestMeasuredRows:
             assert result.tpot.mid == pytest.approx(token[index])
 
     def test_a_fit_finds_the_constants_that_made_the_rows(self, rows: Any) -> None:
-        chosen = [row for row in rows.read_rows()[0] if row.engine == "trtllm"][::4]
+        chosen = [row for row in rows.read_rows()[0] if row.engine == "trtllm"][::7]
         columns = rows.columns_of(chosen, Machinery(H100, PROFILE))
         made = {
             "layer_seconds": 3e-5,
+            "launch_share": 0.5,
+            "collective_share": 0.7,
             "request_seconds": 2e-5,
-            "interference": 0.8,
             "first_token_seconds": 0.03,
             "prompts_ahead": 2.0,
             "queue_share": 0.2,
         }
         first, token = rows.predict(made, columns)
         document = vars(columns) | {"ttft": first, "tpot": token}
-        found = rows.fit(type(columns)(**document))
+        found = rows.fit(type(columns)(**document), {"launch_share": 0.5})
         assert found == pytest.approx(made, rel=1e-2)
