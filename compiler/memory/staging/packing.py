@@ -1,24 +1,26 @@
 """Offsets for the stays of a schedule, fast: hundreds of tries are packed and one is kept.
 
-Stays are placed in the order in which they begin, so only what lives at that moment is in the way.
-What is streamed goes round like in a ring, or beside a neighbour that leaves at about the same
-time; what stays long goes to the top, where it does not cut the room of the stream to pieces.
+Large stays come first, the largest lowest. All others are placed around them in the order in which
+they begin: what is streamed into the lowest hole, beside a neighbour that leaves at about the same
+time, or round and round as in a ring; what stays long at the top, where it does not cut the room of
+the stream to pieces.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from infc.memory.buffer import Buffer
 from infc.memory.planner import plan_arena
 from infc.memory.staging.pieces import Pieces
 from infc.memory.staging.plan import Residence
 
-_LONG = (0.1, 0.5)
-"""Shares of the program from which on a stay is long."""
+_LONG = (0.1, 2.0)
+"""Shares of the program from which on a stay is long; none is that of twice its length."""
+_LARGE = (16, 4)
+"""Parts of the scratchpad: a stay that takes more than one of them is large."""
 _SEARCH_NODES = 2000
 
 
@@ -27,12 +29,21 @@ def pack(pieces: Pieces, residences: Sequence[Residence]) -> list[int] | None:
     machine = pieces.machine
     sizes = [machine.rounded(pieces.pieces[r.piece].size_bytes) for r in residences]
     capacity = machine.capacity_bytes // machine.align_bytes * machine.align_bytes
-    for choose in (_lowest, _beside_alike, _behind_last):
-        for share in _LONG:
-            long = share * len(pieces.parts)
-            offsets = _in_order(residences, sizes, capacity, long, choose)
-            if offsets is not None:
-                return offsets
+    always = {number: 0 for number, residence in enumerate(residences) if residence.resident}
+    for number in always:
+        capacity -= sizes[number]
+        always[number] = capacity
+    for part in _LARGE:
+        fixed = _place_large(residences, sizes, capacity, machine.capacity_bytes // part, always)
+        if fixed is None:
+            continue
+        for choose in (_lowest, _beside_alike, _behind_last):
+            for share in _LONG:
+                long = share * len(pieces.parts)
+                placed = _place_rest(residences, sizes, capacity, fixed, long, choose)
+                if placed is not None:
+                    placed |= always
+                    return [placed[number] for number in range(len(residences))]
     return None
 
 
@@ -91,35 +102,81 @@ def _behind_last(shelf: _Shelf, holes: Sequence[_Hole], size: int, last: int) ->
     return starts[0] if starts else holes[0].start
 
 
-def _in_order(
+def _place_large(
     residences: Sequence[Residence],
     sizes: Sequence[int],
     capacity: int,
+    threshold: int,
+    always: dict[int, int],
+) -> dict[int, int] | None:
+    """Offsets of large stays, the first of which are as low as they can be."""
+    fixed: dict[int, int] = {}
+    large = [n for n in range(len(sizes)) if sizes[n] > threshold and n not in always]
+    for number in sorted(large, key=lambda n: (-sizes[n], n)):
+        this = residences[number]
+        around = sorted(
+            (offset, offset + sizes[n], residences[n].last)
+            for n, offset in fixed.items()
+            if residences[n].first <= this.last and this.first <= residences[n].last
+        )
+        holes = _holes(around, capacity, sizes[number])
+        if not holes:
+            return None
+        fixed[number] = holes[0].start
+    return fixed
+
+
+def _place_rest(
+    residences: Sequence[Residence],
+    sizes: Sequence[int],
+    capacity: int,
+    fixed: dict[int, int],
     long: float,
     choose: _Choice,
-) -> list[int] | None:
-    offsets = [0] * len(residences)
+) -> dict[int, int] | None:
+    """Offsets of all stays but those that are always there."""
+    offsets = dict(fixed)
+    # A stay must keep clear of large ones that begin while it is there.
+    coming = sorted(
+        (residences[n].first, residences[n].last, at, at + sizes[n]) for n, at in fixed.items()
+    )
     shelf = _Shelf([], 0)
     order = sorted(range(len(residences)), key=lambda n: (residences[n].first, -sizes[n], n))
     for number in order:
-        residence, size = residences[number], sizes[number]
-        if not size:
+        this, size = residences[number], sizes[number]
+        if number in fixed or this.resident:
             continue
-        shelf.live = [entry for entry in shelf.live if entry[2] >= residence.first]
-        holes = [hole for hole in _holes(shelf.live, capacity) if hole.end - hole.start >= size]
+        if not size:
+            offsets[number] = 0
+            continue
+        shelf.live = [entry for entry in shelf.live if entry[2] >= this.first]
+        around = shelf.live
+        if coming:
+            coming = [entry for entry in coming if entry[1] >= this.first]
+            near = [(low, high, last) for at, last, low, high in coming if at <= this.last]
+            around = sorted([*around, *near])
+        holes = _holes(around, capacity, size)
         if not holes:
             return None
-        if residence.last - residence.first >= long:
+        if this.last - this.first >= long:
             offset = holes[-1].end - size
         else:
-            offset = choose(shelf, holes, size, residence.last)
+            offset = choose(shelf, holes, size, this.last)
             shelf.last_end = offset + size
         offsets[number] = offset
-        insort(shelf.live, (offset, offset + size, residence.last))
+        insort(shelf.live, (offset, offset + size, this.last))
     return offsets
 
 
-def _holes(live: Sequence[tuple[int, int, int]], capacity: int) -> Iterator[_Hole]:
-    """Stretches that no live stay takes, upwards."""
-    edges = [(0, 0, -1), *live, (capacity, capacity, -1)]
-    return (_Hole(below[1], above[0], below[2]) for below, above in pairwise(edges))
+def _holes(live: Sequence[tuple[int, int, int]], capacity: int, size: int) -> list[_Hole]:
+    """Stretches of at least `size` bytes that no live stay takes, upwards."""
+    holes, end, last = [], 0, -1
+    for start, stop, until in live:
+        if start - end >= size:
+            holes.append(_Hole(end, start, last))
+        # Large stays of different times may overlap each other.
+        if stop > end:
+            end, last = stop, until
+    if capacity - end >= size:
+        holes.append(_Hole(end, capacity, last))
+    return holes

@@ -33,8 +33,10 @@ RESIDENT_CUTS = 2
 """Sizes of pieces with which that is tried: those that are best without."""
 _CLOSE = 1.001
 """As near to the lower bound as this, nothing else is tried."""
-_BUDGET_PARTS = 80_000
-"""Parts played, over all tries; about 100 microseconds each."""
+_LATENCIES = 4.0
+"""Latencies that the transfer of a piece takes at least, where a coarser cut can be had."""
+_BUDGET_PARTS = 40_000
+"""Parts played, over all tries; about half a millisecond each."""
 _ROOMS = (1.0, 31 / 32, 15 / 16, 7 / 8, 3 / 4, 1 / 2, 1 / 4)
 """Shares of the scratchpad to schedule against: what is left over makes packing easy."""
 
@@ -159,6 +161,10 @@ def _cuts(problem: StagingProblem, piece_bytes: int | None) -> Iterator[Pieces]:
     """The problem in pieces of several sizes, each different from those before."""
     capacity = problem.machine.capacity_bytes
     sizes = [piece_bytes] if piece_bytes else [-(-capacity // count) for count in PIECES]
+    # Pieces that take less time than their latency, over all queues, are too small.
+    machine = problem.machine
+    lost = machine.latency_seconds * machine.bandwidth_bytes_per_s / machine.queues
+    sizes = [size for size in sizes if size >= _LATENCIES * lost] or [max(sizes)]
     seen: set[int] = set()
     for size in sizes:
         pieces = cut(problem, size)
