@@ -10,7 +10,7 @@ from infc.cost.calibrations import load_calibrations
 from infc.cost.deployment import DeploymentEstimate
 from infc.cost.disaggregation import Side, decode_part, disaggregate, prefill_part
 from infc.diagnostics import Code, UserError
-from infc.driver.estimation import Deployment, Model, Setup, again, deploy
+from infc.driver.estimation import Deployment, Model, Setup, again, check_setup, deploy
 from infc.target.schema import Target
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -48,7 +48,12 @@ class Comparison:
 def compare(
     model: Model, targets: Sequence[tuple[str, Target]], setup: Setup, *, curves: bool
 ) -> Comparison:
-    """A model on each of some named targets; what cannot be is left out with its reason."""
+    """A model on each of some named targets; what cannot be is left out with its reason.
+
+    Raises:
+        UserError: the setup means nothing on any target (INF5001).
+    """
+    check_setup(setup)
     rows: list[Deployment] = []
     left_out: list[tuple[str, str]] = []
     measured = load_calibrations()
@@ -79,20 +84,27 @@ def best(comparison: Comparison, objective: str) -> Deployment:
     Raises:
         UserError: no row is possible, or none has the figure that the objective needs (INF3004).
     """
-    rows = ranked(comparison, objective)
-    if rows and OBJECTIVES[objective](rows[0].estimate) is not None:
-        return rows[0]
-    missing = {"watt": "power", "dollar": "price"}.get(objective, "figure")
-    raise UserError(
-        Code.TARGET_UNSUPPORTED,
-        "no target holds the model"
-        if not comparison.rows
-        else f"no target that holds the model has a {missing}",
-        notes=[f"{name}: {reason}" for name, reason in comparison.left_out],
-        hint="leave --devices out to try as many of each as hold the model"
-        if not comparison.rows
-        else "choose another --optimize",
-    )
+    check_possible(comparison)
+    row = ranked(comparison, objective)[0]
+    if OBJECTIVES[objective](row.estimate) is None:
+        raise UserError(
+            Code.TARGET_UNSUPPORTED,
+            "no target that holds the model has a "
+            + {"watt": "power", "dollar": "price"}.get(objective, "figure"),
+            hint="choose another --optimize",
+        )
+    return row
+
+
+def check_possible(comparison: Comparison) -> None:
+    """Raise UserError (INF3004) where there is nothing to compare."""
+    if not comparison.rows:
+        raise UserError(
+            Code.TARGET_UNSUPPORTED,
+            "no target holds the model",
+            notes=[f"{name}: {reason}" for name, reason in comparison.left_out],
+            hint="leave --devices out to try as many of each as hold the model",
+        )
 
 
 def compare_phases(

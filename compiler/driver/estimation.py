@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from infc.cost.calibrations import Calibrations, load_calibrations
+from infc.cost.calibrations import NO_ENGINE, Calibrations, find_engine, load_calibrations
 from infc.cost.deployment import DeploymentEstimate, deployment_estimate
 from infc.cost.disaggregation import Handover, Side
 from infc.cost.engine import EngineProfile
@@ -132,7 +132,7 @@ def deploy(
         UserError: it does not fit (INF2101), the target lacks a dtype or a link (INF3004), or no
             split has so many devices (INF5001).
     """
-    _check_dtypes(setup)
+    check_setup(setup)
     measured = measured or load_calibrations()
     engine = measured.engine(target, setup.engine)
     case = _Case(model, with_conversions(target), measured.profile(target), engine)
@@ -214,7 +214,10 @@ class _Case:
             return False
 
 
-def _check_dtypes(setup: Setup) -> None:
+def check_setup(setup: Setup) -> None:
+    """Raise UserError (INF5001) where a setup names a dtype or an engine that does not exist."""
+    if setup.engine is not None and setup.engine != NO_ENGINE:
+        find_engine(setup.engine)
     for option, dtype in (("--dtype", setup.dtype), ("--kv-dtype", setup.kv_dtype)):
         if dtype is not None and dtype not in DTYPE_BYTES:
             raise UserError(Code.OPTION, f"expected {option} {', '.join(DTYPE_BYTES)}, got {dtype}")

@@ -56,6 +56,18 @@ def invoke(*arguments: str | Path) -> Result:
             "   = hint: known ones: none, generic, sglang, trtllm, vllm\n",
         ),
         (
+            ("--compare", "--engine", "tgi"),
+            "error[INF5001]: no engine is named 'tgi'\n"
+            "   = hint: known ones: none, generic, sglang, trtllm, vllm\n",
+        ),
+        (
+            ("--compare", "--target", "nvidia-h200", "--devices", "1", "--dtype", "fp4"),
+            "error[INF3004]: no target holds the model\n"
+            "   |  nvidia-h200: target 'nvidia-h200' computes in bf16, f16, f32, fp8, int8, "
+            "got fp4\n"
+            "   = hint: leave --devices out to try as many of each as hold the model\n",
+        ),
+        (
             (*H100, "--set", "memory.hbm.bandwith=4TB/s"),
             "error[INF5001]: target 'nvidia-h100-sxm' has no figure 'memory.hbm.bandwith'\n"
             "  --> --set memory.hbm.bandwith\n"

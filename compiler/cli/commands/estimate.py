@@ -228,14 +228,16 @@ def _show_all(model: Model, found: Comparison, plot: Path | None, as_json: bool)
     """Several deployments side by side."""
     from infc.cli import estimate_report as report
     from infc.cli.estimate_plot import write_plot
+    from infc.driver.comparison import check_possible
 
-    if plot is not None and found.rows:
+    check_possible(found)
+    if plot is not None:
         write_plot(plot, report.heading(model, found.rows[0]), found)
     if as_json:
         print_json(report.comparison_object(model, found))
         return
     report.print_comparison(model, found)
-    if plot is not None and found.rows:
+    if plot is not None:
         report.print_plot(plot)
 
 
