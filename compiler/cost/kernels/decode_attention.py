@@ -121,8 +121,9 @@ def _grouped_walk(rows: Columns, constants: Values) -> Array:
     set_up = np.where(is_8bit, np.maximum(load, 1.0), np.ceil(load)) * block
     part_bytes = np.minimum(span / splits, rows["seen"]) * 2.0 * rows["head_dim"] * rows["kv_bytes"]
     part = part_bytes * row_tiles / constants["grouped_bytes_per_s"]
-    walk = set_up + np.maximum(load / constants["resident"], 1.0) * part
-    return walk + np.where(splits > 1, constants["split_seconds"] * splits, 0.0)
+    adding = np.where(splits > 1, constants["split_seconds"] * splits, 0.0)
+    walk: Array = set_up + np.maximum(load / constants["resident"], 1.0) * part + adding
+    return walk
 
 
 def _plain_walk(rows: Columns, constants: Values) -> Array:
