@@ -19,7 +19,8 @@ from infc.ir.mlir import ir
 from infc.ir.types import BufferType, KVType, is_buffer
 from infc.passes.walk import programs
 from infc.pipeline.options import CompileOptions
-from infc.reference.interpreter import Buffer, Interpreter
+from infc.reference.buffer import Buffer
+from infc.reference.interpreter import Interpreter
 from infc.reference.kv import LayerCache
 from infc.target.backend import WeightData
 

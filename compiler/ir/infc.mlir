@@ -24,6 +24,8 @@ irdl.dialect @infc {
     %space = irdl.any
     irdl.parameters(tensor: %tensor, layout: %layout, space: %space)
   }
+  // What a transfer that has begun is waited for by.
+  irdl.type @token { }
 
   // ---- declarations ----
   irdl.operation @dim {
@@ -237,4 +239,22 @@ irdl.dialect @infc {
     irdl.operands(x: %t, target: %b)
   }
   irdl.operation @barrier { }
+  irdl.operation @move {
+    %s = irdl.base @infc::@buffer
+    %t = irdl.base @infc::@buffer
+    irdl.operands(source: %s, target: %t)
+  }
+  irdl.operation @prefetch {
+    %s = irdl.base @infc::@buffer
+    %t = irdl.base @infc::@buffer
+    %k = irdl.base @infc::@token
+    %q = irdl.any
+    irdl.operands(source: %s, target: %t)
+    irdl.attributes { "queue" = %q }
+    irdl.results(token: %k)
+  }
+  irdl.operation @wait {
+    %k = irdl.base @infc::@token
+    irdl.operands(token: %k)
+  }
 }

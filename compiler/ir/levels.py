@@ -61,7 +61,18 @@ LEGAL: dict[Level, frozenset[str]] = {
     | _SCHEDULED
     | {
         f"infc.{name}"
-        for name in ["space", "alloc", "packed", "packed_ref", "read", "write", "barrier"]
+        for name in [
+            "space",
+            "alloc",
+            "packed",
+            "packed_ref",
+            "read",
+            "write",
+            "barrier",
+            "move",
+            "prefetch",
+            "wait",
+        ]
     },
 }
 """Operations a module may hold at each level; *machine* is open, a backend's own affair."""

@@ -213,6 +213,22 @@ def alloc(frame: Value, type_: BufferType, *, offset: int, size_bytes: int) -> V
     return _one("infc.alloc", [frame], type_.mlir(), offset=offset, size_bytes=size_bytes)
 
 
+def move(source: Value, target: Value) -> None:
+    """Copy a buffer into another of the same tensor and layout, and wait for it."""
+    create("infc.move", [source, target])
+
+
+def prefetch(source: Value, target: Value, *, queue: int) -> Value:
+    """Begin such a copy, in either direction; a token to wait for."""
+    token = ir.Type.parse("!infc.token")
+    return _one("infc.prefetch", [source, target], token, queue=queue)
+
+
+def wait(token: Value) -> None:
+    """Wait for the end of a copy."""
+    create("infc.wait", [token])
+
+
 def create_module(name: str) -> ir.Operation:
     """A nested module with an empty body."""
     operation = ir.Operation.create(

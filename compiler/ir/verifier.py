@@ -270,6 +270,40 @@ def _alloc(op: ir.Operation) -> Iterator[str]:
         yield "expected a buffer"
 
 
+def _move(op: ir.Operation) -> Iterator[str]:
+    source, target = (BufferType.of(operand.type) for operand in op.operands)
+    yield from _expect("target of", source.tensor.mlir(), target.tensor.mlir())
+    yield from _expect("layout of the target", source.layout, target.layout)
+    if op.operands[0] == op.operands[1]:
+        yield "expected two buffers, got one"
+
+
+def _prefetch(op: ir.Operation) -> Iterator[str]:
+    yield from _move(op)
+    if get(op, "queue") < 0:
+        yield f"expected a queue of at least 0, got {get(op, 'queue')}"
+    waits = [use.owner.operation for use in op.results[0].uses]
+    if [wait.name for wait in waits] != ["infc.wait"] or waits[0].block != op.block:
+        yield f"expected one infc.wait for it in its block, got {len(waits)} uses of its token"
+        return
+    # Between the two the target's content is undefined.
+    users = {use.owner.operation for use in op.operands[1].uses}
+    for other in _between(op, waits[0]):
+        if other in users:
+            yield f"its target is used by {other.name} before its infc.wait"
+
+
+def _between(first: ir.Operation, last: ir.Operation) -> Iterator[ir.Operation]:
+    """The operations of a block after one of its operations and before another."""
+    inside = False
+    for op in first.block.operations:
+        if op.operation == last:
+            return
+        if inside:
+            yield op.operation
+        inside = inside or op.operation == first
+
+
 _KIND_NAMES = {int: "a whole number", float: "a float", bool: "true or false"}
 _POSITIVE = frozenset({"heads", "head_dim", "count"})
 _ATTRIBUTES: dict[str, dict[str, type]] = {
@@ -285,6 +319,7 @@ _ATTRIBUTES: dict[str, dict[str, type]] = {
     "infc.space": {"size_bytes": int},
     "infc.alloc": {"offset": int, "size_bytes": int},
     "infc.packed": {"offset": int, "size_bytes": int},
+    "infc.prefetch": {"queue": int},
 }
 _RANKS = {
     "infc.embed": (1, 2),
@@ -319,4 +354,6 @@ _RULES: dict[str, Callable[[ir.Operation], Iterator[str]]] = {
     "infc.read": _read,
     "infc.write": _write,
     "infc.alloc": _alloc,
+    "infc.move": _move,
+    "infc.prefetch": _prefetch,
 }

@@ -31,9 +31,9 @@ from infc.ir.types import (
 from infc.reference import ops
 from infc.reference.a8 import dequantize_a8, quantize_a8
 from infc.reference.abf16 import from_abf16, round_bf16, to_abf16
+from infc.reference.buffer import UNWRITTEN, Buffer, Bytes, Transfer, begin, finish
 from infc.reference.kv import LayerCache
 
-Bytes = NDArray[np.uint8]
 WeightData = Callable[[str], Bytes]
 """The raw bytes of a tensor of the model file, by name."""
 
@@ -52,16 +52,6 @@ class Stored:
             shape = tuple(int(d) for d in self.type.shape)
             self._numbers = STORAGE_TYPES[self.type.element].dequantize(self.data(), shape)
         return self._numbers
-
-
-@dataclass
-class Buffer:
-    """A range of a space, or (`space` None) a value kept whole: packed weights, call operands."""
-
-    type: BufferType
-    space: Bytes | None = None
-    offset: int = 0
-    content: Any = None
 
 
 class Interpreter:
@@ -87,6 +77,8 @@ class Interpreter:
         self.caches = caches
         self.dims: dict[str, int] = {}
         self.known_weights: dict[tuple[str, TensorType], Stored] = {}
+        self.transfers: list[Transfer] = []
+        self.moves = 0
         self._index(module)
 
     def _index(self, module: ir.Operation | ir.OpView) -> None:
@@ -110,6 +102,11 @@ class Interpreter:
         for op in block.operations:
             operands = [env[value] for value in op.operation.operands]
             if op.operation.name == "func.return":
+                if self.transfers:
+                    raise InternalError(
+                        f"function {name} returns before a transfer that it began has ended",
+                        location=str(op.location),
+                    )
                 return operands
             results = self._execute(op, operands)
             env.update(zip(op.operation.results, results, strict=True))
@@ -268,8 +265,9 @@ def _kv_attention(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
 
 def _read(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
     buffer: Buffer = v[0]
-    if buffer.space is None:
-        return buffer.content
+    content = buffer.whole()
+    if buffer.space is None or content is not None:
+        return content
     kind = buffer.type.tensor
     shape, dtype = _byte_form(run.concrete(kind), kind.element)
     size = math.prod(shape) * dtype.itemsize
@@ -281,6 +279,7 @@ def _write(run: Interpreter, op: ir.OpView, v: list[Any]) -> None:
     if buffer.space is None:
         buffer.content = value
         return
+    buffer.content, buffer.pattern = None, None
     raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     buffer.space[buffer.offset : buffer.offset + raw.size] = raw
 
@@ -295,16 +294,35 @@ def _byte_form(shape: tuple[int, ...], element: str) -> tuple[tuple[int, ...], n
 
 def _space(run: Interpreter, op: ir.OpView, _: list[Any]) -> Any:
     kind = BufferType.of(op.operation.results[0].type)
-    return Buffer(kind, np.full(get(op, "size_bytes"), 0xA5, np.uint8))
+    size = get(op, "size_bytes")
+    return Buffer(kind, np.full(size, UNWRITTEN, np.uint8), size=size)
 
 
 def _alloc(run: Interpreter, op: ir.OpView, v: list[Any]) -> Any:
     kind = BufferType.of(op.operation.results[0].type)
-    offset = get(op, "offset")
+    offset, size = get(op, "offset"), get(op, "size_bytes")
     if offset < 0:
         # Not planned yet: a buffer of its own.
-        return Buffer(kind, np.full(get(op, "size_bytes"), 0xA5, np.uint8))
-    return Buffer(kind, v[0].space, v[0].offset + offset)
+        return Buffer(kind, np.full(size, UNWRITTEN, np.uint8), size=size)
+    return Buffer(kind, v[0].space, v[0].offset + offset, size=size)
+
+
+def _move(run: Interpreter, op: ir.OpView, v: list[Any]) -> None:
+    run.moves += 1
+    finish(begin(*v), run.moves)
+
+
+def _prefetch(run: Interpreter, op: ir.OpView, v: list[Any]) -> Transfer:
+    run.transfers.append(begin(*v))
+    return run.transfers[-1]
+
+
+def _wait(run: Interpreter, op: ir.OpView, v: list[Any]) -> None:
+    if not any(transfer is v[0] for transfer in run.transfers):
+        raise InternalError("a transfer is waited for twice", location=str(op.location))
+    run.moves += 1
+    run.transfers = [transfer for transfer in run.transfers if transfer is not v[0]]
+    finish(v[0], run.moves)
 
 
 def _packed_ref(run: Interpreter, op: ir.OpView, _: list[Any]) -> Any:
@@ -346,4 +364,7 @@ _HANDLERS: Mapping[str, Handler] = {
     "infc.read": _read,
     "infc.write": _write,
     "infc.barrier": lambda run, op, v: None,
+    "infc.move": _move,
+    "infc.prefetch": _prefetch,
+    "infc.wait": _wait,
 }

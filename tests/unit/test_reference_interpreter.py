@@ -10,7 +10,8 @@ from infc.diagnostics import InternalError
 from infc.ir.context import context, parse
 from infc.ir.types import BufferType, KVType, TensorType
 from infc.reference.a8 import dequantize_a8, quantize_a8
-from infc.reference.interpreter import Buffer, Interpreter
+from infc.reference.buffer import Buffer
+from infc.reference.interpreter import Interpreter
 from infc.reference.kv import LayerCache, ReferenceKV
 
 F32 = NDArray[np.float32]
