@@ -9,6 +9,12 @@ from __future__ import annotations
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.dots import STEP, emit_codes, emit_scales
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.line_sums import (
+    CHUNK_BYTES,
+    emit_columns,
+    emit_rows_of_chunk,
+    numbers_of_line,
+)
 from infc.reference.abf16 import abf16_padded
 
 PAIRS_BYTES = 64
@@ -30,7 +36,9 @@ def emit_bf16_panel(b: Builder, layout: PackedLayout, k: int) -> str:
     if b.defined(name):
         return name
     with b.function(name, [b.ptr, b.ptr, b.f32], inline=False) as (packed, staged, multiplier):
-        if layout.is_float:
+        if layout.lines:
+            _stage_lines(b, layout, k, packed, staged)
+        elif layout.is_float:
             _stage_floats(b, layout, k, packed, staged)
         else:
             _stage_codes(b, layout, k, packed, staged, multiplier)
@@ -91,6 +99,24 @@ def _stage_floats(b: Builder, layout: PackedLayout, k: int, packed: Value, stage
         last = number(b.at(packed, (k - 1) * vector_bytes))
         zero = b.const(0.0, halves)
         b.store(b.shuffle(last, zero, _PAIRS), b.at(staged, k // 2 * PAIRS_BYTES), PAIRS_BYTES)
+
+
+def _stage_lines(b: Builder, layout: PackedLayout, k: int, packed: Value, staged: Value) -> None:
+    numbers, ints = numbers_of_line(layout), b.vec(LANES, b.i32)
+
+    def chunk(index: Value) -> None:
+        groups = emit_rows_of_chunk(b, b.at(packed, b.mul(index, CHUNK_BYTES)))
+        target = b.at(staged, b.mul(index, numbers // 2 * PAIRS_BYTES))
+        for step, columns in enumerate(emit_columns(b, layout, groups)):
+            for half in range(2):
+                if layout.kind == "bf16":  # the upper halves are all there is
+                    low, high = (b.bitcast(c, ints) for c in columns[2 * half : 2 * half + 2])
+                    pair = b.bit_or(b.shr(low, 16), high)
+                else:
+                    pair = emit_pairs(b, *columns[2 * half : 2 * half + 2])
+                b.store(pair, b.at(target, PAIRS_BYTES * (2 * step + half)), PAIRS_BYTES)
+
+    b.loop(0, k // numbers, body=chunk)
 
 
 def emit_rounded(b: Builder, first: Value, second: Value) -> Value:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from infc.backends.cpu.codegen.builder import Builder, Value
-from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.layouts import (
+    HEADER_BYTES,
+    LINE_BYTES,
+    PANEL_ROWS,
+    PackedLayout,
+)
+from infc.backends.cpu.kernels.line_sums import CHUNK_BYTES, STEP, emit_line, numbers_of_line
 
 _WORD = 4
 """Codes of a row that lie together; also the lanes in use."""
@@ -28,7 +34,9 @@ def emit_embed_row(
     """
     panel = b.at(table, b.add(b.mul(b.div(row, PANEL_ROWS), layout.panel_bytes(k)), HEADER_BYTES))
     lane = b.rem(row, PANEL_ROWS)
-    if layout.is_float:
+    if layout.lines:
+        _embed_lines(b, layout, b.at(panel, b.mul(lane, LINE_BYTES)), k, target, scale)
+    elif layout.is_float:
         _embed_floats(b, layout, b.at(panel, b.mul(lane, layout.bits // 8)), k, target, scale)
     else:
         multiplier = b.load(table, b.f32, 4)
@@ -50,6 +58,21 @@ def _embed_floats(
         b.store(b.fmul(value, b.const(scale, b.f32)), b.at(target, b.mul(index, 4)), 4)
 
     b.loop(0, k, body=one)
+
+
+def _embed_lines(
+    b: Builder, layout: PackedLayout, source: Value, k: int, target: Value, scale: float
+) -> None:
+    numbers = numbers_of_line(layout)
+
+    def line(index: Value) -> None:
+        out = b.at(target, b.mul(index, 4 * numbers))
+        at = b.at(source, b.mul(index, CHUNK_BYTES))
+        for step, value in enumerate(emit_line(b, layout, at)):
+            factor = b.const(scale, b.vec(STEP, b.f32))
+            b.store(b.fmul(value, factor), b.at(out, 4 * STEP * step), 4)
+
+    b.loop(0, k // numbers, body=line)
 
 
 def _embed_codes(

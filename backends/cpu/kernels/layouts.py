@@ -3,7 +3,9 @@
 A packed matrix [n, k] is a header of 64 bytes and then panels of 16 rows, in order. Rows beyond n
 are zeros.
 
-- Float weights: a panel is `[k][16]` floats.
+- Float weights: a panel is `[k][16]` floats, or, in *lines*, `[k / numbers of a line][16]` lines of 64
+  bytes, each of one row, so that a row can be fetched alone. Within a line of bf16 eight numbers lie in
+  the order 0 4 1 5 2 6 3 7: the halves of 32 bits are numbers of the same place, four apart.
 - Quantised weights: a panel is `k / group` chunks, each of them
       f16 scale[16]
       f16 min[16]              with minima only
@@ -30,6 +32,7 @@ from infc.ir.storage import STORAGE_TYPES, Codes, StorageType
 
 HEADER_BYTES = 64
 PANEL_ROWS = 16
+LINE_BYTES = 64
 
 _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _SCALES_BYTES = 2 * PANEL_ROWS
@@ -49,24 +52,31 @@ class PackedLayout:
         bits: of a code (8, 5 or 4), or of the float.
         group: codes that share a scale, along k: 32 or 16 (1 for floats).
         has_min: groups have a minimum too.
+        lines: of floats; k is a multiple of 32 then.
     """
 
     kind: str
     bits: int
     group: int = 1
     has_min: bool = False
+    lines: bool = False
 
     @property
     def name(self) -> str:
         """`n16.u5.g32.min`, `n16.bf16`: what dumps and tuning keys show."""
         if self.is_float:
-            return f"n{PANEL_ROWS}.{self.kind}"
+            return f"n{PANEL_ROWS}.{self.kind}" + (".lines" if self.lines else "")
         return f"n{PANEL_ROWS}.u{self.bits}.g{self.group}" + (".min" if self.has_min else "")
 
     @property
     def is_float(self) -> bool:
         """Whether there are floats instead of codes."""
         return self.kind != "int"
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a float."""
+        return _FLOAT_BYTES[self.kind]
 
     @property
     def zero_point(self) -> int:
@@ -109,11 +119,11 @@ def layout_for(storage: StorageType | str) -> PackedLayout:
 
 
 def layout_named(name: str) -> PackedLayout:
-    """The layout with this `name`."""
+    """The layout with this `name`; of a matrix with bounds behind it, that of the matrix."""
     if match := re.fullmatch(r"n16\.u(4|5|8)\.g(16|32)(\.min)?", name):
         return PackedLayout("int", int(match[1]), int(match[2]), match[3] is not None)
-    if (kind := name.removeprefix("n16.")) in _FLOAT_BYTES:
-        return PackedLayout(kind, 8 * _FLOAT_BYTES[kind])
+    if match := re.fullmatch(r"n16\.(bf16|f16|f32)(\.lines)?(\.bounds)?", name):
+        return PackedLayout(match[1], 8 * _FLOAT_BYTES[match[1]], lines=match[2] is not None)
     raise InternalError(f"no packed layout is called `{name}`")
 
 
@@ -277,11 +287,29 @@ def _pack_floats(
 ) -> None:
     if not layout.is_float:
         raise InternalError(f"layout {layout.name} takes codes, got floats")
-    blocks = _padded(rows).reshape(len(panels), PANEL_ROWS, -1).transpose(0, 2, 1)
+    blocks = _padded(rows).reshape(len(panels), PANEL_ROWS, -1)
+    blocks = _in_lines(layout, blocks) if layout.lines else blocks.transpose(0, 2, 1)
     if layout.kind == "bf16":
         panels.view("<u2").reshape(blocks.shape)[...] = _to_bf16(blocks)
     else:
         panels.view("<f4" if layout.kind == "f32" else "<f2").reshape(blocks.shape)[...] = blocks
+
+
+def _in_lines(layout: PackedLayout, blocks: NDArray[np.generic]) -> NDArray[np.generic]:
+    """[panel, row, number] -> [panel, line, row, number within the line]."""
+    count, rows, k = blocks.shape
+    if layout.kind == "bf16":
+        blocks = blocks.reshape(count, rows, k // 8, 2, 4).swapaxes(3, 4)
+    return blocks.reshape(count, rows, -1, LINE_BYTES // layout.number_bytes).swapaxes(1, 2)
+
+
+def _out_of_lines(layout: PackedLayout, lines: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """The inverse of `_in_lines`, from any shape with its order."""
+    numbers = LINE_BYTES // layout.number_bytes
+    blocks = lines.reshape(-1, k // numbers, PANEL_ROWS, numbers).swapaxes(1, 2)
+    if layout.kind == "bf16":
+        blocks = blocks.reshape(-1, PANEL_ROWS, k // 8, 4, 2).swapaxes(3, 4)
+    return blocks.reshape(-1, k)
 
 
 def _to_bf16(values: NDArray[np.generic]) -> NDArray[np.uint16]:
@@ -331,5 +359,7 @@ def _unpack_floats(
         values = (panels.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
         values = panels.view("<f4" if layout.kind == "f32" else "<f2").astype(np.float32)
+    if layout.lines:
+        return np.ascontiguousarray(_out_of_lines(layout, values, k)[:n])
     blocks = values.reshape(len(panels), k, PANEL_ROWS).transpose(0, 2, 1)
     return np.ascontiguousarray(blocks.reshape(-1, k)[:n])

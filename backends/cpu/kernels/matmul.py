@@ -38,7 +38,7 @@ _STREAMED_ROWS = 8
 these are what 32 vector registers hold beside the codes of a group."""
 _STACK_LIMIT_BYTES = 1 << 20
 """Staged panels take no more of a thread's stack than this."""
-STREAM_PIECE_BYTES = 1 << 15
+STREAM_PIECE_BYTES = 1 << 16
 """Streamed weights taken at a time: some microseconds, and many times what is prefetched in vain
 behind each piece."""
 _PIECES_A_THREAD = 4
@@ -152,7 +152,7 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
     tiles = _float_tiles(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
     fitting = [tile for tile in tiles if _stack_bytes(spec, isa, *tile) <= _STACK_LIMIT_BYTES]
     tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
-    streams = [(1, 4096), (2, 4096), (1, 8192)]
+    streams = [(1, 16384), (2, 16384), (1, 8192)]
     if spec.max_rows == 1:
         tiles = tiles[:1]
     elif spec.max_rows <= _BATCH_ROWS and spec.activation == "a8" and wide:
