@@ -1,6 +1,6 @@
 """One sample of one engine, with what the machine gave meanwhile.
 
-Before every sample a probe measures the read bandwidth and the peaks of the dot products, and the
+Around every sample a probe measures the read bandwidth and the peaks of the dot products, and the
 share of processor time that other processes took is noted beside it: a sample from a busy machine
 can be told from a slow engine.
 """
@@ -46,7 +46,7 @@ class Sample:
         workload: its name.
         others_busy: share of all processor time, during the sample, taken by processes other than
             the measured engine.
-        machine: what the probe printed just before (probes/probe.c).
+        machine: the mean of what the probe printed just before and just after (probes/probe.c).
     """
 
     engine: str
@@ -94,10 +94,12 @@ def run_sample(
     ids: list[int],
 ) -> Sample:
     """Measure one workload of one engine once."""
-    machine = probe.run(threads)
+    before = probe.run(threads)
     busy, total, own = *busy_ticks(), process_ticks(engine.pid)
     seconds = run_workload(engine, workload, ids)
     busy_after, total_after, own_after = *busy_ticks(), process_ticks(engine.pid)
+    after = probe.run(threads)
+    machine = {name: _mean(value, after[name]) for name, value in before.items()}
     others = (busy_after - busy) - (own_after - own)
     return Sample(
         engine=name,
@@ -109,6 +111,10 @@ def run_sample(
         others_busy=max(0.0, others / max(1, total_after - total)),
         machine=machine,
     )
+
+
+def _mean(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else (one + other) / 2
 
 
 def run_quietest(attempts: int, quiet: float, **arguments: Any) -> Sample:
