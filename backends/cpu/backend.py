@@ -91,6 +91,26 @@ class CpuBackend:
 
         return kernel_work(kernel, mapping, target)
 
+    def measurable(self, kernel: KernelSummary) -> bool:
+        """Products and attention: the others have one mapping."""
+        from infc.backends.cpu.measure import measurable
+
+        return measurable(kernel)
+
+    def measure(
+        self,
+        kernel: KernelSummary,
+        mappings: Sequence[KernelMapping],
+        target: Target,
+        *,
+        threads: int,
+        repetitions: int,
+    ) -> list[list[float]]:
+        """The kernel alone on this host, with weights that come from memory."""
+        from infc.backends.cpu.measure import measure_kernels
+
+        return measure_kernels(kernel, mappings, target, threads=threads, repetitions=repetitions)
+
     def pipeline(self, shared: Pipeline) -> Pipeline:
         """The shared pipeline, then machine code."""
         from infc.backends.cpu.lowering.passes import LOWER_PROGRAMS, LOWER_TO_LLVM

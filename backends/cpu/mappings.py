@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 
 from infc.backends.cpu.codegen.amx import TILE_ROWS
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels import attention, matmul
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, layout_for, panels_of
-from infc.backends.cpu.kernels.split_layout import split_layout_for
+from infc.backends.cpu.kernels.bounded_layout import BoundedLayout
+from infc.backends.cpu.kernels.layouts import PANEL_ROWS, layout_for, packed_bytes, panels_of
 from infc.backends.cpu.lowering.forms import attention_spec
+from infc.backends.cpu.packing import planes_for
 from infc.cost.roofline import Work
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import KVType
@@ -24,6 +25,8 @@ REPLICATED_ROWS = 4
 SURVIVING_ROWS = 0.04
 """An assumption of the cost model: the part of a vocabulary whose low plane is read to find the
 best token of natural text."""
+SURVIVING_FLOAT_ROWS = 0.01
+"""The same of float weights, whose bounds are twice as tight."""
 STAGING = 16.0
 """Operations in float32 that staging a weight as bf16 takes as long as: own measurement, 0.1 ns on
 an Emerald Rapids core."""
@@ -47,7 +50,7 @@ def activation_forms(storage: str, k: int, rows: int, isa: Isa) -> Sequence[str]
 def kernel_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
     """Mappings of one kernel, the best guess first."""
     if kernel.kind in ("matmul", "head"):
-        return [asdict(mapping) for mapping in matmul.candidates(_matmul_spec(kernel), isa)]
+        return [asdict(mapping) for mapping in matmul.candidates(matmul_spec(kernel), isa)]
     if kernel.kind == "attention":
         return _attention_candidates(kernel, isa)
     if kernel.kind == "rows":
@@ -56,20 +59,46 @@ def kernel_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping
     return [{"partition": "items"}]
 
 
-def _matmul_spec(kernel: KernelSummary) -> matmul.MatmulSpec:
+def matmul_spec(kernel: KernelSummary) -> matmul.MatmulSpec:
+    """What the emitter is told of a product; biases and a soft cap, which cost little, apart."""
     return matmul.MatmulSpec(
         k=kernel.matrices[0][1],
         segments=tuple(matmul.Segment(n, layout_for(storage)) for n, _, storage in kernel.matrices),
         activation=next(f for o, f in _FORM_OPERATIONS.items() if o in kernel.operations),
+        combine=kernel.gate or None,
         max_rows=kernel.rows,
+        out=kernel.out,
     )
 
 
-def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
+def matmul_mapping_of(mapping: KernelMapping) -> matmul.MatmulMapping:
+    """A mapping of a product as its emitter takes it."""
+    names = (field.name for field in fields(matmul.MatmulMapping))
+    return matmul.MatmulMapping(**{name: int(mapping[name]) for name in names if name in mapping})
+
+
+def attention_of(
+    kernel: KernelSummary, mapping: KernelMapping
+) -> tuple[attention.AttentionSpec, attention.AttentionMapping]:
+    """An attention and a mapping of it as the emitter takes them."""
+    chosen = attention.AttentionMapping(
+        row_tile=int(mapping["row_tile"]),
+        key_block=int(mapping["key_block"]),
+        parts=int(mapping["parts"]),
+        tiles=bool(mapping["tiles"]),
+    )
+    return _attention_spec(kernel), chosen
+
+
+def _attention_spec(kernel: KernelSummary) -> attention.AttentionSpec:
     shapes = kernel.shapes
     capacity, window = shapes["capacity"], shapes["window"]
     kind = KVType(kernel.kv_dtype, shapes["kv_heads"], shapes["head_dim"], capacity, window)
-    spec = attention_spec(kind, shapes["heads"], 1.0, 0.0, kernel.rows)
+    return replace(attention_spec(kind, shapes["heads"], 1.0, 0.0, kernel.rows), out=kernel.out)
+
+
+def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
+    spec = _attention_spec(kernel)
     few = kernel.phase == "decode"
     mappings = attention.split_candidates(spec) if few else attention.candidates(spec, isa)
     return [
@@ -83,11 +112,15 @@ def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMap
 
 
 def _head_share(kernel: KernelSummary) -> float:
-    """The part of a split matrix that is read where only the best products are wanted."""
+    """What is read of a split matrix where only the best products are wanted, as a part of what the
+    matrix takes in one plane."""
     ((n, k, storage),) = kernel.matrices
-    layout = split_layout_for(storage, k)
+    layout = planes_for(storage, k)
     if layout is None or kernel.typical_rows > 1:
         return 1.0
+    if isinstance(layout, BoundedLayout):
+        bounds = packed_bytes(layout.high, n, k)
+        return SURVIVING_FLOAT_ROWS + bounds / packed_bytes(layout.whole, n, k)
     low = panels_of(n) * PANEL_ROWS * layout.low_row_bytes(k)
     return 1.0 - (1.0 - SURVIVING_ROWS) * low / layout.size_bytes(n, k)
 

@@ -15,7 +15,6 @@ import weakref
 from infc.backends.cpu.guarded_memory import GuardedMemory
 from infc.backends.cpu.lowering.team import DISMISS, TEAM_BYTES
 from infc.diagnostics import Code, UserError
-from infc.target.runnable import Phase
 
 
 class Team:
@@ -66,8 +65,11 @@ class Team:
         """Whether it can run a call on so many threads: a forked process has no helpers."""
         return self.threads == threads and self._process == os.getpid()
 
-    def run(self, phase: Phase, call: int) -> int:
-        """Run a program on the `infc_call` at an address; its status."""
+    def run(self, phase: int, call: int) -> int:
+        """Run a program on what is at an address, an `infc_call`; its status.
+
+        `phase` is its number among the functions that the library's `infc_lead` runs.
+        """
         return int(self._lead(self._state.address, phase, call, self.threads))
 
     def dismiss(self) -> None:

@@ -43,6 +43,8 @@ class KernelSummary:
         shapes: dimensions by name (`heads`, `kv_heads`, `head_dim`, `window`, `context`).
         matrices: `(n, k, storage type)` of each weight matrix of a product.
         kv_dtype: of the cache that attention reads; else empty.
+        gate: the activation by which two products become one; else empty.
+        out: the form of the rows that a product or an attention makes.
     """
 
     kind: str
@@ -55,6 +57,8 @@ class KernelSummary:
     shapes: Mapping[str, int]
     matrices: tuple[tuple[int, int, str], ...] = ()
     kv_dtype: str = ""
+    gate: str = ""
+    out: str = "f32"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,32 @@ class LoadedPrograms:
     signature: Mapping[str, Any]
     target: Target
     check: Callable[[], None]
+
+
+class MeasuringBackend(Protocol):
+    """What a backend offers besides `Backend` where it can time kernels on the machine it runs on:
+    `infc compile --tune` asks for it."""
+
+    def measurable(self, kernel: KernelSummary) -> bool:
+        """Whether a kernel can be timed alone."""
+
+    def measure(
+        self,
+        kernel: KernelSummary,
+        mappings: Sequence[KernelMapping],
+        target: Target,
+        *,
+        threads: int,
+        repetitions: int,
+    ) -> list[list[float]]:
+        """Seconds of each of `repetitions` calls with the typical rows, for each mapping.
+
+        Mappings take turns, so that a slow moment of the machine is bad luck for all. Weights come
+        from where they are in a model's use.
+
+        Raises:
+            UserError: the target is not this machine (INF3004).
+        """
 
 
 class CostOnlyBackend(Protocol):

@@ -46,7 +46,8 @@ class _Summary:
         self.context = min(options.prompt + options.new_tokens, options.max_context)
         self.operations: dict[str, float] = defaultdict(float)
         self.shapes: dict[str, int] = {}
-        self.kv_dtype = ""
+        self.kv_dtype = self.gate = ""
+        self.out = "f32"
         self.matrices: list[tuple[int, int, str]] = []
         self.weight_bytes = 0
         self.activation_bytes = 0
@@ -57,6 +58,7 @@ class _Summary:
             self.count_bytes(argument.type)
         symbol: Dim = "t"
         for op in body(self.kernel):
+            self.note_form(op)
             if op.operation.name == "func.return":
                 for value in op.operation.operands:
                     self.count_bytes(value.type)
@@ -75,7 +77,17 @@ class _Summary:
             shapes=self.shapes,
             matrices=tuple(self.matrices),
             kv_dtype=self.kv_dtype,
+            gate=self.gate,
+            out=self.out,
         )
+
+    def note_form(self, op: ir.OpView) -> None:
+        """What a product or an attention has behind it that changes how it runs."""
+        kind, name = get(self.kernel, "infc.kernel"), op.operation.name
+        if kind == "matmul" and name == "infc.activation":
+            self.gate = get(op, "kind")
+        if kind in ("matmul", "attention") and name == "infc.quantize":
+            self.out = TensorType.of(op.operation.results[0].type).element
 
     def number(self, dim: Dim, values: Mapping[str, int]) -> int:
         return values[dim] if isinstance(dim, str) else dim

@@ -1,0 +1,71 @@
+"""Kernels timed alone on this host."""
+
+import pytest
+
+from infc.backends.cpu.backend import CpuBackend
+from infc.backends.cpu.mappings import kernel_candidates
+from infc.backends.cpu.measure import measurable, measure_kernels
+from infc.backends.cpu.target import isa_of
+from infc.diagnostics import Code, UserError
+from infc.ir.types import storage_bytes
+from infc.target.backend import KernelSummary
+from infc.target.discovery import resolve_target
+
+
+def product(
+    rows: int, matrices: list[tuple[int, int, str]], dtype: str, **more: str
+) -> KernelSummary:
+    """The summary of a product."""
+    return KernelSummary(
+        kind="matmul",
+        phase="decode" if rows == 1 else "prefill",
+        rows=rows,
+        typical_rows=rows,
+        operations={dtype: 2.0 * rows * sum(n * k for n, k, _ in matrices)},
+        weight_bytes=sum(storage_bytes(storage, (n, k)) for n, k, storage in matrices),
+        activation_bytes=0,
+        shapes={},
+        matrices=tuple(matrices),
+        **more,
+    )
+
+
+def attention(phase: str, rows: int, context: int) -> KernelSummary:
+    """The summary of an attention."""
+    shapes = {"heads": 4, "kv_heads": 2, "head_dim": 32, "window": 0, "capacity": 64}
+    shapes["context"] = context
+    return KernelSummary("attention", phase, rows, rows, {"f32": 1.0}, 0, 0, shapes, kv_dtype="f16")
+
+
+KERNELS = [
+    product(1, [(64, 64, "q8_0"), (33, 64, "q5_0")], "int8"),
+    product(9, [(64, 64, "q4_0")] * 2, "int8", gate="silu"),
+    product(2, [(40, 48, "f16")], "f32"),
+    attention("decode", 2, 50),
+    attention("prefill", 20, 20),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_call_of_every_mapping_takes_some_time(kernel: KernelSummary, threads: int) -> None:
+    _, target = resolve_target("cpu")
+    mappings = kernel_candidates(kernel, isa_of(target))[:2]
+    times = measure_kernels(kernel, mappings, target, threads=threads, repetitions=6, cold=False)
+    assert [len(each) for each in times] == [6] * len(mappings)
+    assert all(0 < seconds < 1 for each in times for seconds in each)
+
+
+def test_only_this_host_measures() -> None:
+    backend = CpuBackend()
+    target = backend.resolve("cpu:x86-64-v3")
+    kernel = KERNELS[0]
+    with pytest.raises(UserError) as caught:
+        backend.measure(
+            kernel, backend.candidates(kernel, target), target, threads=1, repetitions=1
+        )
+    assert caught.value.diagnostic.code is Code.TARGET_UNSUPPORTED
+    assert caught.value.diagnostic.message == (
+        "kernels are measured on this host: expected target 'cpu', got 'cpu:x86-64-v3'"
+    )
+    assert not measurable(KernelSummary("rows", "decode", 1, 1, {"f32": 1.0}, 0, 0, {}))
