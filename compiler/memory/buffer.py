@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from infc.diagnostics import InternalError
+
+LARGEST_TOTAL_BYTES: Final = 2**60
+"""What the sizes and alignments of one plan may add up to: their sums stay far from 64 bits."""
+
+Stop = Literal["node limit", "time limit", "too many buffers"]
+"""Why nothing lower than a plan was found, nor its absence shown."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,8 @@ class Buffer:
         align: its offset must be a multiple of this many bytes.
         first: the first step at which it is live.
         last: the last step at which it is live (inclusive).
+        in_place_of: a buffer whose offset it takes, and whose last step is its first: the two may
+            share memory at that step, as an operation's result and an operand of it.
     """
 
     name: str
@@ -25,6 +34,7 @@ class Buffer:
     align: int
     first: int
     last: int
+    in_place_of: str | None = None
 
     def __post_init__(self) -> None:
         if self.size_bytes < 0:
@@ -47,9 +57,14 @@ class ArenaPlan:
         lower_bound_bytes: no plan can need less: the most bytes live at once (aware of alignment),
             or more where a search has shown it.
         optimal: the height equals the lower bound.
+        method: what found the plan: a fast heuristic, or the search.
+        stop: what ended the search; None where the plan is optimal. Where it is the time limit,
+            another run may give another plan.
     """
 
     offsets: Mapping[str, int]
     height_bytes: int
     lower_bound_bytes: int
     optimal: bool
+    method: Literal["heuristic", "search"]
+    stop: Stop | None

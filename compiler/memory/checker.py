@@ -2,7 +2,8 @@
 
 It walks through time, keeps the blocks that are live in a list sorted by offset, and looks at the
 neighbours of each block as it comes to life. If every block fits between its neighbours when it
-arrives, no two live blocks ever overlap.
+arrives, no two live blocks ever overlap. A block that takes another's place stands for both of them
+at the step that they share.
 """
 
 from __future__ import annotations
@@ -39,15 +40,31 @@ def check_plan(buffers: Sequence[Buffer], offsets: Mapping[str, int], height: in
     for index, buffer in enumerate(buffers):
         if buffer.size_bytes:
             events += [(buffer.first, arrives, index), (buffer.last, leaves, index)]
+    end = {b.name: offsets[b.name] + b.size_bytes for b in buffers}
+    number = {buffer.name: index for index, buffer in enumerate(buffers)}
+    heirs: dict[int, str] = {}
     live: list[tuple[int, int]] = []  # (offset, index into buffers)
-    for _step, what, index in sorted(events):
-        entry = (offsets[buffers[index].name], index)
-        if what == leaves:
-            del live[bisect_left(live, entry)]
+    for step, what, index in sorted(events):
+        buffer = buffers[index]
+        entry = (offsets[buffer.name], index)
+        if what == leaves and index in heirs:
+            heir = heirs.pop(index)
+            end[heir] = offsets[heir] + buffers[number[heir]].size_bytes
             continue
         position = bisect_left(live, entry)
+        if what == leaves:
+            del live[position]
+            continue
+        before = number.get(buffer.in_place_of or "")
+        if before is not None and buffers[before].last == step:
+            shared = (entry[0], before)
+            if shared in live and before not in heirs:
+                live.remove(shared)
+                heirs[before] = buffer.name
+                end[buffer.name] = max(end[buffer.name], end[buffers[before].name])
+                position = bisect_left(live, entry)
         for _offset, other in live[max(position - 1, 0) : position + 1]:
-            _check_pair(buffers[index], buffers[other], offsets)
+            _check_pair(buffer, buffers[other], offsets, end)
         insort(live, entry)
 
 
@@ -67,16 +84,13 @@ def _check_alone(buffer: Buffer, offsets: Mapping[str, int], height: int) -> Non
         )
 
 
-def _check_pair(one: Buffer, other: Buffer, offsets: Mapping[str, int]) -> None:
+def _check_pair(
+    one: Buffer, other: Buffer, offsets: Mapping[str, int], end: Mapping[str, int]
+) -> None:
     a, b = sorted((one, other), key=lambda buffer: (offsets[buffer.name], buffer.name))
-    if offsets[a.name] + a.size_bytes > offsets[b.name]:
+    if end[a.name] > offsets[b.name]:
         step = max(a.first, b.first)
         raise InternalError(
             f"buffers {a.name!r} and {b.name!r} overlap: both live at step {step}, "
-            f"{_extent(a, offsets)} and {_extent(b, offsets)}"
+            f"[{offsets[a.name]}, {end[a.name]}) and [{offsets[b.name]}, {end[b.name]})"
         )
-
-
-def _extent(buffer: Buffer, offsets: Mapping[str, int]) -> str:
-    offset = offsets[buffer.name]
-    return f"[{offset}, {offset + buffer.size_bytes})"

@@ -15,13 +15,19 @@ _PLACED = np.iinfo(np.int64).max
 
 
 def orders(problem: Problem) -> list[Ints]:
-    """Orders worth trying, each a permutation of `range(n)`; ties keep the input's order."""
+    """Orders worth trying, each a permutation of `range(n)`; ties keep the input's order.
+
+    Large ones first in several meanings of large, and sweeps from the first or the last column.
+    """
     span = problem.stop - problem.first
     keys = [
         (-problem.size,),
         (-problem.size * span,),
         (-span, -problem.size),
         (problem.first, -problem.size),
+        (problem.first, -span),
+        (-problem.stop, -problem.size),
+        (-problem.stop, -span),
     ]
     return [np.lexsort(tuple(reversed(key))).astype(np.int64) for key in keys]
 

@@ -4,10 +4,15 @@ In some best plan no buffer can be moved down, so each lies at zero or rests on 
 conflicts with. Visit such plans in the order of growing offsets: take the unplaced buffer with the
 lowest possible offset (its *floor*) and either place it there or *pass* it. A passed buffer rests
 on one that is still unplaced, so its floor rises to the earliest top among those, and it is placed
-there only once something placed later supports it. Unplaced buffers that fall into independent
-parts are placed part by part, and a finished part is never taken back for another's sake. A branch
-ends where a column's unplaced buffers no longer fit above the lowest floor among them. The search
-restarts often, with another order of ties: buffers of columns that failed come first.
+there only once something placed later supports it; and something must come to lie where it was.
+Unplaced buffers that fall into independent parts are placed part by part, and a finished part is
+never taken back for another's sake. A branch ends where a column's unplaced buffers no longer fit
+above their floors; then the search goes back to a placement that is to blame (`tree`).
+
+The search restarts often, with another order of ties: buffers of columns that failed come first.
+Two lanes, one with frequent restarts and one with rare ones, search side by side in rounds of as
+many nodes. Where both find a placement in one round, that of the first lane counts, so the answer
+does not depend on how fast which of them ran.
 
 Related work: MiniMalloc (github.com/google/minimalloc) and TelaMalloc (doi
 10.1145/3567955.3567961).
@@ -15,21 +20,27 @@ Related work: MiniMalloc (github.com/google/minimalloc) and TelaMalloc (doi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from math import fsum
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infc.memory.columns import Ints, Problem
-from infc.memory.heuristics import align_up, orders
+from infc.memory.heuristics import orders
 
-_NOWHERE = np.iinfo(np.int64).max
-"""Above any floor."""
-_RESTART_NODES = 1000
-"""Nodes before a restart. Rarer restarts leave hard instances unsolved."""
+if TYPE_CHECKING:
+    from infc.memory.tree import Instance
+
+_RESTART_NODES = ((1000,), (4000, 1000))
+"""Nodes of the attempts of each lane, in turns. Of 26 hard instances with 150,000 nodes each,
+attempts of 1,000 solve 8, of 4,000 solve 12, not all of the first among them."""
+_ROUND_NODES = 5000
+"""Nodes that each lane visits before both are looked at: a multiple of each one's turns."""
+_TRAIL_WORDS = 1 << 23
+"""64-bit words of a lane's memory at most; larger problems are not searched."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class SearchResult:
 
     Attributes:
         offsets: `[n]` units, where a placement was found.
-        impossible: the whole tree was visited without one: none exists.
+        impossible: there is no placement: all of the tree was visited, or ruled out.
         nodes: nodes visited.
     """
 
@@ -47,170 +58,157 @@ class SearchResult:
     nodes: int
 
 
-def search(problem: Problem, height_bytes: int, node_limit: int, seed: int) -> SearchResult:
-    """Look for a placement of at most `height_bytes`, visiting at most `node_limit` nodes."""
-    generator = np.random.default_rng(seed)
-    fixed = orders(problem)
-    weight = np.zeros(problem.size.size, np.float64)
-    nodes = attempt = 0
-    while nodes < node_limit:
-        if attempt < len(fixed):
-            order = fixed[attempt]
-        else:
-            # fsum: a mean whose last bit does not depend on how the processor adds.
-            noise = generator.random(weight.size) * (1.0 + fsum(weight) / weight.size)
-            order = np.argsort(-(weight + noise), kind="stable").astype(np.int64)
-        tree = _Tree(problem, height_bytes, order)
-        offsets, exhausted = tree.run(min(_RESTART_NODES, node_limit - nodes))
-        nodes += tree.nodes
-        if offsets is not None or exhausted:
-            return SearchResult(offsets, exhausted, nodes)
-        # Halving keeps the weights about the recent failures.
-        weight = weight / 2.0 + tree.conflicts / max(1.0, float(tree.conflicts.max()))
-        attempt += 1
+def searchable(problem: Problem) -> bool:
+    """Whether a search would fit into its limit of memory."""
+    return _trail_length(problem) * _words(problem) <= _TRAIL_WORDS
+
+
+def search(
+    problem: Problem,
+    height_bytes: int,
+    node_limit: int,
+    seed: int,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> SearchResult:
+    """Look for a placement of at most `height_bytes`.
+
+    Args:
+        problem: one that is `searchable`.
+        height_bytes: the placement's height at most.
+        node_limit: nodes to visit, over both lanes.
+        seed: of the orders tried after the fixed ones.
+        out_of_time: asked between rounds; ends the search.
+    """
+    layout = _Layout(problem, height_bytes)
+    lanes = [_Lane(layout, turns, [seed, i]) for i, turns in enumerate(_RESTART_NODES)]
+    nodes = 0
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        while nodes < node_limit and not out_of_time():
+            share = min(_ROUND_NODES, -(-(node_limit - nodes) // len(lanes)))
+            answers = list(threads.map(lambda lane, share=share: lane.run(share), lanes))
+            nodes += sum(answer.nodes for answer in answers)
+            for answer in answers:
+                if answer.offsets is not None or answer.impossible:
+                    return SearchResult(answer.offsets, answer.impossible, nodes)
     return SearchResult(None, False, nodes)
 
 
-class _Part(NamedTuple):
-    """Unplaced buffers that can be placed regardless of all others.
+class _Layout:
+    """A problem as `tree` takes it: sorted by first column, with the conflicts of each buffer."""
 
-    Attributes:
-        members: indices into the problem, sorted by first column, `[m]`.
-        floor: lowest offset each may still get, `[m]`.
-        supported: whether it would rest on something there, `[m]`. A passed buffer is unsupported
-            until something placed later touches its floor.
-        rest: the part to be placed after this one; a linked list.
-        base: how many alternatives there were when this part came into being.
-    """
-
-    members: Ints
-    floor: Ints
-    supported: NDArray[np.bool_]
-    rest: _Part | None
-    base: int
-
-
-_DEAD = _Part(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool), None, 0)
-"""Stands for a state from which nothing can be placed."""
-
-
-class _Tree:
-    """One depth-first visit with a fixed order of ties."""
-
-    def __init__(self, problem: Problem, height_bytes: int, order: Ints) -> None:
-        n = order.size
-        self.size, self.align = problem.size, problem.align
-        self.first, self.stop = problem.first, problem.stop
-        self.rank = np.empty(n, np.int64)
-        self.rank[order] = np.arange(n)
-        self.order_size = n
+    def __init__(self, problem: Problem, height_bytes: int) -> None:
+        self.order = np.argsort(problem.first, kind="stable")
+        self.size, self.align = problem.size[self.order], problem.align[self.order]
+        self.first, self.stop = problem.first[self.order], problem.stop[self.order]
+        self.columns = problem.columns
+        self.live = problem.live_units()
+        inside = np.zeros(problem.columns + 1, np.int64)
+        np.add.at(inside, self.first + 1, 1)
+        np.add.at(inside, self.stop, -1)
+        self.crossing = np.cumsum(inside)[:-1]
         # offset <= ceiling is the same as offset * unit + size_bytes <= height_bytes.
-        size_bytes = self.size * problem.unit_bytes - problem.slack
+        size_bytes = self.size * problem.unit_bytes - problem.slack[self.order]
         self.ceiling = (height_bytes - size_bytes) // problem.unit_bytes
         # A column may leave up to one unit less one byte to the slack of its topmost buffer.
-        self.room = -(-height_bytes // problem.unit_bytes)
-        spans = [
-            np.flatnonzero((self.first <= c) & (self.stop > c)) for c in range(problem.columns)
+        self.room = np.array([-(-height_bytes // problem.unit_bytes)], np.int64)
+        near = [
+            np.flatnonzero((self.first < stop) & (self.stop > first))
+            for first, stop in zip(self.first, self.stop, strict=True)
         ]
-        self.column_members = np.concatenate(spans)
-        self.column_starts = np.cumsum([0, *(s.size for s in spans)])
-        self.offsets = np.zeros(n, np.int64)
-        self.conflicts = np.zeros(n, np.float64)
-        self.nodes = 0
+        near = [others[others != i] for i, others in enumerate(near)]
+        self.near = np.concatenate(near).astype(np.uint32)
+        self.near_start = np.cumsum([0, *(others.size for others in near)]).astype(np.int64)
+        place = np.empty(self.order.size, np.int64)
+        place[self.order] = np.arange(self.order.size)
+        self.orders = [place[order] for order in orders(problem)]
+        self.trail_length, self.words = _trail_length(problem), _words(problem)
 
-    def run(self, node_limit: int) -> tuple[Ints | None, bool]:
-        """`(offsets or None, whether the tree was exhausted without one)`."""
-        everything = np.argsort(self.first, kind="stable").astype(np.int64)
-        n = everything.size
-        part: _Part | None = _Part(everything, np.zeros(n, np.int64), np.ones(n, bool), None, 0)
-        alternatives: list[_Part] = []
-        while part is not None:
-            if self.nodes >= node_limit:
-                return None, False
-            self.nodes += 1
-            following = self._step(part, alternatives) if self._may_fit(part) else _DEAD
-            if following is _DEAD:
-                if not alternatives:
-                    return None, True
-                following = alternatives.pop()
-            part = following
-        return self.offsets, False
+    def instance(self, order: Ints) -> Instance:
+        """What a visit with an order of ties is to place."""
+        from infc.memory.tree import Instance
 
-    def _step(self, part: _Part, alternatives: list[_Part]) -> _Part | None:
-        """Place the lowest buffer and note the alternative of passing it.
+        rank = np.empty(order.size, np.int64)
+        rank[order] = np.arange(order.size)
+        return Instance(
+            self.size,
+            self.align,
+            self.first,
+            self.stop,
+            self.near_start,
+            self.near,
+            self.ceiling,
+            rank,
+            self.room,
+        )
 
-        Returns what to place next: None when all is placed, `_DEAD` when this cannot go on.
-        """
-        k = int(np.argmin(part.floor * self.order_size + self.rank[part.members]))
-        first, stop = self.first[part.members], self.stop[part.members]
-        # Sorted by first column, so those that start too late are at the end.
-        touching = stop[: int(np.searchsorted(first, stop[k]))] > first[k]
-        touching[k] = False
-        others = np.flatnonzero(touching)
-        passed = self._pass(part, k, others) if others.size else None
-        if not part.supported[k]:
-            return _DEAD if passed is None else passed
-        if passed is not None:
-            alternatives.append(passed)
-        return self._place(part, k, others, alternatives)
 
-    def _pass(self, part: _Part, k: int, others: Ints) -> _Part:
-        """The part with the `k`-th raised to the earliest top of the `others` in conflict."""
-        rest = int((part.floor[others] + self.size[part.members[others]]).min())
-        align = int(self.align[part.members[k]])
-        floor, supported = part.floor.copy(), part.supported.copy()
-        floor[k] = -(-rest // align) * align
-        supported[k] = False
-        return part._replace(floor=floor, supported=supported)
+class _Lane:
+    """One sequence of attempts."""
 
-    def _place(self, part: _Part, k: int, others: Ints, alternatives: list[_Part]) -> _Part | None:
-        """What to place after the `k`-th went to its floor; None where nothing is left."""
-        i = part.members[k]
-        self.offsets[i] = part.floor[k]
-        top = align_up(part.floor[k] + self.size[i], self.align[part.members[others]])
-        floor, supported = part.floor.copy(), part.supported.copy()
-        supported[others] |= top >= floor[others]
-        floor[others] = np.maximum(floor[others], top)
-        kept = np.arange(floor.size) != k
-        members, floor, supported = part.members[kept], floor[kept], supported[kept]
-        following = part.rest
-        if not members.size:
-            # The next part does not care how this one was placed: forget its alternatives.
-            if following is not None:
-                del alternatives[following.base :]
-            return following
-        reach = np.maximum.accumulate(self.stop[members])
-        cuts = np.flatnonzero(self.first[members[1:]] >= reach[:-1]) + 1
-        if not cuts.size:
-            return part._replace(members=members, floor=floor, supported=supported)
-        for low, high in pairwise([0, *(int(cut) for cut in cuts), members.size]):
-            inside = slice(low, high)
-            following = _Part(
-                members[inside], floor[inside], supported[inside], following, len(alternatives)
+    def __init__(self, layout: _Layout, turns: tuple[int, ...], seed: list[int]) -> None:
+        # numba is loaded where something is searched for, and nowhere else.
+        from infc.memory import tree
+
+        self.tree, self.layout, self.turns = tree, layout, turns
+        self.generator = np.random.default_rng(seed)
+        n = layout.size.size
+        self.weight = np.zeros(n, np.float64)
+        self.attempts = 0
+        self.trail = tree.new_trail(layout.trail_length, layout.words)
+        self.choices, self.parts = np.empty((n + 1, 6), np.int64), np.empty((n, 4), np.int64)
+
+    def run(self, node_limit: int) -> SearchResult:
+        """Go on for some nodes."""
+        nodes = 0
+        while nodes < node_limit:
+            limit = min(self.turns[self.attempts % len(self.turns)], node_limit - nodes)
+            state = self.tree.new_state(self.layout.live, self.layout.crossing, self.weight.size)
+            how, visited = self.tree.visit(
+                self.layout.instance(self._next_order()),
+                state,
+                self.trail,
+                self.choices,
+                self.parts,
+                limit,
             )
-        return following
+            nodes += visited
+            self.attempts += 1
+            if how == self.tree.FOUND:
+                offsets = np.empty_like(state.floor)
+                offsets[self.layout.order] = state.floor
+                return SearchResult(offsets, False, nodes)
+            if how == self.tree.EXHAUSTED:
+                return SearchResult(None, True, nodes)
+            self._learn(state.crowded, state.late)
+        return SearchResult(None, False, nodes)
 
-    def _may_fit(self, part: _Part) -> bool:
-        """Whether no buffer and no column of the part is known to be too high already."""
-        members = part.members
-        late = part.floor > self.ceiling[members]
-        if late.any():
-            self.conflicts[members[late]] += 1.0
-            return False
-        low, high = int(self.first[members[0]]), int(self.stop[members].max())
-        begin, end = self.column_starts[low], self.column_starts[high]
-        listed = self.column_members[begin:end]
-        starts = self.column_starts[low:high] - begin
-        floor = np.full(self.order_size, _NOWHERE)
-        floor[members] = part.floor
-        size = np.zeros(self.order_size, np.int64)
-        size[members] = self.size[members]
-        lowest = np.minimum.reduceat(floor[listed], starts)
-        live = np.add.reduceat(size[listed], starts)
-        crowded = lowest + live > self.room
-        if crowded.any():
-            for column in np.flatnonzero(crowded) + low:
-                span = slice(self.column_starts[column], self.column_starts[column + 1])
-                self.conflicts[self.column_members[span]] += 1.0
-            return False
-        return True
+    def _next_order(self) -> Ints:
+        """The fixed orders first; then buffers that failed, every other time on top of one."""
+        fixed, n = self.layout.orders, self.weight.size
+        if self.attempts < len(fixed):
+            return fixed[self.attempts]
+        # fsum: a mean whose last bit does not depend on how the processor adds.
+        spread = self.generator.random(n) * (1.0 + fsum(self.weight) / n)
+        if self.attempts % 2 == 0:
+            return np.argsort(spread * -1.0 - self.weight, kind="stable").astype(np.int64)
+        base = np.empty(n, np.float64)
+        base[fixed[self.attempts % len(fixed)]] = np.arange(n) / n
+        return np.argsort(base + 0.3 * spread - self.weight, kind="stable").astype(np.int64)
+
+    def _learn(self, crowded: Ints, late: Ints) -> None:
+        """Weigh the buffers of columns that failed; halving keeps to the recent failures."""
+        before = np.concatenate(([0], np.cumsum(crowded)))
+        failures = late + before[self.layout.stop] - before[self.layout.first]
+        self.weight = self.weight / 2.0 + failures / max(1.0, float(failures.max()))
+
+
+def _trail_length(problem: Problem) -> int:
+    """Changes a visit may have to remember: one a conflict and a buffer, two a node."""
+    # A buffer conflicts with those that start before its end, less those that end by its start.
+    before = np.searchsorted(np.sort(problem.first), problem.stop, side="left")
+    after = np.searchsorted(np.sort(problem.stop), problem.first, side="right")
+    return int((before - after).sum()) + 2 * max(max(turns) for turns in _RESTART_NODES) + 2
+
+
+def _words(problem: Problem) -> int:
+    return -(-problem.size.size // 64)
