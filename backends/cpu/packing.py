@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from infc.backends.cpu.kernels.bounded_layout import (
+    BoundedLayout,
+    bounded_layout_for,
+    bounded_layout_named,
+    pack_bounded,
+)
 from infc.backends.cpu.kernels.layouts import (
     layout_for,
     layout_named,
@@ -15,6 +22,7 @@ from infc.backends.cpu.kernels.layouts import (
     row_chunks,
 )
 from infc.backends.cpu.kernels.split_layout import (
+    SplitLayout,
     pack_split,
     split_layout_for,
     split_layout_named,
@@ -31,16 +39,21 @@ ROWS = "rows"
 """Layout of vectors and tables: plain float32."""
 
 
+def planes_for(storage: str, k: int) -> SplitLayout | BoundedLayout | None:
+    """The layout in two planes for weights in rows of `k`; None where there is none."""
+    return split_layout_for(storage, k) or bounded_layout_for(storage, k)
+
+
 def splits(tensor: TensorType) -> bool:
     """Whether a matrix can be packed in two planes."""
-    return split_layout_for(tensor.element, int(tensor.shape[1])) is not None
+    return planes_for(tensor.element, int(tensor.shape[1])) is not None
 
 
 def weight_layout(tensor: TensorType, split: bool) -> tuple[str, int]:
     """Matrices are packed in panels of 16 rows, in two planes where `split`, everything else is
     plain float32."""
     shape = [int(d) for d in tensor.shape]
-    planes = split_layout_for(tensor.element, shape[1]) if split else None
+    planes = planes_for(tensor.element, shape[1]) if split else None
     if planes is not None:
         return planes.name, planes.size_bytes(shape[0], shape[1])
     if len(shape) == 2:
@@ -75,10 +88,12 @@ def pack_one(op: ir.OpView, weights: WeightData) -> NDArray[np.uint8]:
         return np.ascontiguousarray(storage.dequantize(raw, shape)).reshape(-1).view(np.uint8)
     out = np.zeros(attributes["size_bytes"], np.uint8)
     n, k = shape
-    chunks = row_chunks(storage, raw, n, k)
-    planes = split_layout_named(attributes["layout"])
-    if planes is not None:
-        pack_split(planes, chunks, n, k, out)
+    chunks = partial(row_chunks, storage, raw, n, k)
+    name = attributes["layout"]
+    if bounded := bounded_layout_named(name):
+        pack_bounded(bounded, chunks, n, k, out)
+    elif planes := split_layout_named(name):
+        pack_split(planes, chunks(), n, k, out)
     else:
-        pack(layout_named(attributes["layout"]), chunks, n, k, out)
+        pack(layout_named(name), chunks(), n, k, out)
     return out

@@ -5,13 +5,13 @@
     return %l, %b                   %b = argmax %v, %i
                                     return %l, %b
 
-The head's weight is marked `split`: the backend keeps it in two planes, of which the first one
-bounds every logit. Where only the best logits are wanted the product itself does not run (kernels
+The head's weight is marked `split`: the backend keeps it in two planes, of which one bounds every
+logit. Where only the best logits are wanted the product itself does not run (kernels
 do not, whose results the call does not ask for).
 
 Requires: products have the form of their input. Guarantees: the same logits and indices. Does not
-handle (declined): a bias or a soft cap behind the product, inputs that are not `a8`, storage
-types that the backend does not split.
+handle (declined): a bias or a soft cap behind the product, inputs that are not `a8` (`f32` where
+the weights are floats), storage types that the backend does not split.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from infc.ir import ops
 from infc.ir.attributes import get, to_attribute
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
+from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import A8, TensorType
 from infc.passes.walk import body, functions
 from infc.pipeline.passes import FunctionPass, PassContext
@@ -51,7 +52,7 @@ def _obstacle(op: ir.OpView, ctx: PassContext) -> str | None:
     if len(operands) > 2:
         return "the product adds a bias"
     form, kind = TensorType.of(operands[0].type).element, TensorType.of(operands[1].type)
-    if form != A8:
+    if form != ("f32" if STORAGE_TYPES[kind.element].is_float else A8):
         return f"the product's input is {form}"
     if not ctx.backend.splits(kind):
         return f"the backend does not split {kind.element} weights of {kind.shape[1]} columns"

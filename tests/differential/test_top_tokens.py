@@ -21,10 +21,11 @@ MODELS = {
     "tied": ("gemma3", "Q8_0", {"hidden_size": 64, "num_hidden_layers": 1}, True),
     "untied": ("qwen3", "Q6_K", {**WIDE, "tie_word_embeddings": False, "vocab_size": 333}, True),
     "capped": ("gemma2", "Q8_0", {"num_hidden_layers": 1}, False),
-    "float": ("qwen3", "F32", {"num_hidden_layers": 1}, False),
+    "float": ("qwen3", "F32", {"num_hidden_layers": 1}, True),
+    "half": ("gemma3", "BF16", {"num_hidden_layers": 1}, True),
 }
 """name -> family, storage, changes, and whether its head is split."""
-FAST = ("tied", "capped")
+FAST = ("tied", "capped", "half")
 CASES = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in MODELS]
 
 

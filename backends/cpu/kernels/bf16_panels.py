@@ -113,7 +113,8 @@ def _stage_lines(b: Builder, layout: PackedLayout, k: int, packed: Value, staged
                     low, high = (b.bitcast(c, ints) for c in columns[2 * half : 2 * half + 2])
                     pair = b.bit_or(b.shr(low, 16), high)
                 else:
-                    pair = emit_pairs(b, *columns[2 * half : 2 * half + 2])
+                    halves = [b.trunc_f(c, b.vec(LANES, b.bf16)) for c in columns[2 * half :][:2]]
+                    pair = b.shuffle(*halves, _PAIRS)
                 b.store(pair, b.at(target, PAIRS_BYTES * (2 * step + half)), PAIRS_BYTES)
 
     b.loop(0, k // numbers, body=chunk)

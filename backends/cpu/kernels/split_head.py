@@ -2,7 +2,8 @@
 
 The best of one row are found without reading all low parts (`split_search`). Several rows of x, or
 rows in another form than a8, go through the kernels of other products: panels are put together on
-the stack, in the layout those read, a few at a time.
+the stack, in the layout those read, a few at a time. Where the second plane is the matrix itself,
+those read it where it lies.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass, replace
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.best_list import ENTRY_BYTES, emit_clear, emit_take
+from infc.backends.cpu.kernels.bounded_products import BoundedProducts
 from infc.backends.cpu.kernels.dealing import DEAL_BYTES, Team, emit_dealt, emit_mostly_even
+from infc.backends.cpu.kernels.head_planes import HeadSpec, Planes
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, panels_of
 from infc.backends.cpu.kernels.matmul import (
     STREAM_PIECE_BYTES,
@@ -22,7 +25,7 @@ from infc.backends.cpu.kernels.matmul import (
     emit_matmul,
 )
 from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES
-from infc.backends.cpu.kernels.split_search import HeadSpec, Planes, emit_search
+from infc.backends.cpu.kernels.split_search import emit_search
 from infc.diagnostics import InternalError
 from infc.ir.types import storage_bytes
 
@@ -36,6 +39,8 @@ def emit_head_logits(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMappi
 
     All logits, f32 [m, n].
     """
+    if isinstance(spec.products, BoundedProducts):
+        raise InternalError("all products with a bounded matrix are those of a matrix in one plane")
     exact = spec.products.emit_exact(b) if spec.activation == "a8" else None
     joined = _emit_joined(b, name, spec, mapping)
     types = [b.ptr, b.i64, b.i64, b.i64, b.ptr, b.ptr, b.ptr]
@@ -161,23 +166,26 @@ def emit_head_candidates(
 
 @dataclass(frozen=True)
 class _Joined:
-    """The functions that multiply panels put together on the stack."""
+    """The functions that multiply a few panels, put together on the stack by `join` if there is."""
 
-    join: str
+    join: str | None
     multiply: str
     rows: int
 
 
 def _emit_joined(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMapping) -> _Joined | None:
     """Define what several rows need; None where there is one at most."""
-    if spec.max_rows == 1 and spec.activation == "a8":
+    products = spec.products
+    floats = isinstance(products, BoundedProducts)
+    if spec.max_rows == 1 and spec.activation == ("f32" if floats else "a8"):
         return None
     rows = min(spec.max_rows, _JOINED_ROWS)
     segment = Segment(spec.joined_panels * PANEL_ROWS, spec.layout.whole)
     product = MatmulSpec(spec.k, (segment,), spec.activation, max_rows=rows)
     fitting = replace(mapping, col_tile=min(mapping.col_tile, spec.joined_panels))
     emit_matmul(b, f"{name}_panels", product, fitting)
-    return _Joined(spec.products.emit_join(b), f"{name}_panels", rows)
+    join = None if isinstance(products, BoundedProducts) else products.emit_join(b)
+    return _Joined(join, f"{name}_panels", rows)
 
 
 def _emit_joined_panels(
@@ -199,18 +207,23 @@ def _emit_joined_panels(
     if joined is None:
         raise InternalError("nothing was emitted for several rows")
     count, whole = spec.joined_panels, spec.layout.whole
-    # Behind the last panel: a stream is prefetched.
-    matrix = b.stack(HEADER_BYTES + count * whole.panel_bytes(spec.k), _LINE_BYTES)
+    room_bytes = count * whole.panel_bytes(spec.k) if joined.join else 0
+    room = b.stack(HEADER_BYTES + room_bytes, _LINE_BYTES)
     products = b.stack(joined.rows * count * PANEL_OUT_BYTES, _LINE_BYTES)
-    b.store(planes.multiplier, matrix, 4)
+    b.store(planes.multiplier, room, 4)
     alone = b.stack(DEAL_BYTES, DEAL_BYTES)
     b.store(b.const(0, b.i32), alone, 4)
     row_bytes = storage_bytes(spec.activation, (1, spec.k))
 
     def panels(first: Value) -> None:
         here = b.min(b.sub(stop, first), count)
-        sources = [planes.high(b, first), planes.low_panel(b, first)]
-        b.call(joined.join, [*sources, here, b.at(matrix, HEADER_BYTES)])
+        if joined.join:
+            sources = [planes.high(b, first), planes.low_panel(b, first)]
+            b.call(joined.join, [*sources, here, b.at(room, HEADER_BYTES)])
+            matrix, skipped = room, b.idx(0)
+        else:  # the last panels go with some before them, so that none behind the matrix are read
+            start = b.min(first, panels_of(spec.n) - count)
+            matrix, skipped = b.at(planes.low_panel(b, start), -HEADER_BYTES), b.sub(first, start)
         column = b.mul(first, PANEL_ROWS)
         columns = b.min(b.mul(here, PANEL_ROWS), b.sub(b.idx(spec.n), column))
 
@@ -219,7 +232,7 @@ def _emit_joined_panels(
             at = b.at(x, b.mul(row, row_bytes))
             operands = [at, part, b.idx(0), b.idx(1), alone, matrix, products]
             b.call(joined.multiply, operands)
-            use(products, row, part, column, columns)
+            use(b.at(products, b.mul(skipped, PANEL_OUT_BYTES)), row, part, column, columns)
 
         b.loop(0, m, joined.rows, body=rows)
 

@@ -98,6 +98,10 @@ class SplitLayout:
         """Bytes of the low parts of one row."""
         return k * self.low_bits // 8
 
+    def high_offset(self, _n: int, _k: int) -> int:
+        """Bytes from the start of the matrix [n, k] to its high plane."""
+        return 0
+
     def low_offset(self, n: int, k: int) -> int:
         """Bytes from the start of the matrix [n, k] to its low plane."""
         return -(-packed_bytes(self.high, n, k) // _ALIGN) * _ALIGN

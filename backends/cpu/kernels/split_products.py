@@ -86,6 +86,10 @@ class SplitProducts:
         """Bytes of a row's low parts."""
         return self.layout.low_row_bytes(self.k)
 
+    def emit_row_offset(self, b: Builder, row: Value) -> Value:
+        """Bytes from the first row's low parts to those of a row."""
+        return b.mul(row, self.low_row_bytes)
+
     # What is prepared: f32 middle[g], f32 slack[g], i32 start[g], padded to lines, then for rows
     # alone i32 starts[vectors][16] and the codes of x, i8 [vectors][2][64].
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from infc.backends.cpu.codegen.builder import Builder
 from infc.backends.cpu.kernels.best_list import emit_argmax_of_parts, emit_merge, emit_top_k
+from infc.backends.cpu.kernels.bounded_layout import bounded_layout_named
+from infc.backends.cpu.kernels.head_planes import HeadSpec
 from infc.backends.cpu.kernels.rows import emit_argmax
 from infc.backends.cpu.kernels.split_head import emit_head_candidates, emit_head_logits
 from infc.backends.cpu.kernels.split_layout import split_layout_named
-from infc.backends.cpu.kernels.split_search import HeadSpec
 from infc.backends.cpu.lowering.forms import Form, KernelBody, matmul_mapping
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
@@ -16,7 +17,7 @@ from infc.ir.types import TensorType
 
 
 def reads_split(body: KernelBody) -> bool:
-    """Whether a product's matrix is in two planes."""
+    """Whether a product's matrix is in two planes that make it up together."""
     weight = body.source[body.named("linear")[0].operation.operands[1]]
     return split_layout_named(body.buffer(weight).layout) is not None
 
@@ -76,7 +77,8 @@ def top_k_form(b: Builder, name: str, body: KernelBody) -> Form:
 
 def _spec(body: KernelBody, op: ir.OpView, rows: int) -> HeadSpec:
     x, matrix = op.operation.operands
-    layout = split_layout_named(body.buffer(body.source[matrix]).layout)
+    named = body.buffer(body.source[matrix]).layout
+    layout = split_layout_named(named) or bounded_layout_named(named)
     if layout is None:
         raise InternalError("expected a matrix in two planes", location=str(op.location))
     n, k = (int(d) for d in TensorType.of(matrix.type).shape)
