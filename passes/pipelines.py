@@ -11,6 +11,7 @@ from infc.passes.memory.insert_barriers import INSERT_BARRIERS
 from infc.passes.memory.pack_weights import PACK_WEIGHTS
 from infc.passes.memory.plan_memory import PLAN_MEMORY
 from infc.passes.memory.record_plan import RECORD_PLAN
+from infc.passes.memory.schedule_transfers import SCHEDULE_TRANSFERS
 from infc.passes.phase.outline_layers import OUTLINE_LAYERS
 from infc.passes.phase.split_phases import SPLIT_PHASES
 from infc.passes.schedule.choose_mappings import CHOOSE_MAPPINGS
@@ -35,6 +36,8 @@ SCHEDULE = (
 MEMORY = (
     # Needs the mappings: they say which results every thread computes for itself.
     BUFFERIZE,
+    # Before the arena is planned: what moves to a scratchpad needs no place in it.
+    SCHEDULE_TRANSFERS,
     PLAN_MEMORY,
     # Needs the offsets: buffers that share memory must not be touched at the same time.
     INSERT_BARRIERS,

@@ -7,18 +7,21 @@ from collections.abc import Iterable, Sequence
 from infc.ir.mlir import func, ir
 
 
-def clone_ops(ops: Iterable[ir.OpView], mapping: dict[ir.Value, ir.Value]) -> None:
-    """Clone operations (without regions) at the insertion point, in order.
+def clone_ops(ops: Iterable[ir.OpView], mapping: dict[ir.Value, ir.Value]) -> list[ir.Operation]:
+    """Clone operations (without regions) at the insertion point, in order; returns the clones.
 
     Args:
         ops: what to clone; operands must be in `mapping` or be results of earlier ones.
         mapping: old value -> new value; gets the results added.
     """
+    copies = []
     for op in ops:
         copy = op.operation.clone()
+        copies.append(copy)
         for index, operand in enumerate(op.operation.operands):
             copy.operands[index] = mapping[operand]
         mapping.update(zip(op.operation.results, copy.results, strict=True))
+    return copies
 
 
 def operands_from_outside(ops: Sequence[ir.OpView]) -> list[ir.Value]:

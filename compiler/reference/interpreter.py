@@ -99,10 +99,11 @@ class Interpreter:
         block = function.regions[0].blocks[0]
         self._bind(zip((a.type for a in block.arguments), arguments, strict=True))
         env: dict[Any, Any] = dict(zip(block.arguments, arguments, strict=True))
+        under_way = len(self.transfers)
         for op in block.operations:
             operands = [env[value] for value in op.operation.operands]
             if op.operation.name == "func.return":
-                if self.transfers:
+                if len(self.transfers) > under_way:
                     raise InternalError(
                         f"function {name} returns before a transfer that it began has ended",
                         location=str(op.location),

@@ -44,7 +44,7 @@ def _function_problems(
     function: ir.OpView, functions: dict[str, ir.OpView], maxima: dict[str, int]
 ) -> list[Problem]:
     problems = []
-    for space in SPACES:
+    for space in get(function, "infc.plan"):
         allocs = allocations(function, space)
         height = get(function, "infc.plan")[space]["height_bytes"]
         buffers = live_buffers(function, allocs)
@@ -56,7 +56,7 @@ def _function_problems(
         except InfcError as error:
             problems.append(Problem(error.diagnostic.message, _where(function)))
         for op in allocs:
-            needed = _needed_bytes(op, functions, maxima)
+            needed = _needed_bytes(op, functions, maxima) if space in SPACES else 0
             if get(op, "size_bytes") < needed:
                 text = f"expected a buffer of at least {needed} bytes, got {get(op, 'size_bytes')}"
                 problems.append(Problem(text, str(op.location)))
@@ -68,7 +68,8 @@ def _function_problems(
                 text = f"expected a {space} of {height} bytes, got {get(op, 'size_bytes')}"
                 problems.append(Problem(text, _where(function)))
     for op in missing_barriers(function, functions):
-        problems.append(Problem(f"no barrier in front of @{get(op, 'callee')}", str(op.location)))
+        what = f"@{get(op, 'callee')}" if op.operation.name == "func.call" else op.operation.name
+        problems.append(Problem(f"no barrier in front of {what}", str(op.location)))
     return problems
 
 

@@ -5,8 +5,9 @@
                                          call @k2_attention(%b, ...)
 
 Requires: planned buffers (offsets decide what overlaps). Guarantees: between a write of memory that
-all threads share and any other access to it (and between a read and a later write) is a barrier.
-Does not handle: kernels whose threads touch disjoint parts (all accesses count as whole buffers).
+all threads share and any other access to it (and between a read and a later write) is a barrier; a
+transfer is begun by one thread for all of them. Does not handle: kernels whose threads touch
+disjoint parts (all accesses count as whole buffers).
 
 A function starts as if everything shared were still being read and written, and so does whatever
 follows a call of a layer: a layer is the same code wherever it is called.
@@ -67,12 +68,21 @@ def insert_barriers(module: ir.Module, ctx: PassContext) -> None:
 
 
 def missing_barriers(function: ir.OpView, functions: dict[str, ir.OpView]) -> list[ir.OpView]:
-    """The calls in front of which a barrier must stand and does not, in order."""
+    """The calls and transfers in front of which a barrier must stand and does not, in order."""
     missing = []
     pending = Pending(unknown=get(function, "sym_name") != "main")
     for op in body(function):
         if op.operation.name == "infc.barrier":
             pending = Pending()
+        if op.operation.name in ("infc.move", "infc.prefetch"):
+            reads, writes = ([r for r in (_region(v),) if r] for v in op.operation.operands)
+            if pending.conflicts(reads, writes):
+                missing.append(op)
+                pending = Pending()
+            # All threads wait for the end of a prefetch; a move is one thread's.
+            if op.operation.name == "infc.move":
+                pending.reads += reads
+                pending.writes += writes
         if op.operation.name != "func.call":
             continue
         callee = functions[get(op, "callee")]

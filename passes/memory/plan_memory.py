@@ -7,7 +7,8 @@ together never overlap (an independent checker agrees), functions carry `infc.pl
 and the lower bound of each space, `infc.space` has its size. Does not handle: moving buffers.
 
 A step is an operation of the function; a buffer lives from the first operation that uses it to the
-last. In a call, arguments and results live together, so no output overlaps an input.
+last; one that a transfer uses lives until that was waited for. In a call, arguments and results
+live together, so no output overlaps an input.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ def _plan_function(
     for op in body(function):
         if op.operation.name == "infc.space":
             space = BufferType.of(op.operation.results[0].type).space
-            op.operation.attributes["size_bytes"] = to_attribute(plan[space]["height_bytes"])
-    function.operation.attributes["infc.plan"] = to_attribute(plan)
+            if space in plan:
+                op.operation.attributes["size_bytes"] = to_attribute(plan[space]["height_bytes"])
+    # Other spaces, where there are any, have a plan already.
+    every = get(function, "infc.plan", {}) | plan
+    function.operation.attributes["infc.plan"] = to_attribute(every)
     planned[name] = plan
     return plan
 
@@ -98,7 +102,15 @@ def live_buffers(function: ir.OpView, allocs: list[ir.OpView]) -> list[Buffer]:
     steps = {op.operation: step for step, op in enumerate(body(function))}
     buffers = []
     for number, op in enumerate(allocs):
-        uses = [steps[use.owner.operation] for use in op.operation.results[0].uses]
+        users = [use.owner.operation for use in op.operation.results[0].uses]
+        # A transfer uses both of its buffers until it has been waited for.
+        users += [
+            wait.owner.operation
+            for user in users
+            if user.name == "infc.prefetch"
+            for wait in user.results[0].uses
+        ]
+        uses = [steps[user] for user in users]
         if not uses:
             raise InternalError("a buffer is never used", location=str(op.location))
         buffers.append(Buffer(str(number), get(op, "size_bytes"), ALIGN, min(uses), max(uses)))

@@ -14,6 +14,7 @@ from infc.ir.attributes import get, to_attribute
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
 from infc.ir.types import BufferType
+from infc.passes.memory.bufferize import SPACES
 from infc.passes.memory.demand import OUTPUTS, demanded_by, kinds_of_call
 from infc.passes.walk import body, program_functions, programs
 from infc.pipeline.passes import FunctionPass, PassContext
@@ -44,7 +45,11 @@ def _program_report(program: ir.OpView) -> dict[str, Any]:
         if get(function, "infc.kernel") is not None
     ]
     plans = {
-        name: {**get(function, "infc.plan"), "buffers": _buffers(function)}
+        name: {
+            **get(function, "infc.plan"),
+            "buffers": _buffers(function),
+            **_transfers(function),
+        }
         for name, function in functions.items()
         if get(function, "infc.plan") is not None
     }
@@ -90,6 +95,36 @@ def _buffers(function: ir.OpView) -> list[dict[str, Any]]:
         for op in body(function)
         if op.operation.name == "infc.alloc"
     ]
+
+
+def _transfers(function: ir.OpView) -> dict[str, Any]:
+    """When each transfer begins and ends, in steps, and the schedule's time; nothing for none."""
+    staging = get(function, "infc.staging")
+    if staging is None:
+        return {}
+    # Lifetimes count steps as the plan saw them, without barriers.
+    counted = [op for op in body(function) if op.operation.name != "infc.barrier"]
+    step = {op.operation: number for number, op in enumerate(counted)}
+    rows = []
+    for op in counted:
+        if op.operation.name not in ("infc.move", "infc.prefetch"):
+            continue
+        ends = [use.owner.operation for result in op.operation.results for use in result.uses]
+        source, target = (BufferType.of(v.type) for v in op.operation.operands)
+        home = ("weights", *SPACES)
+        near = op.operation.operands[1 if source.space in home else 0]
+        rows.append(
+            {
+                "buffer": _name_of(op),
+                "source": source.space,
+                "target": target.space,
+                "offset_bytes": get(near.owner, "offset"),
+                "size_bytes": get(near.owner, "size_bytes"),
+                "first": step[op.operation],
+                "last": step[ends[0]] if ends else step[op.operation],
+            }
+        )
+    return {"transfers": rows, "staging": staging}
 
 
 def _name_of(op: ir.OpView) -> str:

@@ -6,7 +6,8 @@ A file is cut at `// -----` into cases, each with a RUN line of its own:
     // RUN: not infc opt %s --pipeline canonicalize | filecheck %s
 
 `%s` is the case. stdout and then stderr go to filecheck; `not` expects exit code 1. So that inputs
-stay readable, `target = "cpu:x86-64-v3"` stands for that target's facts as JSON.
+stay readable, `target = "cpu:x86-64-v3"` stands for that target's facts as JSON, and
+`target = "test:scratchpad"` for those of `tests/data/scratchpad.toml`.
 """
 
 import io
@@ -26,13 +27,21 @@ from filecheck.parser import Parser, pattern_for_opts
 
 from infc.cli import main
 from infc.target.discovery import resolve_target
+from infc.target.loader import load_target
 
 FOLDER = Path(__file__).resolve().parent
+SCRATCHPAD = FOLDER.parent / "data" / "scratchpad.toml"
 SHARED_PASSES = {
     "graph": ("canonicalize", "split-phases"),
     "phase": ("outline-layers", "quantize-activations"),
     "schedule": ("split-head", "fuse-kernels", "choose-mappings", "bufferize"),
-    "memory": ("plan-memory", "insert-barriers", "pack-weights", "record-plan"),
+    "memory": (
+        "schedule-transfers",
+        "plan-memory",
+        "insert-barriers",
+        "pack-weights",
+        "record-plan",
+    ),
 }
 """The passes by the level of their input, which is the folder their file is in."""
 
@@ -50,7 +59,10 @@ def with_facts(text: str) -> str:
     """The input with each target's name replaced by what it stands for."""
 
     def facts(match: re.Match[str]) -> str:
-        _, target = resolve_target(match.group(1))
+        if match.group(1) == "test:scratchpad":
+            target = load_target(SCRATCHPAD)
+        else:
+            _, target = resolve_target(match.group(1))
         return f"target = {json.dumps(target.to_json())}"
 
     return re.sub(r'target = "([a-z0-9:-]+)"', facts, text)

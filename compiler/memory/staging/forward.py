@@ -18,7 +18,7 @@ from itertools import pairwise
 from infc.memory.staging.dma import Dma
 from infc.memory.staging.pieces import Pieces
 from infc.memory.staging.plan import Kind, Moment, Residence, Transfer
-from infc.memory.staging.spans import Keep, Occupancy, Span, plan_spans
+from infc.memory.staging.spans import Keep, Span, Stays, plan_spans
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,8 @@ class Draft:
 
 def play(pieces: Pieces, policy: Policy, limit: int) -> Draft | None:
     """A schedule that takes at most `limit` bytes at any part; None where there is none."""
-    planned = plan_spans(pieces, policy.resident, policy.keep, limit)
-    if planned is None:
-        return None
-    spans, room = planned
-    return _Player(pieces, policy, spans, room).play()
+    stays = plan_spans(pieces, policy.resident, policy.keep, limit)
+    return None if stays is None else _Player(pieces, policy, stays).play()
 
 
 @dataclass
@@ -72,12 +69,12 @@ class _Underway:
 class _Player:
     """One run through the program."""
 
-    def __init__(self, pieces: Pieces, policy: Policy, spans: list[Span], room: Occupancy) -> None:
+    def __init__(self, pieces: Pieces, policy: Policy, stays: Stays) -> None:
         self.pieces = pieces
         self.policy = policy
-        self.room = room
+        self.room, spans = stays.room, stays.spans
         self.dma = Dma(pieces.machine, policy.queues)
-        self.draft = Draft()
+        self.draft = Draft(direct=set(stays.direct))
         self.loads = sorted((s for s in spans if s.load), key=lambda span: span.first)
         self.next_load = 0
         self.made: dict[int, list[Span]] = defaultdict(list)
@@ -129,7 +126,11 @@ class _Player:
 
     def _demand(self, number: int) -> int:
         """Load what this part needs and nobody asked for yet; returns the bytes read directly."""
-        direct = 0
+        direct = sum(
+            self.pieces.pieces[piece].size_bytes
+            for piece in self.pieces.parts[number].uses
+            if (number, piece) in self.draft.direct
+        )
         while self.next_load < len(self.loads) and self.loads[self.next_load].first == number:
             span = self.loads[self.next_load]
             piece = self.pieces.pieces[span.piece]

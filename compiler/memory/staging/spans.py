@@ -69,13 +69,22 @@ class _Uses:
     written: set[int]
 
 
-def plan_spans(
-    pieces: Pieces, resident: Collection[int], keep: Keep, limit: int
-) -> tuple[list[Span], Occupancy] | None:
-    """The stays of all pieces but the resident ones, and the room they take.
+@dataclass(frozen=True)
+class Stays:
+    """The stays of all pieces but the resident ones.
 
-    None where some part's pieces do not fit into `limit` bytes.
+    Attributes:
+        room: what they take, the resident ones too.
+        direct: `(part, piece)` of what is read in far memory because the part's pieces do not fit.
     """
+
+    spans: list[Span]
+    room: Occupancy
+    direct: set[tuple[int, int]]
+
+
+def plan_spans(pieces: Pieces, resident: Collection[int], keep: Keep, limit: int) -> Stays | None:
+    """The stays against `limit` bytes; None where some part's pieces do not fit."""
     uses = _uses(pieces, resident)
     size = [pieces.machine.rounded(piece.size_bytes) for piece in pieces.pieces]
     room = Occupancy(np.zeros(len(pieces.parts), np.int64), limit)
@@ -83,6 +92,7 @@ def plan_spans(
     for piece, use in uses.items():
         for part in use.parts:
             room.take(part, part + 1, size[piece])
+    direct = _spill_to_direct(pieces, uses, size, room)
     if not room.fits(0, len(pieces.parts), 0):
         return None
     kept = _keep_written(uses, size, room)
@@ -90,7 +100,31 @@ def plan_spans(
         kept |= _keep_shortest(uses, size, room)
     elif keep is Keep.LEAST_RECENT:
         kept |= _keep_recent(pieces, uses, size, room)
-    return [span for piece in uses for span in _spans(pieces, piece, uses[piece], kept)], room
+    spans = [span for piece in uses for span in _spans(pieces, piece, uses[piece], kept)]
+    return Stays(spans, room, direct)
+
+
+def _spill_to_direct(
+    pieces: Pieces, uses: dict[int, _Uses], size: list[int], room: Occupancy
+) -> set[tuple[int, int]]:
+    """Have the largest pieces read directly, where the machine can, by parts that need too much."""
+    direct: set[tuple[int, int]] = set()
+    for number in np.flatnonzero(room.bytes > room.limit):
+        part = int(number)
+        able = [
+            piece
+            for piece in dict.fromkeys(pieces.parts[part].reads)
+            if piece in uses and pieces.pieces[piece].may_be_direct
+        ]
+        for piece in sorted(able, key=lambda piece: (-size[piece], piece)):
+            if room.fits(part, part + 1, 0):
+                break
+            uses[piece].parts.remove(part)
+            if not uses[piece].parts:
+                del uses[piece]
+            room.take(part, part + 1, -size[piece])
+            direct.add((part, piece))
+    return direct
 
 
 def _uses(pieces: Pieces, resident: Collection[int]) -> dict[int, _Uses]:
