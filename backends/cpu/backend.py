@@ -81,9 +81,8 @@ class CpuBackend:
     def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
         """Tiles, streams and partitions."""
         from infc.backends.cpu.mappings import kernel_candidates
-        from infc.backends.cpu.target import isa_of
 
-        return kernel_candidates(kernel, isa_of(target))
+        return kernel_candidates(kernel, target)
 
     def work(self, kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
         """Bytes, operations and barriers under a mapping."""

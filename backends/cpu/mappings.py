@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 
 from infc.backends.cpu.codegen.amx import TILE_ROWS
 from infc.backends.cpu.codegen.isa import Isa
+from infc.backends.cpu.kernel_sizes import kernel_class, kernel_sizes
 from infc.backends.cpu.kernels import attention, matmul
 from infc.backends.cpu.kernels.bounded_layout import BoundedLayout
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, layout_for, packed_bytes, panels_of
+from infc.backends.cpu.kernels.matmul_space import all_candidates
 from infc.backends.cpu.lowering.forms import attention_spec
 from infc.backends.cpu.packing import planes_for
+from infc.backends.cpu.target import isa_of
 from infc.cost.roofline import Work
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import KVType
@@ -47,12 +50,18 @@ def activation_forms(storage: str, k: int, rows: int, isa: Isa) -> Sequence[str]
     return ["abf16", streamed] if rows >= TILE_ROWS else [streamed, "abf16"]
 
 
-def kernel_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMapping]:
+def kernel_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
     """Mappings of one kernel, the best guess first."""
-    if kernel.kind in ("matmul", "head"):
-        return [asdict(mapping) for mapping in matmul.candidates(matmul_spec(kernel), isa)]
+    if kernel.kind == "matmul":
+        cache_bytes = target.memory("l2").size_bytes
+        mappings = all_candidates(matmul_spec(kernel), isa_of(target), cache_bytes)
+        return [dict(vars(mapping)) for mapping in mappings]
+    if kernel.kind == "head":
+        return [
+            asdict(mapping) for mapping in matmul.candidates(matmul_spec(kernel), isa_of(target))
+        ]
     if kernel.kind == "attention":
-        return _attention_candidates(kernel, isa)
+        return _attention_candidates(kernel, isa_of(target))
     if kernel.kind == "rows":
         replicate = kernel.rows <= REPLICATED_ROWS
         return [{"partition": "replicate" if replicate else "rows"}]
@@ -69,12 +78,6 @@ def matmul_spec(kernel: KernelSummary) -> matmul.MatmulSpec:
         max_rows=kernel.rows,
         out=kernel.out,
     )
-
-
-def matmul_mapping_of(mapping: KernelMapping) -> matmul.MatmulMapping:
-    """A mapping of a product as its emitter takes it."""
-    names = (field.name for field in fields(matmul.MatmulMapping))
-    return matmul.MatmulMapping(**{name: int(mapping[name]) for name in names if name in mapping})
 
 
 def attention_of(
@@ -132,7 +135,8 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
     """
     replicated = mapping.get("partition") == "replicate"
     cores = target.unit("cores").count if replicated else 1
-    weights = kernel.weight_bytes * (_head_share(kernel) if kernel.kind == "head" else 1.0)
+    read = _head_share(kernel) if kernel.kind == "head" else 1.0
+    weights = kernel.weight_bytes * read
     moved = weights + (kernel.activation_bytes if kernel.kind == "attention" else 0)
     operations = kernel.operations
     if mapping.get("tiles"):  # what is left in f32 is a few operations a score
@@ -140,8 +144,11 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
     elif "bf16" in operations:  # each weight becomes bf16 once a call
         staged = sum(n * k for n, k, _ in kernel.matrices)
         operations = {**operations, "f32": operations.get("f32", 0.0) + STAGING * staged}
+    name = kernel_class(kernel, mapping)
     return Work(
         bytes={target.memories[0].name: float(moved)},
         operations={dtype: count * cores for dtype, count in operations.items()},
         barriers=0 if replicated else 1,
+        kernel=name,
+        sizes=kernel_sizes(kernel, mapping, read) if name else {},
     )

@@ -32,8 +32,9 @@ from infc.backends.cpu.kernels.kv_layout import KVLayout
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout, pack, panels_of
 from infc.backends.cpu.kernels.matmul import MatmulSpec, emit_matmul
 from infc.backends.cpu.kernels.sync import BARRIER_NAME, emit_barrier
+from infc.backends.cpu.lowering.forms import matmul_mapping_of
 from infc.backends.cpu.lowering.team import emit_team
-from infc.backends.cpu.mappings import attention_of, matmul_mapping_of, matmul_spec
+from infc.backends.cpu.mappings import attention_of, matmul_spec
 from infc.diagnostics import InternalError
 from infc.ir.context import context
 from infc.ir.mlir import ir

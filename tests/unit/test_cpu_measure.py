@@ -5,7 +5,6 @@ import pytest
 from infc.backends.cpu.backend import CpuBackend
 from infc.backends.cpu.mappings import kernel_candidates
 from infc.backends.cpu.measure import measurable, measure_kernels
-from infc.backends.cpu.target import isa_of
 from infc.diagnostics import Code, UserError
 from infc.ir.types import storage_bytes
 from infc.target.backend import KernelSummary
@@ -50,7 +49,7 @@ KERNELS = [
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_call_of_every_mapping_takes_some_time(kernel: KernelSummary, threads: int) -> None:
     _, target = resolve_target("cpu")
-    mappings = kernel_candidates(kernel, isa_of(target))[:2]
+    mappings = kernel_candidates(kernel, target)[:2]
     times = measure_kernels(kernel, mappings, target, threads=threads, repetitions=6, cold=False)
     assert [len(each) for each in times] == [6] * len(mappings)
     assert all(0 < seconds < 1 for each in times for seconds in each)

@@ -28,6 +28,7 @@ from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.bf16_panels import PAIRS_BYTES
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS
+from infc.backends.cpu.kernels.stream import emit_unrolled
 from infc.reference.abf16 import abf16_padded, abf16_row_bytes
 
 PANEL_SUM_BYTES = 4 * PANEL_ROWS
@@ -79,14 +80,15 @@ class MicroKernel(Protocol):
         """Leave."""
 
 
-def micro_kernel(b: Builder, k: int, *, panels_stay: bool) -> MicroKernel:
+def micro_kernel(b: Builder, k: int, *, panels_stay: bool, unroll: int = 1) -> MicroKernel:
     """The best one of the instruction set; stack room is taken here, so in the first block.
 
     Args:
         k: numbers a row.
         panels_stay: whether panels should stay in the first cache while rows stream past.
+        unroll: steps along k in one turn of the loop.
     """
-    return TileBlocks(b, k, panels_stay) if b.isa.amx else DotBlocks(b, k)
+    return TileBlocks(b, k, panels_stay, unroll) if b.isa.amx else DotBlocks(b, k, unroll)
 
 
 def block_height(isa: Isa) -> int:
@@ -105,8 +107,8 @@ class TileBlocks:
     heights = (2 * TILE_ROWS, TILE_ROWS)
     widths = (2, 1)
 
-    def __init__(self, b: Builder, k: int, panels_stay: bool) -> None:
-        self.b, self.k, self.panels_stay = b, k, panels_stay
+    def __init__(self, b: Builder, k: int, panels_stay: bool, unroll: int) -> None:
+        self.b, self.k, self.panels_stay, self.unroll = b, k, panels_stay, unroll
         self.config = b.stack(CONFIG_BYTES, CONFIG_BYTES)
         self.line = b.idx(TILE_ROW_BYTES)
         self.x_stride = b.idx(abf16_row_bytes(k))
@@ -123,7 +125,8 @@ class TileBlocks:
         for tile in range(tall * wide):
             emit_tile_zero(b, tile)
 
-        def step(index: Value) -> None:
+        def step(turn: Value, number: int, _carried: list[Value]) -> list[Value]:
+            index = b.add(b.mul(turn, self.unroll), number)
             left = b.at(block.x, b.mul(index, TILE_ROW_BYTES))
             for r in range(tall):
                 at = b.at(left, r * rows_bytes)
@@ -133,8 +136,9 @@ class TileBlocks:
             for r in range(tall):
                 for c in range(wide):
                     emit_tile_dot_bf16(b, r * wide + c, _LEFT + r, _RIGHT + c)
+            return []
 
-        b.loop(0, abf16_padded(self.k) // TILE_K, body=step)
+        emit_unrolled(b, abf16_padded(self.k) // TILE_K, self.unroll, [], step)
         for r in range(tall):
             at = b.at(block.out, b.mul(block.stride, r * TILE_ROWS))
             for c in range(wide):
@@ -148,8 +152,8 @@ class TileBlocks:
 class DotBlocks:
     """Six rows by four panels of sums in vector registers; two by two in narrow ones."""
 
-    def __init__(self, b: Builder, k: int) -> None:
-        self.b, self.k = b, k
+    def __init__(self, b: Builder, k: int, unroll: int) -> None:
+        self.b, self.k, self.unroll = b, k, unroll
         self.heights: tuple[int, ...] = _dot_heights(b.isa)
         self.widths: tuple[int, ...] = (4, 2, 1) if self.heights[0] > 2 else (2, 1)
 
@@ -162,7 +166,8 @@ class DotBlocks:
         floats, pairs = b.vec(LANES, b.f32), b.vec(2 * LANES, b.bf16)
         rows = [b.at(block.x, r * abf16_row_bytes(self.k)) for r in range(block.height)]
 
-        def step(index: Value, *sums: Value) -> list[Value]:
+        def step(turn: Value, number: int, sums: list[Value]) -> list[Value]:
+            index = b.add(b.mul(turn, self.unroll), number)
             at = b.mul(index, PAIRS_BYTES)
             right = [b.load(b.at(panel, at), pairs, PAIRS_BYTES) for panel in block.panels]
             out = []
@@ -173,7 +178,7 @@ class DotBlocks:
             return out
 
         zeros = [b.const(0.0, floats)] * (block.height * wide)
-        sums = b.loop(0, abf16_padded(self.k) // 2, 1, zeros, body=step)
+        sums = emit_unrolled(b, abf16_padded(self.k) // 2, self.unroll, zeros, step)
         for i, value in enumerate(sums):
             r, c = divmod(i, wide)
             at = b.at(block.out, b.mul(block.stride, r))

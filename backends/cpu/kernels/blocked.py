@@ -39,6 +39,7 @@ class BlockedKernel:
         panels: panels (of each matrix) staged at a time; even.
         epilogues: of each matrix; the last one is that of the result.
         out: `f32` or `abf16`.
+        unroll: steps along k in one turn of the loop.
     """
 
     layouts: tuple[PackedLayout, ...]
@@ -47,13 +48,15 @@ class BlockedKernel:
     panels: int
     epilogues: tuple[Epilogue, ...]
     out: str
+    unroll: int = 1
 
     @property
     def name(self) -> str:
         """The function's name."""
         layouts = "_".join(layout.name for layout in self.layouts)
         steps = "_".join(epilogue.name for epilogue in self.epilogues)
-        return f"blocked_{layouts}_n{self.n}k{self.k}p{self.panels}_{steps}_{self.out}"
+        tuning = f"p{self.panels}u{self.unroll}"
+        return f"blocked_{layouts}_n{self.n}k{self.k}{tuning}_{steps}_{self.out}"
 
     @property
     def is_pair(self) -> bool:
@@ -136,7 +139,9 @@ class _Blocked:
         self, b: Builder, kernel: BlockedKernel, a: BlockedArguments, stages: list[str]
     ) -> None:
         self.b, self.kernel, self.a, self.stages = b, kernel, a, stages
-        self.micro = micro_kernel(b, kernel.k, panels_stay=kernel.panels == FEW_PANELS)
+        self.micro = micro_kernel(
+            b, kernel.k, panels_stay=kernel.panels == FEW_PANELS, unroll=kernel.unroll
+        )
         self.matrices = len(kernel.layouts)
         self.widest = max(self.micro.widths)
         self.staged = b.stack(kernel.staged_bytes, _LINE_BYTES)

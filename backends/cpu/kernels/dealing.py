@@ -20,6 +20,8 @@ from infc.ir.mlir import llvm
 DEAL_BYTES = 64
 """A deal has a line of the cache for itself."""
 _COUNT_BYTES = 4
+MOSTLY = 75
+"""Percent of a stream that are split evenly."""
 _FEW_ITEMS = 64
 _PIECE_ITEMS = 8
 """Items are about a row of a model's width: some microseconds together."""
@@ -46,10 +48,10 @@ class Team:
         return start, stop
 
 
-def emit_mostly_even(b: Builder, team: Team, total: int) -> Value:
-    """The part of a stream to split evenly: three quarters; all of it where nobody else reads."""
+def emit_mostly_even(b: Builder, team: Team, total: int, percent: int = MOSTLY) -> Value:
+    """The part of a stream to split evenly; all of it where nobody else reads."""
     alone = b.cmp("eq", team.threads, 1)
-    return b.select(alone, b.idx(total), b.idx(total * 3 // 4))
+    return b.select(alone, b.idx(total), b.idx(total * percent // 100))
 
 
 def emit_dealt(

@@ -20,7 +20,7 @@ from infc.backends.cpu.kernels.blocked import (
     BlockedKernel,
     emit_blocked,
 )
-from infc.backends.cpu.kernels.dealing import Team, emit_dealt, emit_mostly_even
+from infc.backends.cpu.kernels.dealing import MOSTLY, Team, emit_dealt, emit_mostly_even
 from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, PackedLayout, panels_of
 from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
@@ -36,13 +36,11 @@ _BATCH_ROWS = 32
 _STREAMED_ROWS = 8
 """Calls of up to so many rows unpack weights in registers only, for up to eight rows at a time:
 these are what 32 vector registers hold beside the codes of a group."""
-_STACK_LIMIT_BYTES = 1 << 20
+STACK_LIMIT_BYTES = 1 << 20
 """Staged panels take no more of a thread's stack than this."""
 STREAM_PIECE_BYTES = 1 << 16
 """Streamed weights taken at a time: some microseconds, and many times what is prefetched in vain
 behind each piece."""
-_PIECES_A_THREAD = 4
-"""Runs of panels are cut so that there are about so many for each thread."""
 _STAGED_BYTES = 1 << 20
 _ROWS_BYTES = 5 << 18
 """bf16 panels staged at once, and rows of x that stay in the second cache of processors with AMX
@@ -129,28 +127,41 @@ class MatmulMapping:
     """How a kernel runs.
 
     Attributes:
-        row_tile: rows at a time once there are that many.
-        col_tile: panels of 16 columns at a time then; of a product in bf16, panels staged at once;
-            0 where the weights of integer products are never staged.
-        unroll: turns of the loop along k unrolled where weights are streamed.
+        row_tile: rows at a time once there are that many: more of them use a loaded weight more
+            often, and want more registers for their sums.
+        col_tile: panels of 16 columns at a time then, which use a loaded row more often; of a
+            product in bf16, panels staged at once: rows come from further out once for each run of
+            them, and the panels take as much of the second cache. 0 where the weights of integer
+            products are never staged.
+        unroll: turns of the loop along k unrolled, where weights are streamed and in bf16.
         prefetch_bytes: how far ahead of a stream to prefetch; 0 for not at all.
+        stream_even: percent of a stream that are split evenly among the threads; the rest is taken
+            in pieces by who is free (`dealing`). Long runs read faster, pieces even out.
+        stream_piece: bytes of such a piece.
+        tile_even: the same percent where there are rows for a tile.
+        tile_pieces: pieces a thread then; a piece is no smaller than two panels and no larger than
+            `col_tile`.
     """
 
     row_tile: int
     col_tile: int
     unroll: int
     prefetch_bytes: int
+    stream_even: int = MOSTLY
+    stream_piece: int = STREAM_PIECE_BYTES
+    tile_even: int = 0
+    tile_pieces: int = 4
 
 
 def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
-    """The mappings worth trying, best guess first."""
+    """The mappings that are good for most machines, best guess first; `matmul_space` has more."""
     if spec.activation == "abf16":
         return [
             MatmulMapping(block_height(isa), panels, 1, 0) for panels in _staged_panels(spec, isa)
         ]
     wide = isa.vector_bytes >= 64 and isa.vector_registers >= 32
     tiles = _float_tiles(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
-    fitting = [tile for tile in tiles if _stack_bytes(spec, isa, *tile) <= _STACK_LIMIT_BYTES]
+    fitting = [tile for tile in tiles if stack_bytes(spec, isa, *tile) <= STACK_LIMIT_BYTES]
     tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
     streams = [(1, 16384), (2, 16384), (1, 8192)]
     if spec.max_rows == 1:
@@ -184,8 +195,11 @@ def _staged_panels(spec: MatmulSpec, isa: Isa) -> list[int]:
     return list(dict.fromkeys((FEW_PANELS, fitting) if few else (fitting, FEW_PANELS)))
 
 
-def _stack_bytes(spec: MatmulSpec, isa: Isa, row_tile: int, col_tile: int) -> int:
-    if spec.activation == "f32":
+def stack_bytes(spec: MatmulSpec, isa: Isa, row_tile: int, col_tile: int) -> int:
+    """Bytes of a thread's stack that staged panels take."""
+    if spec.activation == "abf16":
+        return col_tile * bf16_panel_bytes(spec.k) * (2 if spec.combine else 1)
+    if spec.activation == "f32" or not col_tile:
         return 0
     plain = Epilogue(scaled=True)
     tiles = [TileKernel.of(spec.k, isa, s.layout, row_tile, col_tile, plain) for s in spec.segments]
@@ -247,9 +261,9 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
                     b.call(function, operands.for_panels(b, spec, index, *bounds[index]))
 
             if first_rows in streamed:
-                deal.stream(b, panels)
+                deal.stream(b, mapping, panels)
             else:
-                deal.pieces(b, mapping.col_tile, panels)
+                deal.pieces(b, mapping, panels)
 
         _emit_choice(b, arguments[1], regimes, run)
         b.ret()
@@ -277,6 +291,7 @@ def _emit_blocked_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: Matmu
                 for i in range(len(group))
             ),
             spec.out,
+            mapping.unroll,
         )
         functions.append(emit_blocked(b, kernel))
     with b.function(name, _argument_types(b, spec), inline=False) as arguments:
@@ -298,7 +313,7 @@ def _emit_blocked_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: Matmu
                 some = b.cmp("slt", *bounds[index])
                 b.when(some, partial(b.call, function, call.values()))
 
-        deal.pieces(b, mapping.col_tile, panels)
+        deal.pieces(b, mapping, panels)
         b.ret()
 
 
@@ -439,19 +454,29 @@ class _Deal:
         """Bytes of all panels."""
         return sum(size * count for size, count in zip(self.panel_bytes, self.panels, strict=True))
 
-    def stream(self, b: Builder, body: Callable[[list[tuple[Value, Value]]], None]) -> None:
+    def stream(
+        self,
+        b: Builder,
+        mapping: MatmulMapping,
+        body: Callable[[list[tuple[Value, Value]]], None],
+    ) -> None:
         """A long run for each thread, then small pieces."""
-        even = emit_mostly_even(b, self.team, self.total)
-        self._emit(b, even, b.idx(STREAM_PIECE_BYTES), body)
+        even = emit_mostly_even(b, self.team, self.total, mapping.stream_even)
+        self._emit(b, even, b.idx(mapping.stream_piece), body)
 
     def pieces(
-        self, b: Builder, panels: int, body: Callable[[list[tuple[Value, Value]]], None]
+        self,
+        b: Builder,
+        mapping: MatmulMapping,
+        body: Callable[[list[tuple[Value, Value]]], None],
     ) -> None:
-        """Up to so many panels at a time, an even number; fewer where the threads are many."""
-        fair = b.div(b.idx(sum(self.panels)), b.mul(self.team.threads, _PIECES_A_THREAD))
+        """Up to `col_tile` panels at a time, an even number; fewer where the threads are many."""
+        panels = mapping.col_tile
+        fair = b.div(b.idx(sum(self.panels)), b.mul(self.team.threads, mapping.tile_pieces))
         even = b.mul(b.div(fair, 2), 2)
         count = b.min(b.max(even, min(panels, 2)), panels)
-        self._emit(b, b.idx(0), b.mul(count, max(self.panel_bytes)), body)
+        first = self.total * mapping.tile_even // 100
+        self._emit(b, b.idx(first), b.mul(count, max(self.panel_bytes)), body)
 
     def _emit(
         self,

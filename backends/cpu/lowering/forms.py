@@ -7,8 +7,8 @@ call's operands map to the emitted function's arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.kernels.attention import (
@@ -180,8 +180,13 @@ def matmul_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
 
 def matmul_mapping(body: KernelBody) -> MatmulMapping:
     """How a product is mapped."""
-    fields = ("row_tile", "col_tile", "unroll", "prefetch_bytes")
-    return MatmulMapping(**{field: int(body.mapping[field]) for field in fields})
+    return matmul_mapping_of(body.mapping)
+
+
+def matmul_mapping_of(mapping: Mapping[str, int | str]) -> MatmulMapping:
+    """A mapping of a product as its emitter takes it; what it does not say is as usual."""
+    names = (field.name for field in fields(MatmulMapping))
+    return MatmulMapping(**{name: int(mapping[name]) for name in names if name in mapping})
 
 
 def rotary_form(b: Builder, name: str, body: KernelBody, slots: int) -> Form:
