@@ -5,6 +5,8 @@ The target gives a range of efficiencies. The lower bound takes the best ones an
 resources work at the same time; the upper bound takes the worst ones and assumes that they take
 turns; the expected time lies between with the usual ones and full overlap. Launches and barriers
 overlap with nothing. (Williams, Waterman, Patterson: Roofline, doi 10.1145/1498765.1498785.)
+
+Where a target has the constants of a kernel's class, measured on itself, these answer instead.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from infc.cost.calibrated import calibrated_estimate
 from infc.cost.estimate import Estimate, binding_resource
+from infc.cost.peaks import fastest_unit, memory_bandwidth, used
 from infc.diagnostics import Code, InternalError, UserError
 from infc.target.schema import ComputeUnit, Memory, Target
 
@@ -26,12 +30,16 @@ class Work:
         operations: by dtype of the arithmetic; a multiply-add counts as two.
         launches: of programs or kernels.
         barriers: of all compute units.
+        kernel: the class that it is one call of; empty where it is none, or several.
+        sizes: that the class asks for.
     """
 
     bytes: Mapping[str, float] = field(default_factory=dict)
     operations: Mapping[str, float] = field(default_factory=dict)
     launches: int = 0
     barriers: int = 0
+    kernel: str = ""
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
 
 def estimate_work(work: Work, target: Target, threads: int | None = None) -> Estimate:
@@ -49,13 +57,15 @@ def estimate_work(work: Work, target: Target, threads: int | None = None) -> Est
     """
     if threads is not None and threads < 1:
         raise UserError(Code.OPTION, f"threads must be at least 1, got {threads}")
+    if work.kernel in target.kernels:
+        return calibrated_estimate(work, target, threads)
     peaks: dict[str, tuple[float, Memory | ComputeUnit]] = {}
     for name, moved in work.bytes.items():
         memory = _memory(target, name)
-        peaks[name] = (moved / _bandwidth(memory, target, threads), memory)
+        peaks[name] = (moved / memory_bandwidth(memory, target, threads), memory)
     for dtype, operations in work.operations.items():
-        unit = _fastest_unit(target, dtype)
-        seconds = operations / (unit.operations_per_s[dtype] * _used(unit.count, threads))
+        unit = fastest_unit(target, dtype)
+        seconds = operations / (unit.operations_per_s[dtype] * used(unit.count, threads))
         before = peaks[unit.name][0] if unit.name in peaks else 0.0
         peaks[unit.name] = (before + seconds, unit)
 
@@ -88,27 +98,3 @@ def _memory(target: Target, name: str) -> Memory:
         raise InternalError(
             f"work names a memory of target {target.name!r}: expected one of {known}, got {name!r}"
         ) from None
-
-
-def _fastest_unit(target: Target, dtype: str) -> ComputeUnit:
-    offering = [unit for unit in target.compute if dtype in unit.operations_per_s]
-    if not offering:
-        known = sorted({name for unit in target.compute for name in unit.operations_per_s})
-        raise UserError(
-            Code.TARGET_UNSUPPORTED,
-            f"target {target.name!r} computes in {', '.join(known)}, got {dtype}",
-        )
-    return max(offering, key=lambda unit: unit.operations_per_s[dtype] * unit.count)
-
-
-def _bandwidth(memory: Memory, target: Target, threads: int | None) -> float:
-    """Bytes per second that the threads together draw from all instances they reach."""
-    peak = memory.bandwidth_bytes_per_s * _used(memory.count, threads)
-    if memory.unit_bandwidth_bytes_per_s is None:
-        return peak
-    units = _used(max(unit.count for unit in target.compute), threads)
-    return min(peak, memory.unit_bandwidth_bytes_per_s * units)
-
-
-def _used(count: int, threads: int | None) -> int:
-    return count if threads is None else min(count, threads)

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from infc.target.fitted import FittedClass
 from infc.target.units import parse_bytes, parse_quantity
 
 T = TypeVar("T")
@@ -209,6 +210,7 @@ class Target(Facts):
         power_basis: what that covers: the `chip` (or module) alone, or its share of the whole
             `system` with host, cooling and network.
         price_usd_per_hour: of one chip.
+        kernels: constants of kernel classes by name, where they were measured on this machine.
         features: questions that passes ask by `has`.
         backend_facts: what only the backend reads.
         sources: dotted path of a fact, or of a table of facts, to where it comes from; the empty
@@ -231,6 +233,7 @@ class Target(Facts):
     power_watts: Watts | None = None
     power_basis: Literal["chip", "system"] = "chip"
     price_usd_per_hour: DollarsPerHour | None = None
+    kernels: Table[FittedClass] = Field(default_factory=lambda: _freeze({}))
     features: Names = ()
     backend_facts: Table[Scalar] = Field(default_factory=lambda: _freeze({}))
     sources: Table[str] = Field(default_factory=lambda: _freeze({}))

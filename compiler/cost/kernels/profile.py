@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from infc.cost.kernels.classes import KernelClass
 from infc.cost.kernels.machine import Machine
-from infc.cost.kernels.registry import CLASSES
+from infc.cost.kernels.registry import EVERY_CLASS
 from infc.diagnostics import Code, Problem, UserError
 from infc.target.schema import Facts, Target
 
@@ -207,9 +207,9 @@ def _key(key: str) -> str:
 
 def _contradictions(name: str, fitted: ClassProfile) -> list[str]:
     """What a profile says about a class that is not so."""
-    if name not in CLASSES:
-        return [f"expected one of the classes {', '.join(CLASSES)}, got {name!r}"]
-    kernel_class: KernelClass[Any] = CLASSES[name]
+    if name not in EVERY_CLASS:
+        return [f"expected one of the classes {', '.join(EVERY_CLASS)}, got {name!r}"]
+    kernel_class: KernelClass[Any] = EVERY_CLASS[name]
     specs = {spec.name: spec for spec in kernel_class.constants}
     found = [f"{name} needs the constant {key!r}" for key in specs if key not in fitted.constants]
     for key, constant in fitted.constants.items():

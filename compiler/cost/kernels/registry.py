@@ -19,6 +19,7 @@ from infc.cost.kernels.queries import (
     PrefillAttention,
     Query,
 )
+from infc.cost.kernels.threaded import THREADED
 
 CLASSES: Final[Mapping[str, KernelClass[Any]]] = {
     kernel_class.name: kernel_class
@@ -32,7 +33,9 @@ CLASSES: Final[Mapping[str, KernelClass[Any]]] = {
         ELEMENTWISE,
     )
 }
-"""By name."""
+"""By name: those that answer queries."""
+EVERY_CLASS: Final[Mapping[str, KernelClass[Any]]] = {**CLASSES, **THREADED}
+"""By name, with those whose calls compiled programs describe themselves."""
 
 
 def class_of(query: Query) -> KernelClass[Any]:

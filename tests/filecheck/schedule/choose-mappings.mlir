@@ -10,7 +10,7 @@
 // CHECK-SAME: infc.mapping = {
 // CHECK-SAME: col_tile = {{[0-9]+}} : i64
 // CHECK-SAME: row_tile = {{[0-9]+}} : i64
-// CHECK-SAME: infc.work = {barriers = 1 : i64, bytes = {{{[a-z]+}} = 4352 : i64}, operations = {int8 = 8192 : i64}, rows = 1 : i64}
+// CHECK-SAME: infc.work = {barriers = 1 : i64, bytes = {{{[a-z]+}} = 4352 : i64}, class = "stream-product", operations = {int8 = 8192 : i64}, rows = 1 : i64, sizes = {
 !x = tensor<?x64xf32, ["t", 64]>
 !a = tensor<?x64x!infc.storage<"a8">, ["t", 64]>
 !w = tensor<64x64x!infc.storage<"q8_0">>

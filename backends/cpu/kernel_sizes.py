@@ -1,0 +1,88 @@
+"""Which class of the cost model a kernel under a mapping belongs to, and its sizes there.
+
+A kernel without a class is left to the roofline.
+"""
+
+from __future__ import annotations
+
+from infc.backends.cpu.kernels.layouts import layout_for, panels_of
+from infc.cost.kernels.threaded import WEIGHT_KINDS
+from infc.ir.kv_storage import position_bytes
+from infc.reference.abf16 import abf16_row_bytes
+from infc.target.backend import KernelMapping, KernelSummary
+
+_STREAMED_PAIR = 2
+"""Rows that share a pass over the weights where they are not enough for a tile."""
+
+
+def kernel_class(kernel: KernelSummary, mapping: KernelMapping) -> str:
+    """The name of the class, or nothing."""
+    if kernel.kind in ("matmul", "head"):
+        return _product_class(kernel, mapping)
+    if kernel.kind == "attention":
+        return "tile-attention" if mapping.get("tiles") else "row-attention"
+    return kernel.kind if kernel.kind in ("rows", "rotary") else ""
+
+
+def _product_class(kernel: KernelSummary, mapping: KernelMapping) -> str:
+    if "bf16" in kernel.operations:
+        return "blocked-product"
+    tiled = int(mapping["col_tile"]) > 0 and kernel.typical_rows >= int(mapping["row_tile"])
+    if not tiled or kernel.typical_rows == 1:
+        return "stream-product"
+    return "staged-product" if "int8" in kernel.operations else ""
+
+
+def kernel_sizes(
+    kernel: KernelSummary, mapping: KernelMapping, read_share: float
+) -> dict[str, float]:
+    """The sizes that the class asks for; of a head, only the part of the weights that is read."""
+    if kernel.kind in ("matmul", "head"):
+        return _product_sizes(kernel, mapping, read_share)
+    rows = float(kernel.typical_rows)
+    if kernel.kind == "attention":
+        shapes = kernel.shapes
+        sizes = {name: float(shapes[name]) for name in ("heads", "kv_heads", "head_dim", "window")}
+        units = shapes["kv_heads"] * int(mapping["parts"])
+        held = shapes["kv_heads"] * position_bytes(kernel.kv_dtype, shapes["head_dim"])
+        return sizes | {
+            "rows": rows,
+            "context": float(shapes["context"]),
+            "units": float(units),
+            "position_bytes": float(held),
+        }
+    return {
+        "rows": rows,
+        "row_operations": sum(kernel.operations.values()) / rows,
+        "row_bytes": kernel.activation_bytes / rows,
+        "replicated": float(mapping.get("partition") == "replicate"),
+    }
+
+
+def _product_sizes(
+    kernel: KernelSummary, mapping: KernelMapping, read_share: float
+) -> dict[str, float]:
+    kinds = dict.fromkeys(WEIGHT_KINDS, 0.0)
+    for n, k, storage in kernel.matrices:
+        kinds[_kind(storage)] += read_share * n * k
+    k = kernel.matrices[0][1]
+    columns = sum(n for n, _, _ in kernel.matrices)
+    tile, staged = int(mapping["row_tile"]), int(mapping["col_tile"])
+    streamed = _product_class(kernel, mapping) == "stream-product"
+    height = (tile if staged == 0 else _STREAMED_PAIR) if streamed else tile
+    return {
+        **{f"weights_{kind}": count for kind, count in kinds.items()},
+        "rows": float(kernel.typical_rows),
+        "height": float(height),
+        "columns": float(columns),
+        "row_bytes": float(abf16_row_bytes(k) if "bf16" in kernel.operations else k),
+        "reads": float(-(-sum(panels_of(n) for n, _, _ in kernel.matrices) // max(staged, 1))),
+        "gated": float(bool(kernel.gate)),
+    }
+
+
+def _kind(storage: str) -> str:
+    layout = layout_for(storage)
+    if layout.is_float:
+        return "float"
+    return {8: "8bit", 4: "4bit"}.get(layout.bits, "odd")

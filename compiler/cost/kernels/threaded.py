@@ -1,0 +1,237 @@
+"""Kernels that threads share: products, attention and operations on rows of one processor.
+
+A product reads weights once a call. With few rows they *stream* past the vector units, which unpack
+and multiply while the next ones come; with many they are *blocked*: each weight is staged in the
+form that is multiplied, and many rows share it. Attention goes along the rows of the cache, or
+works on tiles of many queries and keys. Constants of work beside the products are counted in
+operations of the vector units in float32, so that they follow the clock and the width of these.
+
+Columns beside the sizes of a kernel (`compiler/cost/calibrated.py` adds them): `threads`, `bytes`
+of main memory, `bytes_per_s` that the threads draw from it together, `peak` and `vector_peak` in
+operations a second of one thread, `barrier_seconds` of all barriers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from infc.cost.kernels.classes import (
+    Array,
+    Columns,
+    ConstantSpec,
+    KernelClass,
+    Times,
+    Values,
+)
+from infc.cost.kernels.machine import Machine
+
+WEIGHT_KINDS: Final = ("8bit", "4bit", "odd", "float")
+"""How weights lie packed: codes of a byte, of half a byte, of other bits, and floats."""
+_CALL = ConstantSpec(
+    "call_seconds", "s", 0.0, 5e-5, "a call's own time: its set-up, and threads that end apart"
+)
+_MEMORY = ConstantSpec(
+    "memory_share", "1", 0.2, 1.2, "share of the measured read bandwidth that the kernel draws"
+)
+_DOTS = ConstantSpec("dot_share", "1", 0.05, 1.2, "share of the peak that the products reach")
+_ROW = ConstantSpec(
+    "element_operations", "operations", 0.0, 400.0, "vector operations an element of a row costs"
+)
+
+
+def _kinds(verb: str, high: float) -> tuple[ConstantSpec, ...]:
+    """A constant for each way in which weights lie packed."""
+    return tuple(
+        ConstantSpec(
+            f"{verb}_{kind}",
+            "operations",
+            0.0,
+            high,
+            f"vector operations to {verb} a weight ({kind})",
+        )
+        for kind in WEIGHT_KINDS
+    )
+
+
+_STREAM = (
+    _MEMORY,
+    _DOTS,
+    *_kinds("unpack", 64.0),
+    ConstantSpec("overlap", "1", 1.0, 8.0, "exponent: 1 reads and computes in turns, 8 together"),
+    _CALL,
+)
+_BLOCKED = (
+    _MEMORY,
+    _DOTS,
+    *_kinds("stage", 128.0),
+    ConstantSpec("reload", "operations/byte", 0.0, 4.0, "to read a byte of the rows again"),
+    ConstantSpec("result_operations", "operations", 0.0, 64.0, "to write a result"),
+    ConstantSpec("gate_operations", "operations", 0.0, 200.0, "for the activation of a gate"),
+    _CALL,
+)
+_ROW_ATTENTION = (
+    _MEMORY,
+    _DOTS,
+    ConstantSpec("score_operations", "operations", 0.0, 400.0, "for the exponential of a score"),
+    ConstantSpec("part_seconds", "s", 0.0, 2e-5, "to set up and add a part of the cache"),
+    ConstantSpec("overlap", "1", 1.0, 8.0, "exponent: 1 reads and computes in turns, 8 together"),
+    _CALL,
+)
+_TILE_ATTENTION = (
+    _DOTS,
+    ConstantSpec("score_operations", "operations", 0.0, 400.0, "for the exponential of a score"),
+    ConstantSpec("edge_keys", "1", 0.0, 256.0, "keys beyond those it sees that a query works on"),
+    ConstantSpec("stage_operations", "operations", 0.0, 400.0, "to stage an element of the cache"),
+    _ROW,
+    _CALL,
+)
+_ROWS = (
+    ConstantSpec("operation_cost", "1", 0.1, 100.0, "vector operations that a counted one costs"),
+    ConstantSpec("byte_operations", "operations/byte", 0.0, 40.0, "to move a byte of a row"),
+    _CALL,
+)
+
+
+def _together(memory: Array, compute: Array, overlap: float) -> Array:
+    longest = np.maximum(np.maximum(memory, compute), 1e-30)
+    ratio = (memory / longest) ** overlap + (compute / longest) ** overlap
+    return np.asarray(longest * ratio ** (1.0 / overlap))
+
+
+def _times(
+    rows: Columns, constants: Values, memory: Array, compute: Array, overlap: float = 1.0
+) -> Times:
+    fixed = constants["call_seconds"] + rows["barrier_seconds"]
+    return Times(
+        _together(memory, compute, overlap) + fixed,
+        {"memory": memory, "compute": compute, "launch": fixed},
+        np.zeros(len(memory), np.intp),
+    )
+
+
+def _memory_seconds(rows: Columns, constants: Values) -> Array:
+    return np.asarray(rows["bytes"] / (constants["memory_share"] * rows["bytes_per_s"]))
+
+
+def _preparation(rows: Columns, constants: Values, verb: str) -> Array:
+    """Vector operations for all weights once."""
+    return np.asarray(
+        sum(rows[f"weights_{kind}"] * constants[f"{verb}_{kind}"] for kind in WEIGHT_KINDS)
+    )
+
+
+def _weights(rows: Columns) -> Array:
+    return np.asarray(sum(rows[f"weights_{kind}"] for kind in WEIGHT_KINDS))
+
+
+def stream_times(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """Few rows: weights are unpacked as they pass, again for every `height` rows."""
+    vectors = rows["vector_peak"] * rows["threads"]
+    passes = np.ceil(rows["rows"] / rows["height"])
+    dots = 2.0 * rows["rows"] * _weights(rows)
+    compute = dots / (constants["dot_share"] * rows["peak"] * rows["threads"])
+    compute = compute + passes * _preparation(rows, constants, "unpack") / vectors
+    memory = _memory_seconds(rows, constants)
+    return _times(rows, constants, memory, compute, constants["overlap"])
+
+
+def blocked_times(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """Many rows share weights that are staged once a call; rows come in blocks of `height`."""
+    vectors = rows["vector_peak"] * rows["threads"]
+    padded = np.ceil(rows["rows"] / rows["height"]) * rows["height"]
+    dots = 2.0 * padded * _weights(rows)
+    results = rows["rows"] * rows["columns"]
+    operations = (
+        _preparation(rows, constants, "stage")
+        + constants["reload"] * rows["rows"] * rows["row_bytes"] * rows["reads"]
+        + constants["result_operations"] * results
+        + constants["gate_operations"] * results * rows["gated"]
+    )
+    compute = (
+        dots / (constants["dot_share"] * rows["peak"] * rows["threads"]) + operations / vectors
+    )
+    return _times(rows, constants, _memory_seconds(rows, constants), compute)
+
+
+def seen_keys(rows: Array, context: Array, window: Array) -> Array:
+    """Pairs of a query and a key that it sees: the last `rows` of `context` positions.
+
+    `window` of 0 lets a query see all before it.
+    """
+    first = context - rows
+    last = np.where(window > 0, np.minimum(context, window), context)
+    begin = np.where(window > 0, np.minimum(first, window), first)
+    growing = last - begin
+    return np.asarray((begin + last + 1.0) / 2.0 * growing + (rows - growing) * last)
+
+
+def row_attention_times(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """Each query goes along its part of the cache."""
+    pairs = seen_keys(rows["rows"], rows["context"], rows["window"]) * rows["heads"]
+    # A head's cache that few parts share keeps as many threads busy.
+    busy = np.minimum(rows["threads"], rows["units"] * rows["rows"])
+    dots = 4.0 * pairs * rows["head_dim"] / (constants["dot_share"] * rows["peak"])
+    scores = constants["score_operations"] * pairs / rows["vector_peak"]
+    parts = constants["part_seconds"] * rows["units"] * rows["rows"]
+    held = np.where(
+        rows["window"] > 0, np.minimum(rows["context"], rows["window"]), rows["context"]
+    )
+    drawn = held * rows["position_bytes"] / rows["bytes_per_s"]
+    memory = np.asarray(drawn / constants["memory_share"])
+    return _times(rows, constants, memory, (dots + scores + parts) / busy, constants["overlap"])
+
+
+def tile_attention_times(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """Blocks of queries meet blocks of keys on matrix units."""
+    seen = seen_keys(rows["rows"], rows["context"], rows["window"])
+    pairs = (seen + constants["edge_keys"] * rows["rows"]) * rows["heads"]
+    dots = 4.0 * pairs * rows["head_dim"] / (constants["dot_share"] * rows["peak"])
+    width = rows["head_dim"] * rows["rows"]
+    operations = (
+        constants["score_operations"] * pairs
+        + constants["stage_operations"] * rows["context"] * rows["kv_heads"] * rows["head_dim"]
+        + constants["element_operations"] * width * rows["heads"]
+    )
+    compute = (dots + operations / rows["vector_peak"]) / rows["threads"]
+    return _times(rows, constants, np.zeros_like(compute), compute)
+
+
+def row_times(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """Operations on rows in the caches; what every thread does for itself is not shared."""
+    operations = (
+        constants["operation_cost"] * rows["row_operations"]
+        + constants["byte_operations"] * rows["row_bytes"]
+    ) * rows["rows"]
+    sharing = np.where(rows["replicated"] > 0, 1.0, rows["threads"])
+    compute = operations / (rows["vector_peak"] * sharing)
+    return _times(rows, constants, np.zeros_like(compute), compute)
+
+
+def _no_sizes(query: Any, machine: Machine) -> Mapping[str, float]:
+    return {}
+
+
+def _no_dtype(query: Any, machine: Machine) -> str:
+    return ""
+
+
+def _threaded(name: str, constants: tuple[ConstantSpec, ...], times: Any) -> KernelClass[Any]:
+    return KernelClass(name, constants, ("any",), _no_dtype, _no_sizes, times)
+
+
+THREADED: Final = {
+    kernel_class.name: kernel_class
+    for kernel_class in (
+        _threaded("stream-product", _STREAM, stream_times),
+        _threaded("blocked-product", _BLOCKED, blocked_times),
+        _threaded("staged-product", _BLOCKED, blocked_times),
+        _threaded("row-attention", _ROW_ATTENTION, row_attention_times),
+        _threaded("tile-attention", _TILE_ATTENTION, tile_attention_times),
+        _threaded("rows", _ROWS, row_times),
+        _threaded("rotary", _ROWS, row_times),
+    )
+}
+"""By name. `blocked-product` stages weights as bf16, `staged-product` as 8-bit integers."""
