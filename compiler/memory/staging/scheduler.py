@@ -46,6 +46,8 @@ GREEDY = Policy(keep=Keep.LEAST_RECENT, lookahead=0, direct=False)
 """As above, and what was loaded stays until the room is needed, as in a cache."""
 DOUBLE_BUFFER = Policy(keep=Keep.NONE, lookahead=1, direct=False)
 """While a part runs, the pieces of the next one are loaded."""
+DIRECT = Policy(lookahead=0)
+"""Nothing is loaded ahead: what does not stay is read in far memory while the step computes."""
 
 
 def schedule_transfers(problem: StagingProblem, *, piece_bytes: int | None = None) -> StagingPlan:
@@ -98,7 +100,7 @@ class _Search:
             for resident in _residents(cuts[number], base):
                 self.try_queues(cuts[number], Policy(resident=resident))
         for rank, pieces in enumerate([cuts[number] for _, number, _ in found] or cuts):
-            for policy in (DOUBLE_BUFFER, GREEDY, NO_PREFETCH):
+            for policy in (DIRECT, DOUBLE_BUFFER, GREEDY, NO_PREFETCH):
                 # No worse than these: they are tried whatever was used up.
                 if not self.done or (rank == 0 and self.limit > self.goal):
                     self.accept(self.place(pieces, policy, self.limit))
