@@ -245,16 +245,17 @@ def main(
     words = text.read_text()
     engines: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
-    for count in threads:
-        # What the engines are is kept of the last thread count.
-        try:
+    try:
+        if oracle is not None:
+            console.print("comparing logits with the oracle's")
+            measured_quality = qualities(commands, threads[-1], oracle)
+        for count in threads:
+            # What the engines are is kept of the last thread count.
             engines, measured = measure(commands, count, plan, words, console)
-        except EngineError as error:
-            raise click.ClickException(str(error)) from error
-        samples += [asdict(sample) for sample in measured]
+            samples += [asdict(sample) for sample in measured]
+    except EngineError as error:
+        raise click.ClickException(str(error)) from error
     if oracle is not None:
-        console.print("comparing logits with the oracle's")
-        measured_quality = qualities(commands, threads[-1], oracle)
         engines = [{**engine, "quality": measured_quality[engine["name"]]} for engine in engines]
     work = work_of(model)
     record = {

@@ -332,3 +332,26 @@ def test_barrier_keeps_threads_together_whatever_their_number() -> None:
         for one in running:
             one.join()
         assert misses.tolist() == [0] * threads
+
+
+# ---- stack -------------------------------------------------------------------------------------
+
+
+def test_room_on_the_stack_is_taken_once_a_call_and_not_once_a_turn() -> None:
+    """A turn's room is the same as the last one's: a thousand megabytes otherwise."""
+
+    def emit(b: Builder) -> None:
+        with b.function("turns", [b.ptr, b.i64], private=False) as (out, turns):
+
+            def turn(index: Value) -> None:
+                room = b.stack(1 << 20, 64)
+                last = b.load(room, b.i64, 8)
+                b.store(b.select(b.cmp("eq", index, 0), b.idx(1), b.add(last, 1)), room, 8)
+                b.store(b.load(room, b.i64, 8), out, 8)
+
+            b.loop(0, turns, body=turn)
+            b.ret()
+
+    out = np.zeros(1, np.int64)
+    load(next(iter(ISAS)), emit).turns(pointer(out), ctypes.c_int64(1000))
+    assert out[0] == 1000

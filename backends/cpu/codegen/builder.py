@@ -19,6 +19,8 @@ LANES = 16
 """Every vector of 32-bit elements has 16 lanes; LLVM splits it where registers are narrower."""
 
 _DYNAMIC = -2147483648
+_HIDDEN = 1
+"""LLVM's number of the visibility."""
 
 
 class Builder:
@@ -88,6 +90,19 @@ class Builder:
         """Call a function of this module by name."""
         op = func.CallOp(list(results), name, list(operands))
         return list(op.results)
+
+    def declare(self, name: str, arguments: Sequence[Type]) -> None:
+        """Declare a C function of another object file of the program, unless the module has it."""
+        if self.defined(name):
+            return
+        kind = llvm.FunctionType.get(arguments, ir.Type.parse("!llvm.void"))
+        with ir.InsertionPoint(self.module.body):
+            function = llvm.LLVMFuncOp(name, ir.TypeAttr.get(kind))
+            function.attributes["visibility_"] = ir.IntegerAttr.get(self.i64, _HIDDEN)
+
+    def call_declared(self, name: str, operands: Sequence[Value]) -> None:
+        """Call a declared function."""
+        llvm.CallOp(None, list(operands), [], ir.DenseI32ArrayAttr.get([]), callee=name)
 
     def defined(self, name: str) -> bool:
         """Whether the module has a function of this name already."""
@@ -459,8 +474,12 @@ class Builder:
         llvm.MaskedStoreOp(value, pointer, mask, align)
 
     def stack(self, size_bytes: int, align: int) -> Value:
-        """Room on the stack until the function returns; use it in a function's first block only."""
-        return llvm.AllocaOp(self.ptr, self.idx(size_bytes), self.i8, alignment=align).result
+        """Room on the stack until the function returns: once a call, also from within a loop."""
+        block = ir.InsertionPoint.current.block
+        while block.owner.operation.name != "func.func":
+            block = block.owner.operation.block
+        with ir.InsertionPoint.at_block_begin(block):
+            return llvm.AllocaOp(self.ptr, self.idx(size_bytes), self.i8, alignment=align).result
 
     def prefetch(self, pointer: Value, locality: int = 3) -> None:
         """Hint that a line will be read soon: `locality` 3 into the nearest cache, 2 the next."""

@@ -1,4 +1,4 @@
-"""An object file to a shared object, with the linker of its architecture."""
+"""Object files to a shared object, with the linker of their architecture."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from infc.backends.cpu.codegen.objects import read_object
 from infc.diagnostics import Code, UserError
 
-_ARCHITECTURES = {62: "x86_64", 183: "aarch64"}
-"""The machine of an ELF file (EM_X86_64, EM_AARCH64): two bytes, 18 bytes in."""
 
-
-def link_shared(object_code: bytes) -> bytes:
-    """A shared object made of one ELF object file, for the architecture that the file says.
+def link_shared(object_code: bytes, *more: bytes) -> bytes:
+    """A shared object made of ELF object files, for the architecture that the first one says.
 
     Any C compiler driver or linker of that architecture will do.
 
     Raises:
         UserError: there is none, or it fails (INF3005).
     """
-    architecture = _ARCHITECTURES[int.from_bytes(object_code[18:20], "little")]
+    architecture = read_object(object_code).architecture
     problem = linker_problem(architecture)
     if problem is not None:
         raise UserError(Code.TOOLCHAIN, problem, hint=_hint(architecture))
     command = next([n, *flags] for n, flags in _linkers(architecture).items() if shutil.which(n))
     with tempfile.TemporaryDirectory(prefix="infc-link-") as folder:
-        source, out = Path(folder, "program.o"), Path(folder, "program.so")
-        source.write_bytes(object_code)
+        sources = [Path(folder, f"program{index}.o") for index in range(1 + len(more))]
+        for source, code in zip(sources, (object_code, *more), strict=True):
+            source.write_bytes(code)
+        out = Path(folder, "program.so")
         result = subprocess.run(
-            [*command, "-o", str(out), str(source)], capture_output=True, text=True, check=False
+            [*command, "-o", out, *sources], capture_output=True, text=True, check=False
         )
         if result.returncode != 0:
             raise UserError(
