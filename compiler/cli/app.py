@@ -14,6 +14,7 @@ from infc.cli.commands.compile import compile_command
 from infc.cli.commands.estimate import estimate_command
 from infc.cli.commands.explain import explain_command
 from infc.cli.commands.opt import opt_command
+from infc.cli.commands.plan_memory import plan_memory_command
 from infc.cli.commands.run import run_command
 from infc.cli.commands.targets import targets_command
 from infc.cli.report import exit_codes_help, run_reporting
@@ -71,6 +72,7 @@ main = InfcGroup(
         bench_command,
         explain_command,
         estimate_command,
+        plan_memory_command,
         targets_command,
         opt_command,
     ],

@@ -37,6 +37,7 @@ class Code(StrEnum):
     VERIFY_MISMATCH = "INF2005"
     # 21xx: scheduling and memory
     PLAN = "INF2101"
+    BUFFERS = "INF2102"
     # 30xx: targets and backends
     TARGET_UNKNOWN = "INF3001"
     TARGET_FORMAT = "INF3002"

@@ -17,6 +17,8 @@ from infc.memory.reuse import merge_reused
 
 _SEARCHED_BUFFERS = 4000
 """Above this many buffers in one problem a node costs too much: only dives are tried."""
+_DIVE_STEPS = 4 * 10**9
+"""Dives take steps with the square of the number of buffers: this many in all, some 3 s."""
 _LOWERING = 16
 """What fits a given capacity is lowered further with this part of the nodes."""
 
@@ -85,15 +87,15 @@ class _Planner:
         bound = max((p.lower_bound_bytes() for p in problems), default=0)
         # The tallest first: lower ones need not be searched below the height needed anyway.
         problems.sort(key=lambda p: -p.lower_bound_bytes())
-        placed = [_best_heuristic(p, max(bound, self.capacity or 0)) for p in problems]
+        placed = [self._best_heuristic(p, max(bound, self.capacity or 0)) for p in problems]
         if self.capacity is not None and self.capacity >= bound:
             for i, problem in enumerate(problems):
                 placed[i], proven = self._reach(problem, placed[i], self.capacity)
                 bound = max(bound, proven)
         height = 0
         for i, problem in enumerate(problems):
-            # What does not fit is not lowered for its own sake.
-            if self.capacity is None or _tallest(problems, placed) <= self.capacity:
+            # What fits is lowered, and what cannot fit; else all nodes went into fitting it.
+            if self.capacity is None or not bound <= self.capacity < _tallest(problems, placed):
                 placed[i], proven = self._lower(problem, placed[i], max(height, bound))
                 bound = max(bound, proven)
             height = max(height, problem.height_bytes(placed[i]))
@@ -156,24 +158,24 @@ class _Planner:
             self.method = "search"
         return result.offsets, result.impossible, result.nodes
 
+    def _best_heuristic(self, problem: Problem, goal: int) -> Ints:
+        """The lowest of several fast placements; stops at the first that reaches the goal."""
+        n = problem.size.size
+        methods = (dive, first_fit) if n <= _SEARCHED_BUFFERS else (dive,)
+        best: Ints | None = None
+        for order in orders(problem)[: max(1, _DIVE_STEPS // (n * n))]:
+            for method in methods:
+                if best is not None and (problem.height_bytes(best) <= goal or self.out_of_time()):
+                    return best
+                offsets = method(problem, order)
+                if best is None or problem.height_bytes(offsets) < problem.height_bytes(best):
+                    best = offsets
+        if best is None:
+            raise InternalError("no order of placement was tried")
+        return best
+
 
 def _tallest(problems: Sequence[Problem], placed: Sequence[Ints]) -> int:
     return max(
         (p.height_bytes(places) for p, places in zip(problems, placed, strict=True)), default=0
     )
-
-
-def _best_heuristic(problem: Problem, goal: int) -> Ints:
-    """The lowest of several fast placements; stops at the first that reaches the goal."""
-    small = problem.size.size <= _SEARCHED_BUFFERS
-    best: Ints | None = None
-    for order in orders(problem):
-        for method in (dive, first_fit) if small else (dive,):
-            offsets = method(problem, order)
-            if best is None or problem.height_bytes(offsets) < problem.height_bytes(best):
-                best = offsets
-            if problem.height_bytes(best) <= goal:
-                return best
-    if best is None:
-        raise InternalError("no order of placement was tried")
-    return best

@@ -50,7 +50,11 @@ def _part(function: _Function) -> _Function:
 def _entry(function: _Function) -> _Function:
     """Compile when first called, and keep the result beside this file; other threads may run."""
     njit: Any = numba.njit
-    return cast(_Function, njit(nogil=True, error_model="numpy", cache=True)(function))
+    try:
+        return cast(_Function, njit(nogil=True, error_model="numpy", cache=True)(function))
+    except RuntimeError:
+        # Neither this folder nor one of the user's can be written: compiled in each process.
+        return cast(_Function, njit(nogil=True, error_model="numpy")(function))
 
 
 class Instance(NamedTuple):

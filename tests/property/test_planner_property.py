@@ -67,6 +67,17 @@ def test_small_plans_are_optimal_and_bounds_are_true(buffers: list[Buffer]) -> N
     assert plan.height_bytes == best
 
 
+@settings(max_examples=60, deadline=None)
+@given(buffers_of(count=6, sizes=9), st.integers(-2, 1))
+def test_a_capacity_is_reached_or_proven_impossible(buffers: list[Buffer], spare: int) -> None:
+    best = brute_force_height([b for b in buffers if b.size_bytes])
+    capacity = max(best + spare, 1)
+    plan = plan_arena(buffers, capacity_bytes=capacity, node_limit=5_000)
+    check_plan(buffers, plan.offsets, plan.height_bytes)
+    assert (plan.height_bytes <= capacity) == (best <= capacity)
+    assert (plan.lower_bound_bytes > capacity) == (best > capacity)
+
+
 @settings(max_examples=100, deadline=None)
 @given(buffers_of(count=12, sizes=50), st.data())
 def test_a_plan_moved_into_a_neighbour_is_refused(

@@ -1,36 +1,111 @@
 """The arena planner, its checker, and live ranges."""
 
-import csv
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from infc.diagnostics import InternalError
 from infc.memory.buffer import Buffer
+from infc.memory.buffers_csv import read_buffers
 from infc.memory.checker import check_plan
 from infc.memory.liveness import Access, live_ranges
 from infc.memory.planner import plan_arena
 
 INSTANCES = Path(__file__).parents[1] / "data" / "minimalloc"
+CAPACITY = 1048576
 
 
 def read_instance(name: str) -> list[Buffer]:
-    with (INSTANCES / f"{name}.csv").open() as file:
-        return [
-            Buffer(row["id"], int(row["size"]), 1, int(row["lower"]), int(row["upper"]) - 1)
-            for row in csv.DictReader(file)
-        ]
+    return list(read_buffers(INSTANCES / f"{name}.csv").buffers)
+
+
+@pytest.mark.parametrize("name", ["A", "B", "C", "E", "G", "H", "K"])
+def test_hard_instances_fit(name: str) -> None:
+    buffers = read_instance(name)
+    plan = plan_arena(buffers, capacity_bytes=CAPACITY, node_limit=500_000)
+    check_plan(buffers, plan.offsets, plan.height_bytes)
+    assert plan.height_bytes <= CAPACITY
+    assert plan.method == "search"
+    assert plan.optimal == (plan.height_bytes == plan.lower_bound_bytes)
+    assert (plan.stop is None) == plan.optimal
 
 
 @pytest.mark.parametrize("name", ["B", "C"])
-def test_hard_instances_reach_the_lower_bound(name: str) -> None:
+def test_hard_instances_reach_the_lower_bound_without_a_capacity(name: str) -> None:
     buffers = read_instance(name)
     plan = plan_arena(buffers)
     check_plan(buffers, plan.offsets, plan.height_bytes)
-    assert plan.height_bytes <= 1048576
     assert plan.optimal
     assert plan.height_bytes == plan.lower_bound_bytes
+
+
+def cut(count: int, seed: int) -> list[Buffer]:
+    """A rectangle of time and memory cut into blocks at random: it is known to fit."""
+    draw = random.Random(seed)
+    blocks = [(0, 1 << 20, 0, 1024)]
+    while len(blocks) < count:
+        areas = [((b - a) * (d - c)) ** 0.5 for a, b, c, d in blocks]
+        a, b, c, d = blocks.pop(draw.choices(range(len(blocks)), areas)[0])
+        if draw.random() < 0.6 and b - a > 1:
+            x = draw.randrange(a + 1, b)
+            blocks += [(a, x, c, d), (x, b, c, d)]
+        elif d - c > 1:
+            y = draw.randrange(c + 1, d)
+            blocks += [(a, b, c, y), (a, b, y, d)]
+        else:
+            blocks.append((a, b, c, d))
+    draw.shuffle(blocks)
+    return [Buffer(str(i), 1024 * (d - c), 1, a, b - 1) for i, (a, b, c, d) in enumerate(blocks)]
+
+
+@pytest.mark.parametrize(("count", "seed"), [(150, 1), (250, 2), (350, 3), (450, 4)])
+def test_blocks_cut_out_of_a_rectangle_fit_into_it_again(count: int, seed: int) -> None:
+    buffers = cut(count, seed)
+    plan = plan_arena(buffers, capacity_bytes=CAPACITY, node_limit=500_000)
+    check_plan(buffers, plan.offsets, plan.height_bytes)
+    assert plan.height_bytes == CAPACITY
+    assert plan.optimal
+
+
+PLAN_IN_A_PROCESS = """
+import json, os, sys
+if sys.argv[2] == "one core":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from pathlib import Path
+from infc.memory.buffers_csv import read_buffers
+from infc.memory.planner import plan_arena
+plan = plan_arena(read_buffers(Path(sys.argv[1])).buffers, node_limit=60_000)
+print(json.dumps([dict(plan.offsets), plan.height_bytes, plan.lower_bound_bytes, plan.method]))
+"""
+
+
+def test_processes_agree_however_many_cores_they_have() -> None:
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", PLAN_IN_A_PROCESS, str(INSTANCES / "E.csv"), cores],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for cores in ("all cores", "one core")
+    }
+    assert len(answers) == 1
+    assert json.loads(answers.pop())[3] == "search"
+
+
+def test_what_a_heuristic_solves_does_not_load_numba() -> None:
+    code = (
+        "import sys; from infc.memory.buffer import Buffer; "
+        "from infc.memory.planner import plan_arena; "
+        "plan = plan_arena([Buffer('a', 8, 8, 0, 1), Buffer('b', 8, 8, 1, 2)]); "
+        "assert plan.optimal and plan.method == 'heuristic'; print('numba' in sys.modules)"
+    )
+    run = [sys.executable, "-c", code]
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_plan_is_the_same_each_time() -> None:
@@ -42,8 +117,97 @@ def test_without_search_a_plan_is_legal_but_higher() -> None:
     buffers = read_instance("B")
     plan = plan_arena(buffers, node_limit=0)
     check_plan(buffers, plan.offsets, plan.height_bytes)
-    assert not plan.optimal
+    assert (plan.optimal, plan.method, plan.stop) == (False, "heuristic", "node limit")
     assert plan.lower_bound_bytes < plan.height_bytes < 1.25 * plan.lower_bound_bytes
+
+
+def test_a_clock_ends_the_search_with_the_best_plan_so_far() -> None:
+    buffers = read_instance("B")
+    plan = plan_arena(buffers, out_of_time=lambda: True)
+    check_plan(buffers, plan.offsets, plan.height_bytes)
+    assert (plan.optimal, plan.method, plan.stop) == (False, "heuristic", "time limit")
+
+
+def test_a_capacity_below_what_is_live_is_known_to_be_impossible() -> None:
+    buffers = read_instance("B")
+    plan = plan_arena(buffers, capacity_bytes=CAPACITY - 1)
+    assert plan.lower_bound_bytes == CAPACITY
+    assert plan.height_bytes == CAPACITY
+
+
+def test_a_capacity_can_be_proven_impossible_by_the_search() -> None:
+    # 80 bytes are live; see below why 134 are needed.
+    buffers = [Buffer("a", 10, 64, 0, 0), Buffer("b", 10, 64, 0, 0), Buffer("c", 60, 1, 0, 0)]
+    plan = plan_arena(buffers, capacity_bytes=133)
+    assert plan.lower_bound_bytes == plan.height_bytes == 134
+
+
+def test_a_result_takes_its_operands_place() -> None:
+    # x -> y -> z in one place, while w lives beside them.
+    buffers = [
+        Buffer("w", 64, 64, 0, 3),
+        Buffer("x", 100, 4, 0, 1),
+        Buffer("y", 100, 64, 1, 2, in_place_of="x"),
+        Buffer("z", 50, 4, 2, 3, in_place_of="y"),
+    ]
+    plan = plan_arena(buffers)
+    check_plan(buffers, plan.offsets, plan.height_bytes)
+    assert plan.height_bytes == plan.lower_bound_bytes == 64 + 100
+    assert list(plan.offsets) == ["w", "x", "y", "z"]
+    assert plan.offsets["x"] == plan.offsets["y"] == plan.offsets["z"]
+
+
+@pytest.mark.parametrize(
+    ("buffers", "message"),
+    [
+        (
+            [Buffer("b", 1, 1, 0, 1, in_place_of="a")],
+            "buffer 'b' cannot take the place of 'a', which does not end with step 0",
+        ),
+        (
+            [Buffer("a", 1, 1, 0, 2), Buffer("b", 1, 1, 1, 3, in_place_of="a")],
+            "buffer 'b' cannot take the place of 'a', which does not end with step 1",
+        ),
+        (
+            [Buffer("a", 1, 1, 0, 1)]
+            + [Buffer(name, 1, 1, 1, 2, in_place_of="a") for name in "bc"],
+            "buffers 'b' and 'c' both take the place of 'a'",
+        ),
+        ([Buffer("a", 2**60, 1, 0, 1)], "expected at most 1152921504606846976 bytes to plan, got"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(buffers: list[Buffer], message: str) -> None:
+    with pytest.raises(InternalError, match=message):
+        plan_arena(buffers)
+
+
+REUSED = [
+    Buffer("x", 8, 8, 0, 1),
+    Buffer("y", 4, 4, 1, 2, in_place_of="x"),
+    Buffer("new", 4, 4, 1, 1),
+    Buffer("late", 4, 4, 2, 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ({"x": 0, "y": 0, "new": 8, "late": 4}, None),
+        ({"x": 0, "y": 16, "new": 8, "late": 0}, None),
+        # Its place may be taken, not a part of it; and others wait until the step is over.
+        ({"x": 0, "y": 4, "new": 8, "late": 0}, "buffers 'x' and 'y' overlap: both live at step 1"),
+        ({"x": 0, "y": 0, "new": 4, "late": 8}, "buffers 'y' and 'new' overlap"),
+        ({"x": 0, "y": 0, "new": 8, "late": 0}, "buffers 'late' and 'y' overlap"),
+    ],
+)
+def test_the_checker_knows_who_may_take_a_place(
+    offsets: dict[str, int], message: str | None
+) -> None:
+    if message is None:
+        check_plan(REUSED, offsets, 24)
+    else:
+        with pytest.raises(InternalError, match=message):
+            check_plan(REUSED, offsets, 24)
 
 
 def decoder_layers(layers: int, rows: int) -> list[Buffer]:
