@@ -14,6 +14,7 @@ from infc.backends.cpu.kernels.layouts import PANEL_ROWS, layout_for, packed_byt
 from infc.backends.cpu.kernels.matmul_space import all_candidates
 from infc.backends.cpu.lowering.forms import attention_spec
 from infc.backends.cpu.packing import planes_for
+from infc.backends.cpu.provided import SPEED, provided_candidates
 from infc.backends.cpu.target import isa_of
 from infc.cost.roofline import Work
 from infc.ir.storage import STORAGE_TYPES
@@ -52,11 +53,13 @@ def activation_forms(storage: str, k: int, rows: int, isa: Isa) -> Sequence[str]
 
 def kernel_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
     """Mappings of one kernel, the best guess first."""
-    if kernel.kind == "matmul":
-        cache_bytes = target.memory("l2").size_bytes
-        mappings = all_candidates(matmul_spec(kernel), isa_of(target), cache_bytes)
-        return [dict(vars(mapping)) for mapping in mappings]
-    if kernel.kind == "head":
+    if kernel.kind == "matmul" and not kernel.split:
+        spec, cache_bytes = matmul_spec(kernel), target.memory("l2").size_bytes
+        guess, *others = all_candidates(spec, isa_of(target), cache_bytes)
+        # Few and of unknown worth: in front of our variants, so that tuning measures them.
+        provided = provided_candidates(kernel, spec, guess, target)
+        return [dict(vars(guess)), *provided, *(dict(vars(mapping)) for mapping in others)]
+    if kernel.kind in ("head", "matmul"):  # a part of what they read is multiplied at a time
         return [
             asdict(mapping) for mapping in matmul.candidates(matmul_spec(kernel), isa_of(target))
         ]
@@ -151,4 +154,5 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
         barriers=0 if replicated else 1,
         kernel=name,
         sizes=kernel_sizes(kernel, mapping, read) if name else {},
+        speed=int(mapping.get(SPEED, 100)) / 100,
     )

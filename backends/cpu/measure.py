@@ -58,7 +58,7 @@ _TICK_SECONDS = 0.01
 
 def measurable(kernel: KernelSummary) -> bool:
     """Whether the kernel can be timed alone."""
-    return kernel.kind in MEASURED
+    return kernel.kind in MEASURED and not kernel.split
 
 
 def measure_kernel(
@@ -148,7 +148,7 @@ class KernelBench:
         """Generate the code of the mappings that were added since."""
         waiting = iter(self._waiting)
         while part := list(islice(waiting, _LIBRARY_MAPPINGS)):
-            library = _loaded(kernel_library(self.kernel, part, self._isa))
+            library = load_shared(kernel_library(self.kernel, part, self._isa))
             team = Team(library, self.threads)
             self._teams.append(team)
             for number, mapping in enumerate(part):
@@ -237,7 +237,8 @@ class _Run:
         return [next(hot if letter == "h" else cold) for letter in self._order]
 
 
-def _loaded(code: bytes) -> ctypes.CDLL:
+def load_shared(code: bytes) -> ctypes.CDLL:
+    """Code that stays loaded; its file does not stay."""
     with tempfile.TemporaryDirectory(prefix="infc-measure-") as folder:
         path = Path(folder, "kernels.so")
         path.write_bytes(code)

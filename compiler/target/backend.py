@@ -45,6 +45,7 @@ class KernelSummary:
         kv_dtype: of the cache that attention reads; else empty.
         gate: the activation by which two products become one; else empty.
         out: the form of the rows that a product or an attention makes.
+        split: whether it reads a matrix in two planes.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class KernelSummary:
     kv_dtype: str = ""
     gate: str = ""
     out: str = "f32"
+    split: bool = False
 
 
 @dataclass(frozen=True)

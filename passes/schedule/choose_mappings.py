@@ -2,11 +2,11 @@
 
     func @k1_matmul ... {infc.kernel = "matmul"}
       -->  ... {infc.kernel = "matmul", infc.mapping = {row_tile = 6, col_tile = 2, ...},
-                infc.work = {rows, bytes, operations, barriers}}
+                infc.work = {rows, bytes, operations, barriers, class, sizes}}
 
 Requires: fused kernels. Guarantees: every kernel has a mapping; all row kernels of a program share
 their partition, so that a value is in one space wherever it is used. Does not handle: measuring
-(that is tuning, which replaces the ranking and not the candidates).
+(that is the context's tuner, which is given the ranking and chooses).
 
 A mapping may be edited in a dump: what is compiled is what the attribute says.
 """
@@ -41,17 +41,33 @@ def choose_mappings(module: ir.Module, ctx: PassContext) -> None:
                     "bytes": {name: int(moved) for name, moved in work.bytes.items()},
                     "operations": {name: int(count) for name, count in work.operations.items()},
                     "barriers": work.barriers,
+                    **_classed(work),
                 }
             )
 
 
+def _classed(work: Work) -> dict[str, object]:
+    """The class of the cost model that a kernel belongs to, and its sizes; nothing without one."""
+    if not work.kernel:
+        return {}
+    return {"class": work.kernel, "sizes": {name: round(s) for name, s in work.sizes.items()}}
+
+
 def best_mapping(summary: KernelSummary, ctx: PassContext) -> tuple[KernelMapping, Work]:
-    """The candidate with the least expected time; the backend's order breaks ties."""
+    """The candidate with the least expected time; the backend's order breaks ties.
+
+    Where there is a tuner it is asked which one of them it is to be.
+    """
     choices = [
         (mapping, ctx.backend.work(summary, mapping, ctx.target))
         for mapping in ctx.backend.candidates(summary, ctx.target)
     ]
-    return min(choices, key=lambda choice: estimate_work(choice[1], ctx.target).mid)
+    estimates = [estimate_work(work, ctx.target) for _, work in choices]
+    order = sorted(range(len(choices)), key=lambda number: estimates[number].mid)
+    if ctx.tuner is None:
+        return choices[order[0]]
+    ranked = [(choices[number][0], estimates[number]) for number in order]
+    return choices[order[ctx.tuner.choose(summary, ranked)]]
 
 
 CHOOSE_MAPPINGS = FunctionPass("choose-mappings", Level.SCHEDULE, choose_mappings)

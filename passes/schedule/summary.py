@@ -79,6 +79,7 @@ class _Summary:
             kv_dtype=self.kv_dtype,
             gate=self.gate,
             out=self.out,
+            split=_reads_split(self.kernel),
         )
 
     def note_form(self, op: ir.OpView) -> None:
@@ -144,3 +145,15 @@ class _Summary:
             "capacity": cache.capacity,
             "context": seen,
         }
+
+
+def _reads_split(kernel: ir.OpView) -> bool:
+    """Whether a call of the kernel is given a weight in two planes."""
+    name = get(kernel, "sym_name")
+    for op in kernel.operation.block:
+        for call in body(op) if op.operation.name == "func.func" else ():
+            if call.operation.name == "func.call" and get(call, "callee") == name:
+                owners = [operand.owner for operand in call.operation.operands]
+                if any(not isinstance(o, ir.Block) and get(o, "split", False) for o in owners):
+                    return True
+    return False

@@ -214,6 +214,7 @@ def test_compile_prints_where_and_what(invoke: Invoke, driver: FakeDriver) -> No
         "resume_from": None,
         "progress": None,
         "remarks": REMARKS,
+        "tuning": None,
     }
     assert result.stderr == ""
 
@@ -228,6 +229,7 @@ def test_compile_json(invoke: Invoke) -> None:
         "targets": {"prefill": "toy:a", "decode": "toy:a"},
         "digest": "c0ffee",
         "quantization": None,
+        "tuning": None,
         "assumptions": [],
     }
 

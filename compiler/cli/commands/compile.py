@@ -13,6 +13,7 @@ from infc.cli.paths import NamedPath
 from infc.cli.progress import progress_bar
 from infc.cli.quantization import quantization_object, quantization_text
 from infc.cli.remarks import check_pass_name, print_remarks, remarks_option
+from infc.cli.tuning import print_notes, tuning_object, tuning_text
 from infc.cli.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ Examples:
   infc compile model.gguf --target cpu:x86-64-v3 --max-context 8192 -o model.infc
   infc compile model.gguf -o model.infc --resume-from out/edited.mlir
   infc compile model.gguf -o model.infc --json | jq -r .digest
+  infc compile model.gguf -o model.infc --tune 8
 
-The same model, options and version of infc give the same bytes.
+The same model, options and version of infc give the same bytes, with --tune from the same database
+of measurements ($XDG_CACHE_HOME/infc/tuning.sqlite, or ~/.cache/infc/tuning.sqlite).
 """
 
 
@@ -107,6 +110,12 @@ The same model, options and version of infc give the same bytes.
     help="The KV cache: f32, f16, bf16 or int8; auto is f16, or f32 where all weights are.",
 )
 @click.option(
+    "--tune",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Measure the N best mappings of each kernel on this machine; they are kept and reused.",
+)
+@click.option(
     "--dump",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -139,6 +148,7 @@ def compile_command(
     batch: int,
     quantize: str,
     kv_dtype: str,
+    tune: int | None,
     dump: Path | None,
     verify: bool,
     resume_from: Path | None,
@@ -152,6 +162,7 @@ def compile_command(
     check_pass_name(remarks_of)
     remarks: list[Remark] = []
     path = output if output is not None else Path(model.resolve().with_suffix(".infc").name)
+    tuning = None if tune is None else driver.Tuning(tune)
     start = time.perf_counter()
     with progress_bar() as progress:
         artifact = driver.compile(
@@ -173,6 +184,7 @@ def compile_command(
             resume_from=resume_from,
             progress=progress,
             remarks=remarks,
+            tuning=tuning,
         )
     seconds = time.perf_counter() - start
     change: PredictionChange | str | None = None
@@ -182,6 +194,8 @@ def compile_command(
                 model, artifact, target=prefill_target or target, progress=progress
             )
     print_remarks(remarks, remarks_of)
+    if tuning is not None:
+        print_notes(tuning.notes)
     peak_bytes = peak_memory_bytes()
     targets = {phase: facts["name"] for phase, facts in artifact.manifest.targets.items()}
     if as_json:
@@ -193,6 +207,7 @@ def compile_command(
                 "targets": targets,
                 "digest": artifact.manifest.digest,
                 "quantization": quantization_object(artifact.manifest.quantization, change),
+                "tuning": None if tuning is None else tuning_object(tuning),
                 "assumptions": _assumptions(peak_bytes, change),
             }
         )
@@ -200,6 +215,8 @@ def compile_command(
     names = ", ".join(sorted(set(map(str, targets.values()))))
     memory = "" if peak_bytes is None else f", peak memory {human_bytes(peak_bytes)}"
     write_text(f"{path}: compiled for {names} in {human_seconds(seconds)}{memory}\n")
+    if tuning is not None:
+        write_text(tuning_text(tuning))
     if artifact.manifest.options["quantize"] != "keep":
         write_text(quantization_text(artifact.manifest.quantization, change))
 
