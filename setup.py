@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 PYPROJECT = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))
 ROOTS: dict[str, str] = PYPROJECT["tool"]["setuptools"]["package-dir"]
+COMPILED = ("pyc", "nbi", "nbc")
 
 setup(
     packages=[
@@ -16,5 +17,6 @@ setup(
     ],
     # Every file that lies in a package is part of it: target files, headers, dialects, templates.
     package_data={"": ["*", "**/*"]},
-    exclude_package_data={"": ["*.pyc", "**/*.pyc"]},
+    # What Python and numba compiled on this machine is not.
+    exclude_package_data={"": [f"{at}*.{kind}" for at in ("", "**/") for kind in COMPILED]},
 )
