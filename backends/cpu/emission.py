@@ -6,8 +6,9 @@ from functools import partial
 from importlib.resources import files
 
 from infc.backends.cpu.codegen.linking import link_shared
-from infc.backends.cpu.codegen.toolchain import emit_object
+from infc.backends.cpu.codegen.toolchain import code_only, emit_object
 from infc.backends.cpu.packing import write_weights
+from infc.backends.cpu.provided import provided_objects
 from infc.backends.cpu.target import isa_of
 from infc.ir.attributes import from_attribute
 from infc.ir.mlir import ir
@@ -20,7 +21,8 @@ def emit_programs(module: ir.Module, target: Target, weights: WeightData) -> Pro
     attributes = module.operation.attributes
     info = from_attribute(attributes["infc.info"])
     signature = from_attribute(attributes["infc.signature"])
-    shared = link_shared(emit_object(_code_only(module), isa_of(target)))
+    own = emit_object(code_only(module), isa_of(target))
+    shared = link_shared(own, *provided_objects(module, target))
     header = files("infc.backends.cpu").joinpath("infc.h").read_bytes()
     return Programs(
         members={"model.so": shared, "infc.h": header},
@@ -28,16 +30,3 @@ def emit_programs(module: ir.Module, target: Target, weights: WeightData) -> Pro
         weight_bytes=info["weight_bytes"],
         signature={**signature, "info": info},
     )
-
-
-def _code_only(module: ir.Module) -> ir.Operation:
-    """A copy without what LLVM has no words for: declarations and attributes of infc."""
-    copy = module.operation.clone(ip=False)
-    for op in list(copy.regions[0].blocks[0].operations):
-        if op.operation.name.startswith("infc."):
-            op.operation.erase()
-    attributes = copy.attributes
-    for name in list(attributes):
-        if name.startswith("infc."):
-            del attributes[name]
-    return copy

@@ -40,7 +40,7 @@ from infc.backends.cpu.measured import (
     kernel_operands,
     laid_out,
 )
-from infc.backends.cpu.target import HOST, isa_of
+from infc.backends.cpu.target import HOST
 from infc.backends.cpu.team import Team
 from infc.diagnostics import Code, UserError
 from infc.target.backend import KernelMapping, KernelSummary
@@ -117,7 +117,7 @@ class KernelBench:
                 hint=f"tune with --target {HOST} on the machine that will run the model",
             )
         self.kernel, self.threads = kernel, threads
-        self._isa = isa_of(target)
+        self._target = target
         self._cycle_bytes = 0
         if cold:
             largest = max(memory.size_bytes for memory in target.memories[1:])
@@ -148,7 +148,7 @@ class KernelBench:
         """Generate the code of the mappings that were added since."""
         waiting = iter(self._waiting)
         while part := list(islice(waiting, _LIBRARY_MAPPINGS)):
-            library = load_shared(kernel_library(self.kernel, part, self._isa))
+            library = load_shared(kernel_library(self.kernel, part, self._target))
             team = Team(library, self.threads)
             self._teams.append(team)
             for number, mapping in enumerate(part):

@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.backends.cpu.codegen.builder import Builder, Value
-from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.codegen.linking import link_shared
-from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
+from infc.backends.cpu.codegen.toolchain import code_only, emit_object, lower_to_llvm
 from infc.backends.cpu.kernels.attention import (
     AttentionMapping,
     attention_scratch_bytes,
@@ -35,6 +34,8 @@ from infc.backends.cpu.kernels.sync import BARRIER_NAME, emit_barrier
 from infc.backends.cpu.lowering.forms import matmul_mapping_of
 from infc.backends.cpu.lowering.team import emit_team
 from infc.backends.cpu.mappings import attention_of, matmul_spec
+from infc.backends.cpu.provided import provided_objects, sums_provider
+from infc.backends.cpu.target import isa_of
 from infc.diagnostics import InternalError
 from infc.ir.context import context
 from infc.ir.mlir import ir
@@ -43,6 +44,7 @@ from infc.ir.types import storage_bytes
 from infc.reference.a8 import quantize_a8
 from infc.reference.abf16 import to_abf16
 from infc.target.backend import KernelMapping, KernelSummary
+from infc.target.schema import Target
 
 MEASURED = frozenset({"matmul", "attention"})
 """Kinds of kernels that have more than one mapping to choose from."""
@@ -74,14 +76,17 @@ class Operands:
     scratch_bytes: int = 0
 
 
-def kernel_library(kernel: KernelSummary, mappings: Sequence[KernelMapping], isa: Isa) -> bytes:
+def kernel_library(
+    kernel: KernelSummary, mappings: Sequence[KernelMapping], target: Target
+) -> bytes:
     """A shared object with the kernel under each mapping.
 
     Raises:
-        UserError: there is no linker (INF3005).
+        UserError: there is no linker (INF3005), or a provider of functions fails (INF3007).
     """
     with context():
         module = ir.Module.create()
+        isa = isa_of(target)
         b = Builder(module, isa)
         emit_barrier(b)
         names = []
@@ -93,14 +98,15 @@ def kernel_library(kernel: KernelSummary, mappings: Sequence[KernelMapping], isa
         with b.function("infc_ticks", [], [b.i64], private=False):
             b.ret(_ticks(b))
         lower_to_llvm(module)
-        return link_shared(emit_object(module, isa))
+        objects = provided_objects(module, target)
+        return link_shared(emit_object(code_only(module), isa), *objects)
 
 
 def _emit_kernel(b: Builder, name: str, kernel: KernelSummary, mapping: KernelMapping) -> str:
     """Define the kernel; the order of its arguments."""
     if kernel.kind == "matmul":
         product = matmul_spec(kernel)
-        emit_matmul(b, name, product, matmul_mapping_of(mapping))
+        emit_matmul(b, name, product, matmul_mapping_of(mapping), sums_provider(mapping))
         return _matmul_order(product)
     spec, chosen = attention_of(kernel, mapping)
     emit_attention(b, name, spec, chosen)

@@ -12,7 +12,7 @@ Where a target has the constants of a kernel's class, measured on itself, these 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from infc.cost.calibrated import calibrated_estimate
 from infc.cost.estimate import Estimate, binding_resource
@@ -32,6 +32,7 @@ class Work:
         barriers: of all compute units.
         kernel: the class that it is one call of; empty where it is none, or several.
         sizes: that the class asks for.
+        speed: how many times as fast as usual it is said to be, by whoever made the kernel.
     """
 
     bytes: Mapping[str, float] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Work:
     barriers: int = 0
     kernel: str = ""
     sizes: Mapping[str, float] = field(default_factory=dict)
+    speed: float = 1.0
 
 
 def estimate_work(work: Work, target: Target, threads: int | None = None) -> Estimate:
@@ -57,6 +59,9 @@ def estimate_work(work: Work, target: Target, threads: int | None = None) -> Est
     """
     if threads is not None and threads < 1:
         raise UserError(Code.OPTION, f"threads must be at least 1, got {threads}")
+    if work.speed != 1.0:
+        usual = estimate_work(replace(work, speed=1.0), target, threads)
+        return usual.scale(1.0 / work.speed)
     if work.kernel in target.kernels:
         return calibrated_estimate(work, target, threads)
     peaks: dict[str, tuple[float, Memory | ComputeUnit]] = {}

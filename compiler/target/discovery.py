@@ -2,7 +2,8 @@
 
 Backends, those of this distribution too, are found by the entry-point group `infc.backends`. One is
 imported only when it is named (or when all targets are listed), and one that fails breaks nothing
-else.
+else. Providers of kernels for another backend's programs have the group `infc.kernels`; one that is
+broken or lacks something is set aside.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from infc.diagnostics import Code, InfcError, UserError
 from infc.target.backend import API_VERSION, Backend
 from infc.target.links import LinkOption, load_link
 from infc.target.loader import load_target
+from infc.target.provider import PROVIDER_API_VERSION, KernelProvider, ProviderStatus
 from infc.target.schema import Target, TargetStatus
 
 GROUP = "infc.backends"
+PROVIDERS = "infc.kernels"
 
 
 def backend_names() -> list[str]:
@@ -35,21 +38,13 @@ def load_backend(name: str) -> Backend:
         UserError: no distribution provides it (INF3001); two do, or it cannot be imported
             (INF3003).
     """
-    entries = list(entry_points(group=GROUP, name=name))
-    if not entries:
+    if name not in backend_names():
         raise UserError(
             Code.TARGET_UNKNOWN,
             f"no backend is named {name!r}",
             hint=nearest(name, backend_names()),
         )
-    if len(entries) > 1:
-        owners = " and ".join(sorted(_distribution(entry) for entry in entries))
-        raise UserError(
-            Code.BACKEND_BROKEN,
-            f"backend {name!r} is provided by {owners}",
-            hint="uninstall all but one of them",
-        )
-    return _import(entries[0])
+    return cast(Backend, _load(GROUP, name, "backend", API_VERSION))
 
 
 def list_targets() -> list[TargetStatus]:
@@ -146,24 +141,63 @@ def offering(method: str) -> Iterator[Any]:
             yield backend
 
 
-def _import(entry: EntryPoint) -> Backend:
+def list_providers() -> list[ProviderStatus]:
+    """Every provider of kernels, by name; one that is broken says so."""
+    names = sorted({entry.name for entry in entry_points(group=PROVIDERS)})
+    return [_provider(name)[1] for name in names]
+
+
+def kernel_providers(backend: str) -> list[KernelProvider]:
+    """The providers that can make functions for a backend's kernels here, by name."""
+    names = sorted({entry.name for entry in entry_points(group=PROVIDERS)})
+    found = [_provider(name) for name in names]
+    return [
+        provider
+        for provider, status in found
+        if provider is not None and status.available and status.backend == backend
+    ]
+
+
+def _provider(name: str) -> tuple[KernelProvider | None, ProviderStatus]:
+    """A provider, unless it cannot be loaded, and its line."""
     try:
-        backend: Backend = entry.load()
-        version = backend.api_version
+        provider: KernelProvider = _load(PROVIDERS, name, "kernel provider", PROVIDER_API_VERSION)
+        return provider, provider.status()
+    except UserError as error:
+        return None, ProviderStatus(name, "unknown", False, error.diagnostic.message)
+    except Exception as error:
+        reason = f"kernel provider {name!r} fails to say whether it can be used: {_cause(error)}"
+        return None, ProviderStatus(name, "unknown", False, reason)
+
+
+def _load(group: str, name: str, what: str, api_version: int) -> Any:
+    """What the one entry point of a name stands for; errors say `what` that is."""
+    entries = list(entry_points(group=group, name=name))
+    if len(entries) > 1:
+        owners = " and ".join(sorted(_distribution(entry) for entry in entries))
+        raise UserError(
+            Code.BACKEND_BROKEN,
+            f"{what} {name!r} is provided by {owners}",
+            hint="uninstall all but one of them",
+        )
+    (entry,) = entries
+    subject = f"{what} {name!r} of {_distribution(entry)}"
+    try:
+        found = entry.load()
+        version = found.api_version
     except Exception as error:
         raise UserError(
             Code.BACKEND_BROKEN,
-            f"backend {entry.name!r} of {_distribution(entry)} cannot be imported: {_cause(error)}",
+            f"{subject} cannot be imported: {_cause(error)}",
             location=entry.value,
         ) from error
-    if version != API_VERSION:
+    if version != api_version:
         raise UserError(
             Code.BACKEND_BROKEN,
-            f"backend {entry.name!r} of {_distribution(entry)} must have API version "
-            f"{API_VERSION}, got {version}",
+            f"{subject} must have API version {api_version}, got {version}",
             location=entry.value,
         )
-    return backend
+    return found
 
 
 def _distribution(entry: EntryPoint) -> str:

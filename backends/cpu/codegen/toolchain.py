@@ -30,6 +30,19 @@ def lower_to_llvm(module: ir.Module) -> None:
     PassManager.parse(LOWER_TO_LLVM).run(module.operation)
 
 
+def code_only(module: ir.Module) -> ir.Operation:
+    """A copy without what LLVM has no words for: declarations and attributes of infc."""
+    copy = module.operation.clone(ip=False)
+    for op in list(copy.regions[0].blocks[0].operations):
+        if op.operation.name.startswith("infc."):
+            op.operation.erase()
+    attributes = copy.attributes
+    for name in list(attributes):
+        if name.startswith("infc."):
+            del attributes[name]
+    return copy
+
+
 def emit_object(module: ir.Module | ir.Operation, isa: Isa) -> bytes:
     """Object code of a module that is in the llvm dialect; the same input gives the same bytes."""
     _initialise()

@@ -122,6 +122,11 @@ class MatmulSpec:
         return (self.segments[0].n,) if self.combine else tuple(s.n for s in self.segments)
 
 
+SumsProvider = Callable[[Builder, PackedLayout, int, int], str]
+"""Declares the function that makes the sums of a panel of a layout, `[k][16]`, for so many rows;
+returns its name."""
+
+
 @dataclass(frozen=True)
 class MatmulMapping:
     """How a kernel runs.
@@ -220,7 +225,13 @@ def matmul_argument_count(spec: MatmulSpec) -> int:
     )
 
 
-def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping) -> None:
+def emit_matmul(
+    b: Builder,
+    name: str,
+    spec: MatmulSpec,
+    mapping: MatmulMapping,
+    provider: SumsProvider | None = None,
+) -> None:
     """Define the kernel as a private function:
 
         @name(x: ptr, m: i64, thread: i64, threads: i64, deal: ptr,
@@ -229,6 +240,8 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
     x is m rows in the form `spec.activation` says, 64-byte aligned; each weights is a packed matrix
     with its header; there is a bias for each segment that has one; each out is f32 [m, n]. Every
     output has the same bits whatever m, the threads and the mapping are.
+
+    A `provider` makes the sums of float panels where there are `mapping.row_tile` rows or more.
 
     The panels of all segments, in order, are dealt to the threads by their bytes (`dealing`). With
     few rows most of them are split evenly, and a thread does all gates of a part before it combines
@@ -242,7 +255,7 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
     while mapping.col_tile == 0 and streamed[-1] < mapping.row_tile:
         streamed.append(2 * streamed[-1])
     regimes = [
-        (rows, _streams(b, spec, mapping, rows))
+        (rows, _streams(b, spec, mapping, rows, provider if rows == mapping.row_tile else None))
         for rows in streamed
         if rows == 1 or rows <= min(spec.max_rows, most)
     ]
@@ -250,7 +263,7 @@ def emit_matmul(b: Builder, name: str, spec: MatmulSpec, mapping: MatmulMapping)
         if spec.activation == "a8":
             many = _tiles(b, spec, mapping)
         else:
-            many = _streams(b, spec, mapping, mapping.row_tile)
+            many = _streams(b, spec, mapping, mapping.row_tile, provider)
         regimes.append((mapping.row_tile, many))
     with b.function(name, _argument_types(b, spec), inline=False) as arguments:
         operands, deal = _Operands.of(spec, arguments), _Deal.of(b, spec, arguments)
@@ -348,7 +361,13 @@ def _epilogue(spec: MatmulSpec, index: int) -> Epilogue:
     )
 
 
-def _streams(b: Builder, spec: MatmulSpec, mapping: MatmulMapping, rows: int) -> list[str]:
+def _streams(
+    b: Builder,
+    spec: MatmulSpec,
+    mapping: MatmulMapping,
+    rows: int,
+    provider: SumsProvider | None = None,
+) -> list[str]:
     """A streaming panel function for each segment."""
     return [
         emit_stream(
@@ -360,6 +379,7 @@ def _streams(b: Builder, spec: MatmulSpec, mapping: MatmulMapping, rows: int) ->
                 _epilogue(spec, index),
                 mapping.unroll,
                 mapping.prefetch_bytes,
+                provider(b, segment.layout, spec.k, rows) if provider else "",
             ),
         )
         for index, segment in enumerate(spec.segments)

@@ -59,6 +59,8 @@ class StreamKernel:
         epilogue: what is done to the sums.
         unroll: steps of 32 (quantised) or 4 (float) along k in one turn of the loop.
         prefetch_bytes: how far ahead to prefetch, into the second cache; 0 for not at all.
+        provided: the function that makes the sums of a panel (`provided_sums`); else they are made
+            here.
     """
 
     layout: PackedLayout
@@ -67,12 +69,14 @@ class StreamKernel:
     epilogue: Epilogue
     unroll: int
     prefetch_bytes: int
+    provided: str = ""
 
     @property
     def name(self) -> str:
         """The function's name."""
         tuning = f"r{self.rows}u{self.unroll}p{self.prefetch_bytes}"
-        return f"stream_{self.layout.name}_k{self.k}_{tuning}_{self.epilogue.name}"
+        name = f"stream_{self.layout.name}_k{self.k}_{tuning}_{self.epilogue.name}"
+        return f"{name}_{self.provided}" if self.provided else name
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,10 @@ def emit_stream(b: Builder, kernel: StreamKernel) -> str:
             source = b.at(weights, start)
 
             def tile(rows: RowTile) -> None:
-                sums = sums_of(b, kernel, x, rows.first, source, ahead.at(start))
+                if kernel.provided:
+                    sums = emit_provided_sums(b, kernel, x, rows.first, source, room)
+                else:
+                    sums = sums_of(b, kernel, x, rows.first, source, ahead.at(start))
                 emit_epilogue(b, kernel.epilogue, target, rows, sums, room)
 
             emit_row_tiles(b, m, kernel.rows, tile)
@@ -311,6 +318,19 @@ def emit_float_sums(
     return [
         b.fadd(b.fadd(parts[i], parts[i + 1]), b.fadd(parts[i + 2], parts[i + 3]))
         for i in range(0, len(parts), FLOAT_ACCUMULATORS)
+    ]
+
+
+def emit_provided_sums(
+    b: Builder, kernel: StreamKernel, x: Value, first_row: Value, panel: Value, room: Value
+) -> list[Value]:
+    """The sums of 16 outputs of `kernel.rows` rows, by a function of another object file."""
+    start = b.at(x, b.mul(first_row, 4 * kernel.k))
+    b.call_declared(kernel.provided, [start, panel, room])
+    floats = b.vec(LANES, b.f32)
+    return [
+        b.load(b.at(room, ROOM_BYTES_PER_ROW * row), floats, ROOM_BYTES_PER_ROW)
+        for row in range(kernel.rows)
     ]
 
 

@@ -23,6 +23,7 @@ from infc.backends.cpu.kernels.layouts import layout_named
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec, Segment, emit_matmul
 from infc.backends.cpu.kernels.rotary import RotarySpec, emit_rotary_append
 from infc.backends.cpu.kernels.sync import BARRIER_BYTES
+from infc.backends.cpu.provided import sums_provider
 from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
@@ -171,7 +172,7 @@ def matmul_form(b: Builder, name: str, body: KernelBody, rows: int) -> Form:
         max_rows=rows,
         out=ABF16 if rounded else "f32",
     )
-    emit_matmul(b, name, spec, matmul_mapping(body))
+    emit_matmul(b, name, spec, matmul_mapping(body), sums_provider(body.mapping))
     made = [*(op.operation.results[0] for op in [*products, *body.named("mul"), *caps, *rounded])]
     outputs = [body.target[value] for value in made if value in body.target]
     pointers = (body.source[x], *weights, *biases, *outputs)

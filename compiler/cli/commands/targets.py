@@ -19,12 +19,20 @@ Examples:
 @click.command("targets", epilog=EPILOG, short_help="List what can be compiled for.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def targets_command(as_json: bool) -> None:
-    """List every target, the backend it comes from, and what is broken and why."""
-    from infc.target.discovery import list_targets
+    """List every target, the backend it comes from, and what is broken and why.
 
-    statuses = list_targets()
+    Providers of kernels for the programs of a backend are listed behind the targets.
+    """
+    from infc.target.discovery import list_providers, list_targets
+
+    statuses, providers = list_targets(), list_providers()
     if as_json:
-        print_json({"targets": [asdict(status) for status in statuses]})
+        print_json(
+            {
+                "targets": [asdict(status) for status in statuses],
+                "providers": [asdict(status) for status in providers],
+            }
+        )
         return
     print_table(
         ["target", "backend", "kind", "available", "reason"],
@@ -33,3 +41,8 @@ def targets_command(as_json: bool) -> None:
             for s in statuses
         ],
     )
+    if providers:
+        print_table(
+            ["kernels from", "for", "available", "reason"],
+            [[p.name, p.backend, "yes" if p.available else "no", p.reason] for p in providers],
+        )
