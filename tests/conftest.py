@@ -1,9 +1,18 @@
 """Fixtures that several folders of tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from small_models import SmallModels
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uncalibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was measured on the machine that runs the tests is none of their business."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ runs it waits for neither MLIR nor LLVM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infc.backends.cpu.runnable import CpuRunnable
@@ -22,6 +23,7 @@ from infc.target.backend import (
 from infc.target.schema import Target, TargetStatus
 
 if TYPE_CHECKING:
+    from infc.cost.machine_profile import MachineProfile
     from infc.cost.roofline import Work
     from infc.ir.mlir import ir
     from infc.ir.types import TensorType
@@ -109,6 +111,30 @@ class CpuBackend:
         from infc.backends.cpu.measure import measure_kernels
 
         return measure_kernels(kernel, mappings, target, threads=threads, repetitions=repetitions)
+
+    def machine(self) -> Target:
+        """This host without what was measured on it."""
+        from infc.backends.cpu.probe import probe_host
+        from infc.backends.cpu.target import host_target
+
+        return host_target(probe_host())
+
+    def speed_passes(
+        self, target: Target, threads: Sequence[int], passes: int
+    ) -> tuple[Mapping[int, Sequence[float]], Sequence[float]]:
+        """Reads of more than the caches hold, and vector products, in turns."""
+        from infc.backends.cpu.speeds import measure_speeds
+
+        return measure_speeds(target, threads, passes)
+
+    def keep_profile(self, profile: MachineProfile) -> Path:
+        """In the user's data folder."""
+        from infc.backends.cpu.calibration import profile_path, write_profile
+        from infc.backends.cpu.probe import probe_host
+
+        path = profile_path(probe_host())
+        write_profile(path, profile)
+        return path
 
     def pipeline(self, shared: Pipeline) -> Pipeline:
         """The shared pipeline, then machine code."""

@@ -1,7 +1,7 @@
 """The targets of the CPU backend: classes of x86-64 and AArch64 processors, and this host.
 
 Target files are in `targets/`. `cpu` is the file of the host's class with what was probed put in:
-instruction sets, cores, sizes of caches and memory.
+instruction sets, cores, sizes of caches and memory; and what `infc calibrate` measured on it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib.resources import files
 
+from infc.backends.cpu.calibration import with_calibration
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.codegen.linking import linker_problem
 from infc.backends.cpu.probe import Host, probe_host
@@ -57,14 +58,15 @@ def _class_status(name: str, machine: str, host: Host) -> TargetStatus:
 
 
 def resolve_cpu(spec: str) -> Target:
-    """The target of that name: `cpu` (probes this host), `cpu:x86-64-v3`, `cpu:aarch64`, ...
+    """The target of that name: `cpu` (this host, as calibrated), `cpu:x86-64-v3`, ...
 
     Raises:
         UserError: no CPU target has that name (INF3001), or it is this host and cannot be compiled
-            for (INF3004).
+            for (INF3004), or its profile is wrong (INF3006).
     """
     if spec == HOST:
-        return host_target(probe_host())
+        host = probe_host()
+        return with_calibration(host_target(host), host)
     classes = [name for names in _CLASSES.values() for name in names]
     for name in classes:
         if spec == f"cpu:{name}":

@@ -10,6 +10,7 @@ import click
 
 import infc
 from infc.cli.commands.bench import bench_command
+from infc.cli.commands.calibrate import calibrate_command
 from infc.cli.commands.compile import compile_command
 from infc.cli.commands.estimate import estimate_command
 from infc.cli.commands.explain import explain_command
@@ -71,6 +72,7 @@ main = InfcGroup(
         compile_command,
         bench_command,
         explain_command,
+        calibrate_command,
         estimate_command,
         plan_memory_command,
         targets_command,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from infc.driver.calibration import Calibration, calibrate
     from infc.driver.compilation import cached_compile, compile, run_opt
     from infc.driver.explanation import BufferRow, Explanation, KernelRow, explain
     from infc.driver.loading import load
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BufferRow",
+    "Calibration",
     "Explanation",
     "KernelRow",
     "PhasePrediction",
@@ -25,6 +27,7 @@ __all__ = [
     "TunedKernel",
     "Tuning",
     "cached_compile",
+    "calibrate",
     "compile",
     "explain",
     "load",
@@ -35,6 +38,7 @@ __all__ = [
 
 _HOMES = {
     "BufferRow": "explanation",
+    "Calibration": "calibration",
     "Explanation": "explanation",
     "KernelRow": "explanation",
     "PhasePrediction": "prediction",
@@ -42,6 +46,7 @@ _HOMES = {
     "TunedKernel": "tuning",
     "Tuning": "tuning",
     "cached_compile": "compilation",
+    "calibrate": "calibration",
     "compile": "compilation",
     "explain": "explanation",
     "load": "loading",

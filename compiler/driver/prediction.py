@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from infc.artifact import Artifact
 from infc.cost.estimate import Estimate, total
 from infc.cost.roofline import Work, estimate_work
 from infc.target.schema import Target
+
+_DECODE_SAMPLES = 8
+"""Contexts at which decoding is estimated: time grows with the context, and bends at windows."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,21 @@ class PhasePrediction:
     bound: str
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Calls of a phase that are alike.
+
+    Attributes:
+        calls: how many.
+        tokens: of each one.
+        context: positions behind each one.
+    """
+
+    calls: float
+    tokens: int
+    context: int
+
+
 def predict(
     artifact: Artifact, *, prompt_tokens: int, new_tokens: int, threads: int
 ) -> dict[str, PhasePrediction | None]:
@@ -39,24 +57,43 @@ def predict(
     estimate."""
     limits = artifact.manifest.programs["prefill"]
     chunk = int(limits["max_tokens"][0])
-    calls = {"prefill": -(-prompt_tokens // chunk), "decode": new_tokens}
-    tokens = {"prefill": prompt_tokens, "decode": new_tokens}
-    return {
-        phase: _predict_phase(artifact, phase, calls[phase], tokens[phase], threads)
-        for phase in calls
+    turns = {
+        "prefill": prefill_turns(prompt_tokens, chunk),
+        "decode": decode_turns(prompt_tokens, new_tokens),
     }
+    return {phase: _predict_phase(artifact, phase, each, threads) for phase, each in turns.items()}
+
+
+def prefill_turns(prompt: int, chunk: int) -> list[Turns]:
+    """A prompt in pieces of a call's size."""
+    return [
+        Turns(1, min(chunk, prompt - start), min(prompt, start + chunk))
+        for start in range(0, prompt, chunk)
+    ]
+
+
+def decode_turns(prompt: int, new_tokens: int) -> list[Turns]:
+    """Tokens one after the other, at a few contexts that stand for all."""
+    samples = min(new_tokens, _DECODE_SAMPLES)
+    step = new_tokens / samples
+    return [Turns(step, 1, prompt + round((i + 0.5) * step + 0.5)) for i in range(samples)]
 
 
 def _predict_phase(
-    artifact: Artifact, phase: str, calls: int, tokens: int, threads: int
+    artifact: Artifact, phase: str, turns: Sequence[Turns], threads: int
 ) -> PhasePrediction | None:
     kernels = greedy_kernels(artifact, phase)
     if not kernels:
         return None
     target = Target.from_json(json.dumps(artifact.manifest.targets[phase]))
+    calls = round(sum(turn.calls for turn in turns))
+    tokens = round(sum(turn.calls * turn.tokens for turn in turns))
     works = [(scaled_work(k, phase, calls, tokens), k["launches"]) for k in kernels]
-    estimates = [estimate_work(work, target, threads).scale(count) for work, count in works]
     program = estimate_work(Work(launches=calls), target, threads)
+    estimates = [
+        kernel_seconds(kernel, phase, turns, target, threads).scale(kernel["launches"])
+        for kernel in kernels
+    ]
     whole: Estimate = total([program, *estimates])
     return PhasePrediction(
         seconds=whole.mid,
@@ -72,6 +109,36 @@ def greedy_kernels(artifact: Artifact, phase: str) -> list[Mapping[str, Any]]:
     """The kernels that run where a call asks for the best token."""
     kernels: list[Mapping[str, Any]] = artifact.manifest.cost_estimate.get(phase, [])
     return [kernel for kernel in kernels if "argmax" in kernel["outputs"]]
+
+
+def kernel_seconds(
+    kernel: Mapping[str, Any],
+    phase: str,
+    turns: Sequence[Turns],
+    target: Target,
+    threads: int | None,
+) -> Estimate:
+    """One launch of a kernel in each call: by its class where the target was measured, else by the
+    roofline of all calls together."""
+    if kernel.get("class", "") in target.kernels:
+        return total(
+            estimate_work(sized_work(kernel, phase, turn), target, threads).scale(turn.calls)
+            for turn in turns
+        )
+    calls = round(sum(turn.calls for turn in turns))
+    tokens = round(sum(turn.calls * turn.tokens for turn in turns))
+    return estimate_work(scaled_work(kernel, phase, calls, tokens), target, threads)
+
+
+def sized_work(kernel: Mapping[str, Any], phase: str, turn: Turns) -> Work:
+    """A kernel's work in one call, with the sizes that the call has."""
+    work = scaled_work(kernel, phase, 1, turn.tokens)
+    sizes = dict(kernel["sizes"])
+    if phase == "decode" or int(kernel["rows"]) > 1:
+        sizes["rows"] = turn.tokens
+    if "context" in sizes:
+        sizes["context"] = turn.context
+    return Work(work.bytes, work.operations, 0, work.barriers, kernel["class"], sizes)
 
 
 def scaled_work(kernel: Mapping[str, Any], phase: str, calls: int, tokens: int) -> Work:

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.resources.abc import Traversable
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,6 +23,7 @@ from infc.cost.kernels.registry import EVERY_CLASS
 from infc.diagnostics import Code, Problem, UserError
 from infc.target.schema import Facts, Target
 
+F = TypeVar("F", bound=Facts)
 INTERVAL: Final = 0.8
 """Share of measurements that should lie between `low` and `high` of an estimate."""
 
@@ -157,14 +158,22 @@ def load_profile(file: Traversable) -> Profile:
 
 def parse_profile(text: str, *, location: str) -> Profile:
     """Read the text of a profile; errors (INF3006) name `location`."""
+    return parse_toml(text, Profile, location=location)
+
+
+def parse_toml(text: str, schema: type[F], *, location: str, hint: str | None = None) -> F:
+    """Read a profile of any sort; errors (INF3006, all findings) name `location` and `hint`."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(
-            Code.PROFILE_FORMAT, f"the profile is no valid TOML: {error}", location=location
+            Code.PROFILE_FORMAT,
+            f"the profile is no valid TOML: {error}",
+            location=location,
+            hint=hint,
         ) from error
     try:
-        return Profile.model_validate(document)
+        return schema.model_validate(document)
     except ValidationError as error:
         problems = [
             Problem(line, ".".join(str(step) for step in item["loc"]) or None)
@@ -173,7 +182,11 @@ def parse_profile(text: str, *, location: str) -> Profile:
         ]
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     raise UserError(
-        Code.PROFILE_FORMAT, f"the profile has {count}", location=location, problems=problems
+        Code.PROFILE_FORMAT,
+        f"the profile has {count}",
+        location=location,
+        problems=problems,
+        hint=hint,
     )
 
 

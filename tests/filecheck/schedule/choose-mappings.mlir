@@ -42,7 +42,7 @@ module attributes {infc.level = "schedule", infc.options = {}} {
 // CHECK-LABEL: func.func private @k0_rows(
 // CHECK-SAME: infc.mapping = {partition = "rows"}
 // CHECK-SAME: infc.work = {barriers = 1 : i64
-// CHECK-SAME: operations = {f32 = 1536 : i64}, rows = 6 : i64}
+// CHECK-SAME: operations = {f32 = 1536 : i64}, rows = 6 : i64, sizes = {
 // CHECK-LABEL: func.func @main(
 // CHECK-NOT: infc.mapping
 !x = tensor<?x64xf32, ["t", 64]>
