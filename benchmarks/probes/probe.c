@@ -8,12 +8,14 @@
  *   amx_int8_operations_per_s  tdpbssd on full tiles
  *   amx_bf16_operations_per_s  tdpbf16ps on full tiles
  */
+#define _DEFAULT_SOURCE
 #include <immintrin.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -220,6 +222,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "out of memory\n");
     return 1;
   }
+  madvise(buffer, threads * bytes_per_thread, MADV_HUGEPAGE);
   ask_for_tiles();
   pthread_t others[MAX_THREADS];
   for (size_t t = 1; t < threads; t++)
