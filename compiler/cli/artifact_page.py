@@ -16,7 +16,7 @@ from infc.cli.roofline_chart import Roofline, draw_roofline
 from infc.cli.units import human_bytes, human_count, human_seconds
 
 if TYPE_CHECKING:
-    from infc.driver.explanation import Explanation, KernelRow, ProgramRow
+    from infc.driver.explanation import Explanation, KernelRow, ProgramRow, StagingRow
 
 TEMPLATE = "artifact_page.html.jinja"
 
@@ -68,6 +68,7 @@ class ProgramPage:
     strips: Sequence[Strip]
     roofline: Roofline | None
     maps: Sequence[MemoryMap]
+    staging: StagingRow | None
     bytes: float
     operations: float
 
@@ -104,7 +105,9 @@ def _program(explanation: Explanation, program: ProgramRow) -> ProgramPage:
         maps=draw_frames(
             [row for row in explanation.frames if row.program == program.program],
             [row for row in explanation.buffers if row.program == program.program],
+            [row for row in explanation.transfers if row.program == program.program],
         ),
+        staging=next((r for r in explanation.staging if r.program == program.program), None),
         bytes=sum(row.bytes for row in rows),
         operations=sum(row.operations for row in rows),
     )

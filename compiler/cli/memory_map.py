@@ -1,15 +1,19 @@
-"""The chart of one arena: steps from left to right, bytes upwards, a rectangle for each buffer."""
+"""The chart of one arena: steps from left to right, bytes upwards, a rectangle for each buffer.
+
+A transfer into or out of a scratchpad is a ramp over the buffer's rectangle: the bytes that are
+there grow from the step at which it begins to the one that waits for it, or shrink.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from infc.cli.units import human_bytes
+from infc.diagnostics.quantities import human_bytes
 
 if TYPE_CHECKING:
-    from infc.driver.explanation import BufferRow, FrameRow
+    from infc.driver.explanation import BufferRow, FrameRow, TransferRow
 
 LEFT, TOP, BOTTOM = 64.0, 18.0, 26.0
 """Room around the plot, in the units of the chart: pixels at its natural size."""
@@ -32,6 +36,14 @@ class Box:
     colour: int
     title: str
     label: str
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A transfer: the corners of a triangle, as SVG writes them."""
+
+    points: str
+    title: str
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,16 @@ class MemoryMap:
     plan_y: float
     bound_y: float
     buffers: Sequence[Box]
+    ramps: Sequence[Ramp]
     steps: Sequence[Tick]
     sizes: Sequence[Tick]
 
 
-def draw_frames(frames: Sequence[FrameRow], buffers: Sequence[BufferRow]) -> list[MemoryMap]:
+def draw_frames(
+    frames: Sequence[FrameRow],
+    buffers: Sequence[BufferRow],
+    transfers: Sequence[TransferRow] = (),
+) -> list[MemoryMap]:
     """The charts of a program's frames, those with most buffers first.
 
     Functions that differ in nothing but names (the layers of a model) share a chart.
@@ -81,16 +98,26 @@ def draw_frames(frames: Sequence[FrameRow], buffers: Sequence[BufferRow]) -> lis
         key = (frame.space, frame.height_bytes, frame.lower_bound_bytes, tuple(shape))
         if rows:
             alike.setdefault(key, []).append((frame, rows))
-    maps = [_draw(*group[0], [frame.function for frame, _ in group]) for group in alike.values()]
+    maps = []
+    for group in alike.values():
+        frame, rows = group[0]
+        moves = [t for t in transfers if (t.function, t.space) == (frame.function, frame.space)]
+        maps.append(_draw(frame, rows, moves, [frame.function for frame, _ in group]))
     return sorted(maps, key=lambda chart: -len(chart.buffers))
 
 
-def _draw(frame: FrameRow, buffers: Sequence[BufferRow], functions: Sequence[str]) -> MemoryMap:
+def _draw(
+    frame: FrameRow,
+    buffers: Sequence[BufferRow],
+    transfers: Sequence[TransferRow],
+    functions: Sequence[str],
+) -> MemoryMap:
     """The chart of a frame.
 
     Steps between which no buffer begins or ends are drawn as one column: a program has hundreds.
     """
-    edges = sorted({row.first_launch for row in buffers} | {row.last_launch + 1 for row in buffers})
+    rows = [*buffers, *transfers]
+    edges = sorted({row.first_launch for row in rows} | {row.last_launch + 1 for row in rows})
     wide = len(edges) > 24
     width, height = WIDE if wide else NARROW
     plot_width, plot_height = width - LEFT - 8.0, height - TOP - BOTTOM
@@ -123,8 +150,22 @@ def _draw(frame: FrameRow, buffers: Sequence[BufferRow], functions: Sequence[str
         plan_y=y_of(frame.height_bytes),
         bound_y=y_of(frame.lower_bound_bytes),
         buffers=boxes,
+        ramps=[_ramp(row, x_of, y_of) for row in transfers],
         steps=_step_ticks(edges, x_of, plot_width),
         sizes=[Tick(y_of(count), human_bytes(count)) for count in _round_sizes(top_bytes)],
+    )
+
+
+def _ramp(row: TransferRow, x_of: dict[int, float], y_of: Callable[[int], float]) -> Ramp:
+    x, end = x_of[row.first_launch], x_of[row.last_launch + 1]
+    base, top = y_of(row.offset_bytes), y_of(row.offset_bytes + row.size_bytes)
+    full = end if row.load else x
+    points = f"{x:.2f},{base:.2f} {full:.2f},{top:.2f} {end:.2f},{base:.2f}"
+    verb = "arrives" if row.load else "leaves"
+    return Ramp(
+        points,
+        f"{row.buffer} {verb}\n{human_bytes(row.size_bytes)}\n"
+        f"under way in steps {row.first_launch} to {row.last_launch}",
     )
 
 

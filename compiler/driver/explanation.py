@@ -112,6 +112,44 @@ class BufferRow:
 
 
 @dataclass(frozen=True)
+class TransferRow:
+    """One transfer between far memory and bytes of a scratchpad, under way for some steps.
+
+    Attributes:
+        load: into the scratchpad; else out of it.
+    """
+
+    program: str
+    function: str
+    space: str
+    buffer: str
+    load: bool
+    offset_bytes: int
+    size_bytes: int
+    first_launch: int
+    last_launch: int
+
+
+@dataclass(frozen=True)
+class StagingRow:
+    """What the schedule of a program's transfers is expected to take.
+
+    Attributes:
+        lower_bound_seconds: no schedule takes less.
+        stall_seconds: in which kernels wait for transfers.
+        moved_bytes: from and to far memory.
+        scratchpad_bytes: that there are.
+    """
+
+    program: str
+    seconds: float
+    lower_bound_seconds: float
+    stall_seconds: float
+    moved_bytes: int
+    scratchpad_bytes: int
+
+
+@dataclass(frozen=True)
 class CacheRow:
     """The KV cache of a session: what every slot may come to hold, without a layout's padding."""
 
@@ -142,6 +180,8 @@ class Explanation:
     kernels: tuple[KernelRow, ...]
     frames: tuple[FrameRow, ...]
     buffers: tuple[BufferRow, ...]
+    transfers: tuple[TransferRow, ...] = ()
+    staging: tuple[StagingRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +211,8 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
     kernels: list[KernelRow] = []
     frames: list[FrameRow] = []
     buffers: list[BufferRow] = []
+    transfers: list[TransferRow] = []
+    staging: list[StagingRow] = []
     for phase in ("prefill", "decode"):
         program, rows = _explain_program(artifact, phase, measured)
         programs.append(program)
@@ -178,6 +220,9 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
         for function, plan in _memory_plan(artifact, phase).get("plans", {}).items():
             frames += _frames(phase, function, plan)
             buffers += _buffers(phase, function, plan)
+            transfers += _transfers(phase, function, plan)
+            if "staging" in plan:
+                staging.append(StagingRow(program=phase, **plan["staging"]))
     return Explanation(
         manifest.model.name,
         manifest.digest,
@@ -189,6 +234,8 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
         tuple(kernels),
         tuple(frames),
         tuple(buffers),
+        tuple(transfers),
+        tuple(staging),
     )
 
 
@@ -280,7 +327,7 @@ def _frames(phase: str, function: str, plan: Mapping[str, Any]) -> list[FrameRow
     return [
         FrameRow(phase, function, space, frame["height_bytes"], frame["lower_bound_bytes"])
         for space, frame in plan.items()
-        if space != "buffers"
+        if space not in ("buffers", "transfers", "staging")
     ]
 
 
@@ -302,6 +349,23 @@ def _buffers(phase: str, function: str, plan: Mapping[str, Any]) -> list[BufferR
 
 
 def _expected_prompt(artifact: Artifact) -> int:
+def _transfers(phase: str, function: str, plan: Mapping[str, Any]) -> list[TransferRow]:
+    return [
+        TransferRow(
+            phase,
+            function,
+            transfer["space"],
+            transfer["buffer"],
+            transfer["load"],
+            transfer["offset_bytes"],
+            transfer["size_bytes"],
+            transfer["first"],
+            transfer["last"],
+        )
+        for transfer in plan.get("transfers", ())
+    ]
+
+
     """Tokens of the prefill call that the figures are for: those the artifact was compiled for."""
     options: Mapping[str, Any] = artifact.manifest.options
     limits: Mapping[str, Any] = artifact.manifest.programs["prefill"]

@@ -110,14 +110,14 @@ def _transfers(function: ir.OpView) -> dict[str, Any]:
         if op.operation.name not in ("infc.move", "infc.prefetch"):
             continue
         ends = [use.owner.operation for result in op.operation.results for use in result.uses]
-        source, target = (BufferType.of(v.type) for v in op.operation.operands)
+        source = BufferType.of(op.operation.operands[0].type)
         home = ("weights", *SPACES)
         near = op.operation.operands[1 if source.space in home else 0]
         rows.append(
             {
                 "buffer": _name_of(op),
-                "source": source.space,
-                "target": target.space,
+                "space": BufferType.of(near.type).space,
+                "load": source.space in home,
                 "offset_bytes": get(near.owner, "offset"),
                 "size_bytes": get(near.owner, "size_bytes"),
                 "first": step[op.operation],

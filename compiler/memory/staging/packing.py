@@ -21,49 +21,56 @@ _LONG = (0.1, 2.0)
 """Shares of the program from which on a stay is long; none is that of twice its length."""
 _LARGE = (16, 4)
 """Parts of the scratchpad: a stay that takes more than one of them is large."""
+_SEARCHED = 400
+"""Stays up to which the arena planner is asked where the fast ways fail."""
 _SEARCH_NODES = 2000
 
 
-def pack(pieces: Pieces, residences: Sequence[Residence]) -> list[int] | None:
-    """An offset for each stay, or None where no way that is tried fits the scratchpad."""
+def pack(
+    pieces: Pieces, residences: Sequence[Residence], *, thorough: bool = False
+) -> list[int] | None:
+    """An offset for each stay, or None where no way that is tried fits the scratchpad.
+
+    Behind the fast ways stands the arena planner's search, for few stays and where `thorough`.
+    """
     machine = pieces.machine
     sizes = [machine.rounded(pieces.pieces[r.piece].size_bytes) for r in residences]
     capacity = machine.capacity_bytes // machine.align_bytes * machine.align_bytes
+    placed = _fast(residences, sizes, capacity, len(pieces.parts))
+    if placed is not None:
+        return placed
+    if len(residences) > _SEARCHED and not thorough:
+        return None
+    buffers = [
+        Buffer(str(number), sizes[number], machine.align_bytes, residence.first, residence.last)
+        for number, residence in enumerate(residences)
+    ]
+    plan = plan_arena(buffers, node_limit=_SEARCH_NODES, capacity_bytes=capacity)
+    if plan.height_bytes > capacity:
+        return None
+    return [plan.offsets[buffer.name] for buffer in buffers]
+
+
+def _fast(
+    residences: Sequence[Residence], sizes: Sequence[int], capacity: int, parts: int
+) -> list[int] | None:
+    """The first way to place all stays in their order that fits."""
+    whole = capacity
     always = {number: 0 for number, residence in enumerate(residences) if residence.resident}
     for number in always:
         capacity -= sizes[number]
         always[number] = capacity
     for part in _LARGE:
-        fixed = _place_large(residences, sizes, capacity, machine.capacity_bytes // part, always)
+        fixed = _place_large(residences, sizes, capacity, whole // part, always)
         if fixed is None:
             continue
         for choose in (_lowest, _beside_alike, _behind_last):
             for share in _LONG:
-                long = share * len(pieces.parts)
-                placed = _place_rest(residences, sizes, capacity, fixed, long, choose)
+                placed = _place_rest(residences, sizes, capacity, fixed, share * parts, choose)
                 if placed is not None:
                     placed |= always
                     return [placed[number] for number in range(len(residences))]
     return None
-
-
-def pack_tightly(pieces: Pieces, residences: Sequence[Residence]) -> list[int] | None:
-    """As `pack`, with the arena planner's search behind it: for the last try."""
-    machine = pieces.machine
-    buffers = [
-        Buffer(
-            str(number),
-            pieces.pieces[residence.piece].size_bytes,
-            machine.align_bytes,
-            residence.first,
-            residence.last,
-        )
-        for number, residence in enumerate(residences)
-    ]
-    plan = plan_arena(buffers, node_limit=_SEARCH_NODES)
-    if plan.height_bytes > machine.capacity_bytes:
-        return None
-    return [plan.offsets[buffer.name] for buffer in buffers]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from infc.diagnostics import Code, UserError
 from infc.diagnostics.quantities import human_bytes
 from infc.memory.staging.bound import lower_bound
 from infc.memory.staging.forward import Draft, Policy, play
-from infc.memory.staging.packing import pack, pack_tightly
+from infc.memory.staging.packing import pack
 from infc.memory.staging.pieces import Pieces, cut
 from infc.memory.staging.plan import StagingPlan
 from infc.memory.staging.problem import StagingProblem
@@ -153,7 +153,7 @@ class _Search:
             tightest = draft
         # A search takes long: only where the simplest policy has no place.
         if tightest is not None and policy == NO_PREFETCH and below == math.inf:
-            offsets = pack_tightly(pieces, tightest.residences)
+            offsets = pack(pieces, tightest.residences, thorough=True)
             if offsets is not None:
                 return _plan(pieces, tightest, offsets)
         return None
