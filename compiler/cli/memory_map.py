@@ -116,7 +116,7 @@ def _draw(
 
     Steps between which no buffer begins or ends are drawn as one column: a program has hundreds.
     """
-    rows = [*buffers, *transfers]
+    rows: list[BufferRow | TransferRow] = [*buffers, *transfers]
     edges = sorted({row.first_launch for row in rows} | {row.last_launch + 1 for row in rows})
     wide = len(edges) > 24
     width, height = WIDE if wide else NARROW

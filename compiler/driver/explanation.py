@@ -348,7 +348,6 @@ def _buffers(phase: str, function: str, plan: Mapping[str, Any]) -> list[BufferR
     ]
 
 
-def _expected_prompt(artifact: Artifact) -> int:
 def _transfers(phase: str, function: str, plan: Mapping[str, Any]) -> list[TransferRow]:
     return [
         TransferRow(
@@ -366,6 +365,7 @@ def _transfers(phase: str, function: str, plan: Mapping[str, Any]) -> list[Trans
     ]
 
 
+def _expected_prompt(artifact: Artifact) -> int:
     """Tokens of the prefill call that the figures are for: those the artifact was compiled for."""
     options: Mapping[str, Any] = artifact.manifest.options
     limits: Mapping[str, Any] = artifact.manifest.programs["prefill"]

@@ -164,7 +164,8 @@ def _step(
     """A call of a kernel: the arithmetic, and what it moves over the scratchpad's ports."""
     near, far = memories
     written = written_arguments(kernel)
-    reads, writes = [], []
+    reads: list[str] = []
+    writes: list[str] = []
     staged = 0
     for index, operand in enumerate(op.operation.operands):
         name = blocks.names.get(operand) if is_buffer(operand.type) else None
