@@ -119,7 +119,7 @@ def test_logits_are_those_of_the_reference(
 
 
 def test_the_c_sample_generates_there(small_models: SmallModels, models: dict[str, Path]) -> None:
-    target, model = TARGETS[1], models["qwen3 Q4_K"]
+    target, model = TARGETS[1], models["llama2 BF16"]
     folder = emulated.unpacked(small_models.artifact(model, target))
     program = emulated.built(str(SAMPLE), HEADERS)
     arguments = [str(folder), "2", "3", *map(str, TOKENS)]

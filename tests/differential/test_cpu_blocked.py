@@ -21,7 +21,7 @@ from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels import vmath
 from infc.backends.cpu.kernels.activation import emit_round_row
 from infc.backends.cpu.kernels.dealing import DEAL_BYTES
-from infc.backends.cpu.kernels.layouts import layout_for, pack, packed_bytes, unpack
+from infc.backends.cpu.kernels.layouts import PackedLayout, layout_for, pack, packed_bytes, unpack
 from infc.backends.cpu.kernels.matmul import (
     MatmulSpec,
     Segment,
@@ -63,15 +63,26 @@ KERNELS: dict[str, tuple[int, list[tuple[int, str, bool]], dict[str, object]]] =
     "q2_k": (256, [(31, "q2_k", False)], {}),
     "bf16": (130, [(40, "bf16", False)], {"out": "abf16"}),
     "f16": (37, [(48, "f16", True), (16, "f32", False)], {}),
+    "floats": (96, [(40, "bf16", False), (19, "f16", True), (9, "f32", False)], {}),
+    "lines": (
+        96,
+        [(40, "bf16.lines", False), (19, "f16.lines", True), (9, "f32.lines", False)],
+        {},
+    ),
     "qkv": (256, [(64, "q5_0", True), (16, "q4_k", False), (20, "q6_k", True)], {}),
     "geglu": (64, [(80, "q5_0", True)] * 2, {"combine": "gelu_tanh", "out": "abf16"}),
     "swiglu": (96, [(36, "q4_0", False)] * 2, {"combine": "silu"}),
 }
 
 
+def layout_of(storage: str) -> PackedLayout:
+    kind, _, lines = storage.partition(".")
+    return replace(layout_for(kind), lines=bool(lines))
+
+
 def spec_of(name: str) -> MatmulSpec:
     k, segments, options = KERNELS[name]
-    parts = tuple(Segment(n, layout_for(storage), bias) for n, storage, bias in segments)
+    parts = tuple(Segment(n, layout_of(storage), bias) for n, storage, bias in segments)
     return replace(MatmulSpec(k, parts, "abf16", max_rows=max(ROWS)), **options)  # type: ignore[arg-type]
 
 
@@ -87,7 +98,7 @@ def weights(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """A packed matrix and its numbers."""
     rng = np.random.default_rng(seed)
-    kind, layout = STORAGE_TYPES[storage], layout_for(storage)
+    kind, layout = STORAGE_TYPES[storage.partition(".")[0]], layout_of(storage)
     source: Codes | NDArray[np.float32] = rng.standard_normal((n, k)).astype(np.float32)
     if not kind.is_float:
         scales = rng.uniform(0.005, 0.01, (2, n, k // kind.group)).astype(np.float32)
@@ -234,6 +245,12 @@ def test_rows_threads_and_mappings_change_no_bit(library: Library, isa: Isa, nam
     for outs, first in others:
         for out, wanted in zip(outs, whole, strict=True):
             np.testing.assert_array_equal(out, wanted[first : first + len(out)])
+
+
+def test_lines_change_no_bit(library: Library) -> None:
+    products = zip(Case(library, "lines").run(70), Case(library, "floats").run(70), strict=True)
+    for lines, floats in products:
+        np.testing.assert_array_equal(lines.view(np.int32), floats.view(np.int32))
 
 
 @pytest.mark.parametrize("k", [16, 32, 37, 100])

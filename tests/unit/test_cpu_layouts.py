@@ -1,5 +1,7 @@
 """Packed weight layouts and the a8 form of activations, in NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,25 @@ def test_float_weights_need_no_multiple_of_anything(name: str) -> None:
     np.testing.assert_array_equal(unpack(layout, out, 19, 37), values)
     rows = out[HEADER_BYTES:].reshape(panels_of(19), 37, 16, -1)
     assert not rows[1, :, 3:].any()
+
+
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
+def test_lines_hold_a_row_each(name: str) -> None:
+    layout = replace(layout_for(name), lines=True)
+    assert layout_named(layout.name) == layout
+    values = packed(name, 19, 96)[2]
+    out = np.zeros(packed_bytes(layout, 19, 96), np.uint8)
+    pack(layout, [values], 19, 96, out)
+    np.testing.assert_array_equal(unpack(layout, out, 19, 96), values)
+    panels = out[HEADER_BYTES:].reshape(2, -1, 16, 64)
+    assert not panels[1, :, 3:].any()
+    line = values[17, -64 // layout.number_bytes :]
+    if name == "bf16":
+        order = [8 * piece + i for piece in range(4) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+        kept = (panels[1, -1, 1].view("<u2").astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_array_equal(kept, line[order])
+    else:
+        np.testing.assert_array_equal(panels[1, -1, 1].view(f"<f{layout.number_bytes}"), line)
 
 
 @pytest.mark.parametrize("name", sorted(STORAGE_TYPES))

@@ -241,7 +241,8 @@ def emit_matmul(
     with its header; there is a bias for each segment that has one; each out is f32 [m, n]. Every
     output has the same bits whatever m, the threads and the mapping are.
 
-    A `provider` makes the sums of float panels where there are `mapping.row_tile` rows or more.
+    A `provider` makes the sums of float panels where there are `mapping.row_tile` rows or more, and
+    the panels are not in lines.
 
     The panels of all segments, in order, are dealt to the threads by their bytes (`dealing`). With
     few rows most of them are split evenly, and a thread does all gates of a part before it combines
@@ -379,7 +380,9 @@ def _streams(
                 _epilogue(spec, index),
                 mapping.unroll,
                 mapping.prefetch_bytes,
-                provider(b, segment.layout, spec.k, rows) if provider else "",
+                provider(b, segment.layout, spec.k, rows)
+                if provider and not segment.layout.lines
+                else "",
             ),
         )
         for index, segment in enumerate(spec.segments)

@@ -44,6 +44,43 @@ module attributes {infc.level = "schedule", infc.options = {max_threads = 4 : i6
   }
 }
 // -----
+// Float weights take their input as it is.
+// RUN: infc opt %s --pipeline split-head | filecheck %s
+
+// CHECK: [[W:%[0-9]+]] = "infc.weight"() {source = "head", split = true}
+// CHECK-NEXT: [[L:%[0-9]+]] = "infc.linear"(%arg0, [[W]])
+// CHECK-NEXT: [[A:%[0-9]+]]:2 = "infc.head_candidates"(%arg0, [[W]]) {count = 1 : i64}
+// CHECK-NEXT: "infc.argmax"([[A]]#0, [[A]]#1)
+// CHECK-LABEL: module @prefill
+// CHECK: "infc.weight"() {source = "head", split = true}
+// CHECK-NOT: "infc.head_candidates"
+!r = tensor<?x64x!infc.storage<"abf16">, ["r", 64]>
+!f = tensor<?x64xf32, ["r", 64]>
+!w = tensor<48x64x!infc.storage<"bf16">>
+!y = tensor<?x48xf32, ["r", 48]>
+!b = tensor<?xi32, ["r"]>
+module attributes {infc.level = "schedule", infc.options = {}} {
+  "infc.device"() {sym_name = "device0", target = "cpu:x86-64-v3"} : () -> ()
+  module @decode attributes {infc.phase = "decode"} {
+    "infc.dim"() {sym_name = "r", min = 1 : i64, max = 8 : i64} : () -> ()
+    func.func @main(%x: !f) -> (!y, !b) {
+      %w = "infc.weight"() {source = "head"} : () -> !w
+      %y = "infc.linear"(%x, %w) : (!f, !w) -> !y
+      %b = "infc.argmax"(%y) : (!y) -> !b
+      return %y, %b : !y, !b
+    }
+  }
+  module @prefill attributes {infc.phase = "prefill"} {
+    "infc.dim"() {sym_name = "r", min = 1 : i64, max = 8 : i64} : () -> ()
+    func.func @main(%x: !r) -> (!y, !b) {
+      %w = "infc.weight"() {source = "head"} : () -> !w
+      %y = "infc.linear"(%x, %w) : (!r, !w) -> !y
+      %b = "infc.argmax"(%y) : (!y) -> !b
+      return %y, %b : !y, !b
+    }
+  }
+}
+// -----
 // Behind a soft cap logits are compared whole, and a head whose type the backend does not split
 // stays as it is.
 // RUN: infc opt %s --pipeline split-head | filecheck %s
