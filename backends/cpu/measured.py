@@ -64,9 +64,10 @@ class Operands:
             a model comes back to after all its other layers, `m`, `i`, `n` rows, thread and
             threads, `d` where pieces are counted, `s` the thread's scratch.
         rows: of a call.
-        hot: bytes of each pointer `h`.
+        hot: bytes of each pointer `h`: the input rows, then `outputs` outputs, then the others.
         cold: bytes of each pointer `c`.
         scratch_bytes: of one thread.
+        outputs: how many there are.
     """
 
     order: str
@@ -74,6 +75,7 @@ class Operands:
     hot: tuple[NDArray[np.uint8], ...]
     cold: tuple[NDArray[np.uint8], ...]
     scratch_bytes: int = 0
+    outputs: int = 1
 
 
 def kernel_library(
@@ -183,7 +185,8 @@ def _matmul_operands(kernel: KernelSummary, rng: np.random.Generator) -> Operand
         _packed(segment.layout, storage, n, k, rng)
         for segment, (n, k, storage) in zip(spec.segments, kernel.matrices, strict=True)
     )
-    return Operands(_matmul_order(spec), rows, (_bytes(given), *outs), cold)
+    hot = (_bytes(given), *outs)
+    return Operands(_matmul_order(spec), rows, hot, cold, outputs=len(hot) - 1)
 
 
 def _packed(

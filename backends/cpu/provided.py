@@ -39,8 +39,8 @@ from infc.target.schema import Target
 T = TypeVar("T")
 PANEL_SUMS = "panel-sums"
 PROVIDER, SPEED = "provider", "provider_percent"
-"""What the mapping of a kernel with foreign functions says besides: whose they are, and its speed in
-percent of what the cost model expects."""
+"""What the mapping of a kernel with foreign functions says besides: whose they are, and its speed
+in percent of what the cost model expects."""
 MAX_PROVIDED_ROWS = 32
 """The sums of a tile come back through the stack."""
 _DECLARED = "infc.provided"
@@ -93,7 +93,7 @@ def sums_provider(mapping: KernelMapping) -> SumsProvider | None:
     def declare(b: Builder, layout: PackedLayout, k: int, rows: int) -> str:
         symbol = _symbol(mapping, layout, k, rows)
         if not b.defined(symbol):
-            b.declare(symbol, [b.ptr] * 3)
+            b.declare(symbol, 3)
             entry = {
                 "mapping": dict(mapping),
                 "symbol": symbol,

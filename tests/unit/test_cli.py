@@ -20,6 +20,7 @@ from infc.diagnostics import Code
 from infc.diagnostics.pages import page
 from infc.pipeline.passes import Remark
 from infc.runtime import Session
+from infc.target.provider import ProviderStatus
 from infc.target.schema import TargetStatus
 
 Invoke = Callable[..., Result]
@@ -333,11 +334,16 @@ def test_targets(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
         TargetStatus("toy:a", "toy", "cpu", True),
         TargetStatus("toy:[b]", "toy", "cpu", False, "no such machine"),
     ]
+    providers = [ProviderStatus("toys", "toy", False, "toys is not installed")]
     monkeypatch.setattr("infc.target.discovery.list_targets", lambda: statuses)
+    monkeypatch.setattr("infc.target.discovery.list_providers", lambda: providers)
     assert invoke("targets").stdout == (
         "target   backend  kind  available  reason\n"
         "toy:a    toy      cpu   yes\n"
         "toy:[b]  toy      cpu   no         no such machine\n"
+        "\n"
+        "kernels from  for  available  reason\n"
+        "toys          toy  no         toys is not installed\n"
     )
     assert json.loads(invoke("targets", "--json").stdout) == {
         "schema_version": 1,
@@ -350,6 +356,14 @@ def test_targets(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
                 "available": False,
                 "reason": "no such machine",
             },
+        ],
+        "providers": [
+            {
+                "name": "toys",
+                "backend": "toy",
+                "available": False,
+                "reason": "toys is not installed",
+            }
         ],
     }
 

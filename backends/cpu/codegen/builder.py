@@ -91,11 +91,9 @@ class Builder:
         op = func.CallOp(list(results), name, list(operands))
         return list(op.results)
 
-    def declare(self, name: str, arguments: Sequence[Type]) -> None:
-        """Declare a C function of another object file of the program, unless the module has it."""
-        if self.defined(name):
-            return
-        kind = llvm.FunctionType.get(arguments, ir.Type.parse("!llvm.void"))
+    def declare(self, name: str, pointers: int) -> None:
+        """Declare a C function of another object file of the program: it is given pointers."""
+        kind = ir.Type.parse(f"!llvm.func<void ({', '.join(['ptr'] * pointers)})>")
         with ir.InsertionPoint(self.module.body):
             function = llvm.LLVMFuncOp(name, ir.TypeAttr.get(kind))
             function.attributes["visibility_"] = ir.IntegerAttr.get(self.i64, _HIDDEN)

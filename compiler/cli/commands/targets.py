@@ -42,6 +42,7 @@ def targets_command(as_json: bool) -> None:
         ],
     )
     if providers:
+        click.echo()
         print_table(
             ["kernels from", "for", "available", "reason"],
             [[p.name, p.backend, "yes" if p.available else "no", p.reason] for p in providers],
