@@ -34,8 +34,8 @@ _CHAINS = 10
 """Vector sums that wait for nothing but themselves: more than latency times units, and few enough
 for the sixteen registers of AVX2."""
 _TURNS = 200_000
-_CHUNK_BYTES = 32 << 20
-"""Read in a pass: some milliseconds."""
+_CHUNK_BYTES = 16 << 20
+"""Read in a pass: about a millisecond, which an undisturbed moment is long enough for."""
 
 
 _CACHES, _MOST_BYTES = 2, 1 << 30

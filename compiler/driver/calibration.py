@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -27,6 +27,7 @@ from infc.cost.kernels.threaded import THREADED
 from infc.cost.machine_profile import MachineProfile, Speeds, with_speeds
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
+from infc.driver.calibration_model import trace_rows
 from infc.driver.calibration_set import calibration_kernels
 from infc.target.backend import Backend, KernelMapping, KernelSummary
 from infc.target.discovery import resolve_target
@@ -35,11 +36,11 @@ from infc.target.schema import Target
 Progress = Callable[[str, float], None]
 """`progress(stage, fraction)`: what is being done, and how much of all is done, 0.0 to 1.0."""
 
-_SPEED_PASSES: Final = 40
-_REPETITIONS: Final = 16
-_FAST: Final = 0.9
+_SPEED_PASSES: Final = 150
+_REPETITIONS: Final = 32
+_FAST: Final = 0.95
 """Quantile of the speeds that counts."""
-_QUIET: Final = 0.2
+_QUIET: Final = 0.1
 """Quantile of a kernel's times that counts."""
 _ROWS_TO_FIT: Final = 10
 """Measurements a class needs, or it is left to the roofline."""
@@ -122,7 +123,12 @@ def calibrate(
     passes = backend.speed_passes(machine, counts, _SPEED_PASSES)
     speeds = speeds_of(*passes)
     target = with_speeds(machine, speeds, "measured just now")
-    rows = list(_measure(backend, target, counts, report))
+    report("operations on rows", 0.05)
+    rows = [
+        Measured(traced.work, traced.threads, float(np.quantile(traced.seconds, _QUIET)))
+        for traced in trace_rows(spec, counts)
+    ]
+    rows += _measure(backend, target, counts, report)
     report("fitting", 0.97)
     profile = MachineProfile(
         infc=version("infc"),
@@ -180,12 +186,13 @@ def _measure(
     ]
     found = []
     for number, (kernel, count) in enumerate(turns):
-        report(f"{kernel.phase} {kernel.kind}", 0.05 + 0.9 * number / len(turns))
+        report(f"{kernel.phase} {kernel.kind}", 0.15 + 0.8 * number / len(turns))
         mapping = _best(backend, kernel, target, count)
         [seconds] = backend.measure(
             kernel, [mapping], target, threads=count, repetitions=_REPETITIONS
         )
-        work = backend.work(kernel, mapping, target)
+        # A kernel alone ends without a barrier; programs add theirs.
+        work = replace(backend.work(kernel, mapping, target), barriers=0)
         found.append(Measured(work, count, float(np.quantile(seconds, _QUIET))))
     return found
 
@@ -215,8 +222,6 @@ def fit_machine(target: Target, rows: Sequence[Measured], speeds: Speeds) -> Pro
 def _fit(name: str, rows: Sequence[Measured], target: Target, speeds: Speeds) -> ClassProfile:
     kernel_class, machine = THREADED[name], machine_of(target)
     columns = call_columns([(row.work, row.threads) for row in rows], target)
-    # A kernel alone ends without a barrier; programs add theirs.
-    columns = {**columns, "barrier_seconds": np.zeros(len(rows))}
     seconds = np.array([row.seconds for row in rows])
     constants = fit_constants(kernel_class, columns, seconds, machine)
     residuals = held_out_residuals(kernel_class, columns, seconds, machine, constants)

@@ -15,30 +15,32 @@ from infc.target.backend import Backend, KernelSummary
 from infc.target.schema import Target
 
 _STREAMED: Final = (
-    *((storage, 1280, 768) for storage in ("q4_0", "q4_k", "q5_0", "q8_0", "bf16")),
-    *((storage, 5120, 1536) for storage in ("q4_0", "q4_k", "q6_k", "q8_0", "bf16")),
+    *((storage, 1280, 768) for storage in ("q4_0", "q5_0", "q8_0")),
+    *((storage, 5120, 1536) for storage in ("q4_k", "q6_k", "q8_0", "bf16")),
     ("q4_k", 512, 512),
-    ("q8_0", 512, 3072),
-    ("q6_k", 640, 2560),
+    ("bf16", 640, 1024),
     ("q8_0", 24576, 768),
 )
 """`(storage, n, k)` of products with one row."""
 _BATCHED: Final = (
-    *(("q4_0", 1280, 768, rows) for rows in (48, 192, 448)),
-    *(("q4_k", 2560, 1536, rows) for rows in (96, 384)),
-    *(("q8_0", 1280, 768, rows) for rows in (96, 448)),
-    *(("q6_k", 768, 2560, rows) for rows in (128, 320)),
-    *(("bf16", 1280, 768, rows) for rows in (64, 256)),
+    ("q4_0", 1280, 768, 48),
+    ("q4_0", 1280, 768, 448),
+    ("q4_k", 2560, 1536, 96),
+    ("q4_k", 2560, 1536, 384),
+    ("q8_0", 1280, 768, 96),
+    ("q8_0", 1280, 768, 448),
+    ("q6_k", 768, 2560, 320),
+    ("bf16", 1280, 768, 64),
+    ("bf16", 1280, 768, 256),
     ("q5_0", 640, 512, 256),
     ("q5_0", 2560, 768, 160),
-    ("q8_0", 768, 3072, 256),
     ("q4_k", 256, 768, 448),
 )
 """`(storage, n, k, rows)` of products with many rows."""
 _GATED: Final = (("q4_k", 1792, 768, 256), ("q8_0", 3072, 1280, 128), ("q5_0", 2560, 768, 448))
 _HEADS: Final = ((12, 4, 64), (8, 2, 128), (3, 1, 256), (24, 8, 64))
 """`(heads, kv_heads, head_dim)` of attention."""
-_CONTEXTS: Final = (96, 384, 1536)
+_CONTEXTS: Final = (192, 1536)
 _PROMPTS: Final = (96, 320, 512)
 _ROWS: Final = 512
 _ACTIVATION: Final = "silu"

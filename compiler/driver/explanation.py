@@ -19,7 +19,7 @@ from infc.cost.estimate import total
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.loading import available_threads, load_runnable
-from infc.driver.prediction import greedy_kernels, scaled_work
+from infc.driver.prediction import Turns, greedy_kernels, kernel_seconds, scaled_work
 from infc.ir.kv_storage import position_bytes
 from infc.target.runnable import Call, OutputKind, Phase
 from infc.target.schema import ComputeUnit, Memory, Target
@@ -257,7 +257,8 @@ def _explain_program(
     for kernel in greedy_kernels(artifact, phase):
         launches = int(kernel["launches"])
         work = scaled_work(kernel, phase, 1, tokens)
-        estimate = estimate_work(work, target, measured.threads).scale(launches)
+        turn = Turns(1, tokens, _expected_prompt(artifact) + (phase == "decode"))
+        estimate = kernel_seconds(kernel, phase, [turn], target, measured.threads).scale(launches)
         estimates.append(estimate)
         for name in work.bytes:
             bandwidth[name] = _peak(target, Work(bytes={name: 1.0}), measured.threads)
@@ -397,7 +398,7 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
         order = _memory_plan(artifact, name).get("order", [])
         runs = [
             runnable.trace(
-                phase, _call(phase, prompt, min(prompt + run, last)), kv, threads=threads
+                phase, trace_call(phase, prompt, min(prompt + run, last)), kv, threads=threads
             )
             for run in range(REPEATS)
         ]
@@ -412,7 +413,8 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
     return Measured(threads, programs, kernels)
 
 
-def _call(phase: Phase, prompt: int, position: int) -> Call:
+def trace_call(phase: Phase, prompt: int, position: int) -> Call:
+    """A prefill call of a prompt, or a decode call at a position."""
     start, count = (0, prompt) if phase is Phase.PREFILL else (position, 1)
     return Call(
         tokens=np.zeros(count, np.int32),

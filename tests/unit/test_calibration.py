@@ -1,0 +1,396 @@
+"""Calibrating a machine: what the fit finds, what is kept, and what predictions make of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infc.backends.cpu.calibration import profile_path, read_profile, write_profile
+from infc.backends.cpu.mappings import kernel_candidates
+from infc.backends.cpu.probe import Host
+from infc.backends.cpu.target import resolve_cpu
+from infc.cli import main
+from infc.cost.calibrated import call_columns
+from infc.cost.kernels.machine import machine_of
+from infc.cost.kernels.threaded import THREADED, seen_keys
+from infc.cost.machine_profile import (
+    MachineProfile,
+    calibrated_target,
+    dump_machine_profile,
+    parse_machine_profile,
+)
+from infc.cost.roofline import Work, estimate_work
+from infc.diagnostics import UserError
+from infc.driver import calibration
+from infc.driver.calibration import Measured, calibrate, fit_machine, speeds_of, thread_counts
+from infc.driver.calibration_model import Traced
+from infc.driver.calibration_set import calibration_kernels
+from infc.driver.prediction import decode_turns, prefill_turns
+from infc.target.backend import KernelMapping, KernelSummary
+from infc.target.discovery import load_backend
+from infc.target.schema import Target
+
+PLANTED: Mapping[str, Mapping[str, float]] = {
+    "stream-product": {
+        "memory_share": 0.85,
+        "dot_share": 0.5,
+        "unpack_8bit": 1.0,
+        "unpack_4bit": 3.0,
+        "unpack_odd": 6.0,
+        "unpack_float": 2.0,
+        "overlap": 3.0,
+        "call_seconds": 2e-6,
+    },
+    "blocked-product": {
+        "memory_share": 0.7,
+        "dot_share": 0.4,
+        "stage_8bit": 8.0,
+        "stage_4bit": 12.0,
+        "stage_odd": 20.0,
+        "stage_float": 4.0,
+        "reload": 0.1,
+        "result_operations": 4.0,
+        "gate_operations": 30.0,
+        "call_seconds": 3e-6,
+    },
+    "row-attention": {
+        "memory_share": 0.6,
+        "dot_share": 0.3,
+        "score_operations": 20.0,
+        "part_seconds": 5e-7,
+        "overlap": 2.0,
+        "call_seconds": 2e-6,
+    },
+    "tile-attention": {
+        "dot_share": 0.3,
+        "score_operations": 30.0,
+        "edge_keys": 40.0,
+        "stage_operations": 6.0,
+        "element_operations": 20.0,
+        "call_seconds": 4e-6,
+    },
+    "rows": {"operation_cost": 5.0, "byte_operations": 1.5, "call_seconds": 1e-6},
+    "rotary": {"operation_cost": 4.0, "byte_operations": 2.0, "call_seconds": 1e-6},
+}
+SPEEDS = speeds_of({1: [9e9, 10e9, 10e9], 2: [19e9, 20e9, 20e9]}, [150e9, 151e9])
+ROW_SIZES = [(1, 2560, 10240, 1), (96, 2560, 10240, 0), (448, 7168, 4096, 0), (64, 512, 128, 0)]
+
+
+@pytest.fixture(scope="module")
+def machine() -> Target:
+    return resolve_cpu("cpu:x86-64-amx")
+
+
+def planted_seconds(work: Work, threads: int, target: Target) -> float:
+    columns = call_columns([(work, threads)], target)
+    kernel_class = THREADED[work.kernel]
+    return float(kernel_class.times(columns, machine_of(target), PLANTED[work.kernel]).seconds[0])
+
+
+def planted_rows(target: Target) -> list[Measured]:
+    """Every kernel of the calibration set on one and two threads, as the planted constants say."""
+    backend = load_backend("cpu")
+    works = []
+    for kernel in calibration_kernels(backend, target):
+        mappings = kernel_candidates(kernel, target)
+        works += [backend.work(kernel, mapping, target) for mapping in mappings[:2]]
+    for name in ("rows", "rotary"):
+        for rows, operations, moved, replicated in ROW_SIZES * 2:
+            sizes = {
+                "rows": rows,
+                "row_operations": operations + rows,
+                "row_bytes": moved,
+                "replicated": replicated,
+            }
+            works.append(Work(barriers=1, kernel=name, sizes=sizes))
+    return [
+        Measured(work, threads, planted_seconds(work, threads, target))
+        for work in works
+        if work.kernel
+        for threads in (1, 2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def profile(machine: Target) -> MachineProfile:
+    kernels = fit_machine(machine, planted_rows(machine), SPEEDS)
+    return MachineProfile(infc="0.1.0", date="2026-11-22", speeds=SPEEDS, kernels=kernels)
+
+
+# ---- the fit ---------------------------------------------------------------------------------
+
+
+def test_the_fit_finds_what_was_planted(machine: Target, profile: MachineProfile) -> None:
+    assert set(profile.kernels.classes) == set(PLANTED)
+    for row in planted_rows(machine):
+        fitted = profile.kernels.classes[row.work.kernel]
+        columns = call_columns([(row.work, row.threads)], machine)
+        times = THREADED[row.work.kernel].times(columns, machine_of(machine), fitted.values)
+        assert float(times.seconds[0]) == pytest.approx(row.seconds, rel=0.03), row
+    stream = profile.kernels.classes["stream-product"].values
+    assert stream["memory_share"] == pytest.approx(0.85, rel=0.02)
+    assert profile.kernels.classes["blocked-product"].values["stage_odd"] == pytest.approx(20, 0.1)
+
+
+def test_a_class_that_was_hardly_measured_is_left_out(machine: Target) -> None:
+    few = [row for row in planted_rows(machine) if row.work.kernel == "rows"][:9]
+    assert fit_machine(machine, few, SPEEDS).classes == {}
+
+
+def test_residuals_are_no_narrower_than_the_machine_wanders(profile: MachineProfile) -> None:
+    assert SPEEDS.low < 0 < SPEEDS.high or SPEEDS.low == 0
+    for part in profile.kernels.classes.values():
+        low, high = part.quantiles("any")
+        assert low <= SPEEDS.low
+        assert high >= SPEEDS.high
+
+
+def test_speeds_are_those_of_the_undisturbed_machine() -> None:
+    found = speeds_of({1: [10e9] * 19 + [2e9], 2: [6e9] * 20, 4: [30e9] * 20}, [100e9] * 5 + [1e9])
+    assert found.bytes_per_s == {1: 10e9, 2: 10e9, 4: 30e9}
+    assert found.operations_per_s == 100e9
+    assert [thread_counts(n) for n in (1, 2, 6)] == [[1], [1, 2], [1, 2, 4, 6]]
+
+
+@given(st.integers(1, 40), st.integers(0, 60), st.integers(0, 50))
+def test_seen_keys_counts_pairs(rows: int, past: int, window: int) -> None:
+    seen = [past + row + 1 for row in range(rows)]
+    expected = sum(min(keys, window) if window else keys for keys in seen)
+    arrays = (np.array([float(n)]) for n in (rows, past + rows, window))
+    assert seen_keys(*arrays)[0] == pytest.approx(expected)
+
+
+# ---- the profile -----------------------------------------------------------------------------
+
+
+def test_a_profile_is_read_as_it_was_written(profile: MachineProfile, tmp_path: Path) -> None:
+    path = tmp_path / "machines" / "here.toml"
+    assert read_profile(path) is None
+    write_profile(path, profile)
+    assert read_profile(path) == profile
+    assert [file.name for file in path.parent.iterdir()] == ["here.toml"]
+    assert dump_machine_profile(profile) == path.read_text()
+
+
+def test_what_is_wrong_with_a_profile_is_said_in_full(profile: MachineProfile) -> None:
+    text = dump_machine_profile(profile)
+    start = text.index("memory_share")
+    value = profile.kernels.classes["stream-product"].values["memory_share"]
+    broken = text.replace(f"value = {value}", "value = 9.0", 1)
+    assert broken != text
+    assert start > 0
+    with pytest.raises(UserError) as caught:
+        parse_machine_profile(
+            broken.replace("operations_per_s = 1.5", "operations_per_s = -1.5"),
+            location="here.toml",
+        )
+    diagnostic = caught.value.diagnostic
+    assert (diagnostic.code.value, diagnostic.location) == ("INF3006", "here.toml")
+    assert diagnostic.message.startswith("the profile has ")
+    assert diagnostic.hint is not None
+    assert diagnostic.hint.startswith("`infc calibrate` writes it")
+    found = "\n".join(str(problem) for problem in diagnostic.problems)
+    assert "stream-product.memory_share must be between 0.2 and 1.2 (unit 1), got 9" in found
+
+
+def test_a_profile_cut_short_is_no_toml(profile: MachineProfile) -> None:
+    with pytest.raises(UserError, match="the profile is no valid TOML"):
+        parse_machine_profile(dump_machine_profile(profile)[:-9], location="here.toml")
+
+
+def test_where_profiles_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    host = Host("x86_64", "some-cpu", frozenset({"avx2"}), frozenset(), 4, (), 2**30)
+    other = Host("x86_64", "some-cpu", frozenset({"avx2"}), frozenset(), 8, (), 2**30)
+    assert profile_path(host).parent == tmp_path / "infc" / "machines"
+    assert profile_path(host) != profile_path(other)
+    (tmp_path / "infc").write_text("in the way")
+    with pytest.raises(UserError, match="the profile could not be written"):
+        write_profile(profile_path(host), parse_machine_profile(MINIMAL, location="-"))
+
+
+MINIMAL = """
+infc = "0.1.0"
+date = "2026-11-22"
+[speeds]
+operations_per_s = 1e11
+low = 0.0
+high = 0.0
+[speeds.bytes_per_s]
+1 = 1e10
+[kernels]
+target = "cpu"
+[kernels.facts]
+bytes_per_s = 1e10
+launch_seconds = 0.0
+link_bytes_per_s = 0.0
+link_seconds = 0.0
+[kernels.facts.operations_per_s]
+[kernels.facts.units]
+[kernels.classes]
+"""
+
+
+# ---- predictions -----------------------------------------------------------------------------
+
+
+def test_a_calibrated_target_has_measured_figures(machine: Target, profile: MachineProfile) -> None:
+    target = calibrated_target(machine, profile)
+    memory = target.holding_memory()
+    assert (memory.bandwidth_bytes_per_s, memory.unit_bandwidth_bytes_per_s) == (2e10, 1e10)
+    before, after = machine.unit("cores"), target.unit("cores")
+    assert after.operations_per_s["f32"] == pytest.approx(151e9, rel=0.01)
+    ratio = after.operations_per_s["int8"] / before.operations_per_s["int8"]
+    assert ratio == pytest.approx(after.operations_per_s["f32"] / before.operations_per_s["f32"])
+    path = "memories.dram.bandwidth_bytes_per_s"
+    assert target.source_of(path) == "infc calibrate, 2026-11-22"
+    assert path not in target.assumptions
+    assert Target.from_json(target.to_json()) == target
+
+
+def test_constants_answer_for_their_classes_only(machine: Target, profile: MachineProfile) -> None:
+    target = calibrated_target(machine, profile)
+    for row in planted_rows(machine)[::7]:
+        estimate = estimate_work(row.work, target, row.threads)
+        assert estimate.low <= estimate.mid <= estimate.high
+        assert sum(estimate.by_resource.values()) >= estimate.mid * 0.99
+        plain = Work(row.work.bytes, row.work.operations, 0, row.work.barriers)
+        assert estimate_work(plain, target) == estimate_work(
+            Work(plain.bytes, plain.operations, 0, plain.barriers, "unheard-of"), target
+        )
+
+
+def test_more_work_takes_no_less_time(machine: Target, profile: MachineProfile) -> None:
+    target = calibrated_target(machine, profile)
+    for row in planted_rows(machine):
+        sizes = dict(row.work.sizes)
+        for grown in {"rows", "context"} & set(sizes):
+            more = sizes | {grown: 2 * sizes[grown]}
+            if "context" in sizes:
+                more["context"] = max(more["context"], more["rows"])
+            work = Work(row.work.bytes, row.work.operations, 0, 1, row.work.kernel, more)
+            before = estimate_work(row.work, target, row.threads).mid
+            assert estimate_work(work, target, row.threads).mid >= before * 0.999
+
+
+@given(st.integers(1, 3000), st.integers(1, 700), st.integers(1, 300))
+def test_turns_cover_every_token(prompt: int, chunk: int, new_tokens: int) -> None:
+    turns = prefill_turns(prompt, chunk)
+    assert sum(turn.calls * turn.tokens for turn in turns) == prompt
+    assert all(turn.tokens <= chunk for turn in turns)
+    assert turns[-1].context == prompt
+    steps = decode_turns(prompt, new_tokens)
+    assert sum(turn.calls for turn in steps) == pytest.approx(new_tokens)
+    mean = sum(turn.calls * turn.context for turn in steps) / new_tokens
+    assert mean == pytest.approx(prompt + (new_tokens + 1) / 2, abs=1.01)
+    assert all(prompt < turn.context <= prompt + new_tokens for turn in steps)
+
+
+# ---- the command -----------------------------------------------------------------------------
+
+
+class FakeBackend:
+    """Says what the planted constants say, and keeps the profile in a list."""
+
+    def __init__(self, target: Target) -> None:
+        self.target, self.kept = target, list[MachineProfile]()
+        self.backend = load_backend("cpu")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.backend, name)
+
+    def machine(self) -> Target:
+        return self.target
+
+    def speed_passes(
+        self, target: Target, threads: Sequence[int], passes: int
+    ) -> tuple[Mapping[int, Sequence[float]], Sequence[float]]:
+        return {count: [1e10 * count] * passes for count in threads}, [150e9] * passes
+
+    def measurable(self, kernel: KernelSummary) -> bool:
+        return True
+
+    def measure(
+        self,
+        kernel: KernelSummary,
+        mappings: Sequence[KernelMapping],
+        target: Target,
+        *,
+        threads: int,
+        repetitions: int,
+    ) -> list[list[float]]:
+        works = [self.backend.work(kernel, mapping, target) for mapping in mappings]
+        return [[planted_seconds(work, threads, target)] * repetitions for work in works]
+
+    def keep_profile(self, profile: MachineProfile) -> Path:
+        self.kept.append(profile)
+        return Path("somewhere.toml")
+
+    def resolve(self, spec: str) -> Target:
+        return calibrated_target(self.target, self.kept[-1]) if self.kept else self.target
+
+
+@pytest.fixture
+def fake(machine: Target, monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
+    few_cores = machine.unit("cores").model_dump() | {"count": 2}
+    target = Target.model_validate(machine.model_dump() | {"compute": [few_cores]})
+    backend = FakeBackend(target)
+
+    def rows(spec: str, counts: Sequence[int]) -> list[Traced]:
+        found = [row for row in planted_rows(target) if row.work.kernel in ("rows", "rotary")]
+        return [Traced(row.work, row.threads, [row.seconds] * 3) for row in found]
+
+    monkeypatch.setattr(calibration, "resolve_target", lambda spec: (backend, backend.target))
+    monkeypatch.setattr(calibration, "trace_rows", rows)
+    return backend
+
+
+def test_calibrate_keeps_what_it_measured(fake: FakeBackend) -> None:
+    stages: list[float] = []
+    found = calibrate(progress=lambda stage, fraction: stages.append(fraction))
+    assert found.profile == fake.kept[0]
+    assert set(found.target.kernels) == set(PLANTED)
+    assert stages == sorted(stages)
+    assert 0.0 <= stages[0] <= stages[-1] <= 1.0
+
+
+def test_calibrate_json(fake: FakeBackend) -> None:
+    result = CliRunner().invoke(main, ["calibrate", "--threads", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["bytes_per_second"] == {"1": 1e10, "2": 2e10}
+    assert report["profile"] == "somewhere.toml"
+    assert set(report["classes"]) == set(PLANTED)
+    assert result.stderr == ""
+
+
+def test_calibrate_for_people(fake: FakeBackend) -> None:
+    result = CliRunner().invoke(main, ["calibrate"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("memory reads by threads: ")
+    assert result.stdout.endswith("written to somewhere.toml\n")
+
+
+def test_calibrate_refuses(fake: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="expected 1 to 2 threads, got 3"):
+        calibrate(threads=3)
+    assert fake.kept == []
+    monkeypatch.undo()
+    for target in ("cpu:x86-64-v3", "reference"):
+        with pytest.raises(UserError, match="is not a machine that can be measured from here"):
+            calibrate(target)
+
+
+def test_an_interrupted_calibration_keeps_nothing(fake: FakeBackend) -> None:
+    def stop(stage: str, fraction: float) -> None:
+        if fraction > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(progress=stop)
+    assert fake.kept == []
