@@ -62,7 +62,7 @@ class CpuBackend:
         return None
 
     def splits(self, tensor: TensorType) -> bool:
-        """Matrices with codes of 8 or 6 bits."""
+        """Matrices with codes of 8 or 6 bits, and of floats."""
         from infc.backends.cpu.packing import splits
 
         return splits(tensor)

@@ -114,7 +114,7 @@ def _stage_lines(b: Builder, layout: PackedLayout, k: int, packed: Value, staged
                     pair = b.bit_or(b.shr(low, 16), high)
                 else:
                     halves = [b.trunc_f(c, b.vec(LANES, b.bf16)) for c in columns[2 * half :][:2]]
-                    pair = b.shuffle(*halves, _PAIRS)
+                    pair = b.shuffle(halves[0], halves[1], _PAIRS)
                 b.store(pair, b.at(target, PAIRS_BYTES * (2 * step + half)), PAIRS_BYTES)
 
     b.loop(0, k // numbers, body=chunk)

@@ -21,10 +21,10 @@ from infc.backends.cpu.kernels.layouts import PANEL_ROWS
 from infc.backends.cpu.kernels.line_sums import CHUNK_BYTES, ROWS
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES
 
-WORTH_FLOAT_ROWS = 6
+WORTH_FLOAT_ROWS = 4
 """As `split_search.WORTH_ROWS`: bounds are a third of the bytes of bf16, and rows fetched singly
 take about twice the time of those in a stream."""
-_DENSE_ROWS = 6 * TILE
+_DENSE_ROWS = 5 * TILE
 """With more rows than this to multiply, a tile is multiplied whole."""
 _INDEX_BYTES = 8
 _LINE_BYTES = 64

@@ -3,9 +3,9 @@
 A packed matrix [n, k] is a header of 64 bytes and then panels of 16 rows, in order. Rows beyond n
 are zeros.
 
-- Float weights: a panel is `[k][16]` floats, or, in *lines*, `[k / numbers of a line][16]` lines of 64
-  bytes, each of one row, so that a row can be fetched alone. Within a line of bf16 eight numbers lie in
-  the order 0 4 1 5 2 6 3 7: the halves of 32 bits are numbers of the same place, four apart.
+- Float weights: a panel is `[k][16]` floats, or, in *lines*, `[k / numbers of a line][16]` lines of
+  64 bytes, each of one row, so that a row can be fetched alone. Within a line of bf16 eight numbers
+  lie in the order 0 4 1 5 2 6 3 7: the halves of 32 bits are numbers of the same place, four apart.
 - Quantised weights: a panel is `k / group` chunks, each of them
       f16 scale[16]
       f16 min[16]              with minima only
