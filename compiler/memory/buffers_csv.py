@@ -19,7 +19,7 @@ from infc.diagnostics import Code, UserError
 from infc.memory.buffer import LARGEST_TOTAL_BYTES, Buffer
 
 MOST_BUFFERS: Final = 100_000
-"""Of one file: planning takes time with the square of their number, some 10 s for these."""
+"""Of one file: planning takes time with the square of their number, some 20 s for these."""
 
 _REQUIRED = ("id", "lower", "upper", "size")
 _KNOWN = (*_REQUIRED, "alignment", "offset")

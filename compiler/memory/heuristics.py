@@ -53,20 +53,34 @@ def first_fit(problem: Problem, order: Ints) -> Ints:
 
 def dive(problem: Problem, order: Ints) -> Ints:
     """The skyline dive, `[n]` units: offsets never decrease in the order of placement."""
-    rank = np.empty(order.size, np.int64)
-    rank[order] = np.arange(order.size)
-    # Sorted by rank, argmin breaks ties by rank on its own.
-    size, align = problem.size[order], problem.align[order]
-    first, stop = problem.first[order], problem.stop[order]
-    floor = np.zeros(order.size, np.int64)
-    offsets = np.zeros(order.size, np.int64)
-    for _ in range(order.size):
+    n = order.size
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n)
+    # Sorted by first column, so that what may conflict with a buffer is a slice.
+    by_first = np.argsort(problem.first, kind="stable")
+    size, align = problem.size[by_first], problem.align[by_first]
+    first, stop, rank = problem.first[by_first], problem.stop[by_first], rank[by_first]
+    begin = np.searchsorted(np.maximum.accumulate(stop), first, side="right")
+    end = np.searchsorted(first, stop, side="left")
+    aligned = bool((align != 1).any())
+    floor = np.zeros(n, np.int64)
+    offsets = np.empty(n, np.int64)
+    for _ in range(n):
         i = int(np.argmin(floor))
-        offsets[i] = floor[i]
-        raised = (first < stop[i]) & (stop > first[i]) & (floor != _PLACED)
-        floor[raised] = np.maximum(floor[raised], align_up(offsets[i] + size[i], align[raised]))
+        offset = floor[i]
+        tied = i + np.flatnonzero(floor[i:] == offset)
+        if tied.size > 1:
+            i = int(tied[np.argmin(rank[tied])])
+        offsets[i] = offset
+        near = slice(begin[i], end[i])
+        top = align_up(offset + size[i], align[near]) if aligned else offset + size[i]
+        # What is placed has the highest floor of all and keeps it.
+        raised = np.maximum(floor[near], top)
+        np.copyto(floor[near], raised, where=stop[near] > first[i])
         floor[i] = _PLACED
-    return offsets[rank]
+    placed = np.empty(n, np.int64)
+    placed[by_first] = offsets
+    return placed
 
 
 def align_up(value: Ints | np.int64, align: Ints | np.int64) -> Ints:

@@ -17,8 +17,8 @@ from infc.memory.reuse import merge_reused
 
 _SEARCHED_BUFFERS = 4000
 """Above this many buffers in one problem a node costs too much: only dives are tried."""
-_DIVE_STEPS = 4 * 10**9
-"""Dives take steps with the square of the number of buffers: this many in all, some 3 s."""
+_DIVE_STEPS = 12 * 10**8
+"""Dives take time with the square of the number of buffers: this many steps in all, some 3 s."""
 _LOWERING = 16
 """What fits a given capacity is lowered further with this part of the nodes."""
 
@@ -87,7 +87,7 @@ class _Planner:
         bound = max((p.lower_bound_bytes() for p in problems), default=0)
         # The tallest first: lower ones need not be searched below the height needed anyway.
         problems.sort(key=lambda p: -p.lower_bound_bytes())
-        placed = [self._best_heuristic(p, max(bound, self.capacity or 0)) for p in problems]
+        placed = [self._best_heuristic(p, bound) for p in problems]
         if self.capacity is not None and self.capacity >= bound:
             for i, problem in enumerate(problems):
                 placed[i], proven = self._reach(problem, placed[i], self.capacity)
