@@ -13,6 +13,7 @@ import mmap
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -126,6 +127,7 @@ class KernelBench:
         self._runs: list[_Run] = []
         self._teams: list[Team] = []
         self._cold: _Copies | None = None
+        self._shared: _Call | None = None
 
     def __enter__(self) -> KernelBench:
         return self
@@ -152,11 +154,20 @@ class KernelBench:
             team = Team(library, self.threads)
             self._teams.append(team)
             for number, mapping in enumerate(part):
-                operands = kernel_operands(self.kernel, mapping)
-                if self._cold is None:  # no mapping changes what it reads
-                    self._cold = _Copies(operands.cold, self._cycle_bytes)
-                self._runs.append(_Run(library, team, number, operands, self._cold, self.threads))
+                self._runs.append(_Run(library, team, number, self._call_of(mapping)))
         self._waiting.clear()
+
+    def _call_of(self, mapping: KernelMapping) -> _Call:
+        """What a mapping is called with; all those of a product are called alike."""
+        if self._shared is not None:
+            return self._shared
+        operands = kernel_operands(self.kernel, mapping)
+        if self._cold is None:  # no mapping changes what it reads
+            self._cold = _Copies(operands.cold, self._cycle_bytes)
+        call = _Call(operands, self._cold, self.threads)
+        if self.kernel.kind == "matmul":
+            self._shared = call
+        return call
 
     def time(self, numbers: Sequence[int], repetitions: int) -> list[list[float]]:
         """Seconds of each of so many calls of some mappings, which take turns."""
@@ -166,6 +177,15 @@ class KernelBench:
             for number, seconds in zip(numbers, found, strict=True):
                 seconds += self._runs[number].time(min(_CALLS, repetitions - len(seconds)))
         return found
+
+    def results(self, number: int) -> NDArray[np.uint8]:
+        """What calls of a mapping make; 0xFF where they make nothing."""
+        self.build()
+        outputs = self._runs[number].call.outputs
+        for output in outputs:
+            output[:] = 0xFF
+        self._runs[number].time(1)
+        return np.concatenate(outputs)
 
 
 class _Copies:
@@ -190,21 +210,12 @@ class _Copies:
         return self._places[self._next]
 
 
-class _Run:
-    """One mapping of the kernel and what it is called with."""
+class _Call:
+    """Operands in memory, and the call that names them."""
 
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        team: Team,
-        number: int,
-        operands: Operands,
-        cold: _Copies,
-        threads: int,
-    ) -> None:
-        self._team, self._number, self._cold, self._threads = team, number, cold, threads
+    def __init__(self, operands: Operands, cold: _Copies, threads: int) -> None:
+        self.threads, self._cold = threads, cold
         self._order = [letter for letter in operands.order if letter in "hc"]
-        self._tick = _tick_seconds(library)
         sizes = [array.size for array in operands.hot]
         rooms = [BARRIER_BYTES, DEAL_BYTES, max(threads * operands.scratch_bytes, 64)]
         offsets = laid_out([*sizes, *rooms])
@@ -213,9 +224,13 @@ class _Run:
             self._memory.bytes[offset : offset + array.size] = array
         places = [self._memory.address + offset for offset in offsets]
         self._hot = places[: len(sizes)]
+        self.outputs = [
+            self._memory.bytes[offset : offset + size]
+            for offset, size in list(zip(offsets, sizes, strict=False))[1 : 1 + operands.outputs]
+        ]
         barrier, deal, scratch = places[len(sizes) : -1]
-        self._call = np.zeros(FIELDS, np.int64)
-        self._call[[ROWS, BARRIER, DEAL, SCRATCH, SCRATCH_BYTES]] = [
+        self.fields = np.zeros(FIELDS, np.int64)
+        self.fields[[ROWS, BARRIER, DEAL, SCRATCH, SCRATCH_BYTES]] = [
             operands.rows,
             barrier,
             deal,
@@ -223,18 +238,30 @@ class _Run:
             operands.scratch_bytes,
         ]
 
-    def time(self, calls: int) -> list[float]:
-        """Seconds of each of some calls, behind one that is not counted."""
-        table = np.array([self._pointers() for _ in range(1 + calls)], np.int64)
-        trace = np.zeros((1 + calls, self._threads, 2), np.int64)
-        self._call[[COUNT, TRACE, TABLE]] = [1 + calls, trace.ctypes.data, table.ctypes.data]
-        self._team.run(self._number, self._call.ctypes.data)
-        ticks = trace[1:, :, 1].max(axis=1) - trace[1:, :, 0].min(axis=1)
-        return [float(passed) * self._tick for passed in ticks]
-
-    def _pointers(self) -> list[int]:
+    def pointers(self) -> list[int]:
+        """The operands of the next call."""
         hot, cold = iter(self._hot), iter(self._cold.take())
         return [next(hot if letter == "h" else cold) for letter in self._order]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One mapping of the kernel and what it is called with."""
+
+    library: ctypes.CDLL
+    team: Team
+    number: int
+    call: _Call
+
+    def time(self, calls: int) -> list[float]:
+        """Seconds of each of some calls, behind one that is not counted."""
+        table = np.array([self.call.pointers() for _ in range(1 + calls)], np.int64)
+        trace = np.zeros((1 + calls, self.call.threads, 2), np.int64)
+        fields = self.call.fields
+        fields[[COUNT, TRACE, TABLE]] = [1 + calls, trace.ctypes.data, table.ctypes.data]
+        self.team.run(self.number, fields.ctypes.data)
+        ticks = trace[1:, :, 1].max(axis=1) - trace[1:, :, 0].min(axis=1)
+        return [float(passed) * _tick_seconds(self.library) for passed in ticks]
 
 
 def load_shared(code: bytes) -> ctypes.CDLL:

@@ -24,15 +24,15 @@ _WAIT_SECONDS = 30.0
 """Others hold the file for as long as it takes to write some rows."""
 _BESIDE = ("-journal", "-wal", "-shm")
 """Files of SQLite beside a database; they go where it goes."""
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS measured (
+_SCHEMA = """CREATE TABLE measured (
   kernel TEXT NOT NULL, machine TEXT NOT NULL, code TEXT NOT NULL, threads INTEGER NOT NULL,
   mapping TEXT NOT NULL, seconds REAL NOT NULL,
   PRIMARY KEY (kernel, machine, code, threads, mapping)
-) WITHOUT ROWID
-"""
+) WITHOUT ROWID"""
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 _IN_USE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_CIRCUMSTANCES = _IN_USE | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT}
+"""What says nothing about the file; a damaged one may also pass for read-only, or for too short."""
 _PRIMARY_CODE = 0xFF
 
 
@@ -57,8 +57,8 @@ class Circumstances:
         return (self.kernel, self.machine, self.code, self.threads)
 
 
-class _WrongVersion(Exception):
-    """The file is another version's."""
+class _UnusableError(Exception):
+    """The file is not what this version writes; how it is."""
 
 
 class TuningDatabase:
@@ -81,13 +81,8 @@ class TuningDatabase:
         with self._failures():
             try:
                 self._connection = self._opened()
-            except _WrongVersion as error:
+            except _UnusableError as error:
                 self._set_aside(str(error))
-                self._connection = self._opened()
-            except sqlite3.DatabaseError as error:
-                if _primary(error) not in _DAMAGED:
-                    raise
-                self._set_aside("damaged")
                 self._connection = self._opened()
 
     def __enter__(self) -> TuningDatabase:
@@ -122,22 +117,39 @@ class TuningDatabase:
     def _opened(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=self._wait_seconds, isolation_level=None)
         try:
-            (found,) = connection.execute("PRAGMA user_version").fetchone()
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if found != _VERSION and (found or tables):
-                raise _WrongVersion(f"of version {found}, expected {_VERSION}")
-            (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if state != "ok":
-                raise _WrongVersion("damaged")
-            if not tables:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(_SCHEMA)
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
-                connection.execute("COMMIT")
+            self._prepare(connection)
+        except UnicodeDecodeError as error:  # SQLite quotes what it cannot read
+            connection.close()
+            raise _UnusableError("damaged") from error
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            if _primary(error) not in _CIRCUMSTANCES and self._may_write():
+                raise _UnusableError("damaged") from error
+            raise
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _may_write(self) -> bool:
+        return os.access(self.path, os.R_OK | os.W_OK) and os.access(self.path.parent, os.W_OK)
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Check what is in the file; a new one gets its table, all at once."""
+        connection.execute("BEGIN IMMEDIATE")
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")]
+        if found == 0 and not tables:
+            connection.execute(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        elif found != _VERSION:
+            raise _UnusableError(f"of version {found}, expected {_VERSION}")
+        elif tables != [_SCHEMA]:
+            raise _UnusableError("damaged")
+        connection.execute("COMMIT")
+        (state,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if state != "ok":
+            raise _UnusableError("damaged")
 
     def _set_aside(self, reason: str) -> None:
         """Rename the file, so that whoever wants to may look at it."""
@@ -160,7 +172,7 @@ class TuningDatabase:
     def _failures(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             code = _primary(error)
             hint = None
             if code in _IN_USE:
@@ -177,6 +189,8 @@ class TuningDatabase:
             ) from error
 
 
-def _primary(error: sqlite3.Error) -> int:
-    """SQLite's code without what it adds for details."""
-    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY_CODE
+def _primary(error: Exception) -> int:
+    """SQLite's code without what it adds for details; text that is none is damage."""
+    if isinstance(error, UnicodeDecodeError):
+        return sqlite3.SQLITE_CORRUPT
+    return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY_CODE

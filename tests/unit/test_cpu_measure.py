@@ -1,40 +1,14 @@
 """Kernels timed alone on this host."""
 
 import pytest
+from kernel_summaries import attention, product
 
 from infc.backends.cpu.backend import CpuBackend
 from infc.backends.cpu.mappings import kernel_candidates
 from infc.backends.cpu.measure import measurable, measure_kernels
 from infc.diagnostics import Code, UserError
-from infc.ir.types import storage_bytes
 from infc.target.backend import KernelSummary
 from infc.target.discovery import resolve_target
-
-
-def product(
-    rows: int, matrices: list[tuple[int, int, str]], dtype: str, **more: str
-) -> KernelSummary:
-    """The summary of a product."""
-    return KernelSummary(
-        kind="matmul",
-        phase="decode" if rows == 1 else "prefill",
-        rows=rows,
-        typical_rows=rows,
-        operations={dtype: 2.0 * rows * sum(n * k for n, k, _ in matrices)},
-        weight_bytes=sum(storage_bytes(storage, (n, k)) for n, k, storage in matrices),
-        activation_bytes=0,
-        shapes={},
-        matrices=tuple(matrices),
-        **more,
-    )
-
-
-def attention(phase: str, rows: int, context: int) -> KernelSummary:
-    """The summary of an attention."""
-    shapes = {"heads": 4, "kv_heads": 2, "head_dim": 32, "window": 0, "capacity": 64}
-    shapes["context"] = context
-    return KernelSummary("attention", phase, rows, rows, {"f32": 1.0}, 0, 0, shapes, kv_dtype="f16")
-
 
 KERNELS = [
     product(1, [(64, 64, "q8_0"), (33, 64, "q5_0")], "int8"),

@@ -1,4 +1,4 @@
-"""All mappings of a matrix product that may be chosen: the good guesses, then what is near them.
+"""All mappings of a matrix product that may be chosen: good guesses, then what is near them.
 
 Tiles are those whose sums fit the registers and whose staged panels fit the stack and the second
 cache; prefetches reach as far as that cache holds. None of it changes a bit of the result.
@@ -6,6 +6,7 @@ cache; prefetches reach as far as that cache holds. None of it changes a bit of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import product
 
@@ -38,6 +39,8 @@ _MANY_BLOCK_DEALS = tuple(product((0, 25, 50, 75, 90), (1, 2, 3, 4, 6, 8, 16)))
 _ROW_TILES, _PANEL_TILES = (1, 2, 3, 4, 5, 6, 8, 12), (1, 2, 3, 4)
 _STAGED = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _FEW_STAGED = 3
+_QUARTER = 25
+"""Percent."""
 _BLOCK_UNROLLS = (1, 2, 4)
 
 
@@ -56,7 +59,23 @@ def all_candidates(spec: MatmulSpec, isa: Isa, cache_bytes: int) -> list[MatmulM
         more = _streams(spec, guesses[0], cache_bytes)
     else:
         more = _tiles(spec, isa, guesses[0], cache_bytes)
-    return list(dict.fromkeys([*guesses, *more]))
+    near = sorted(more, key=lambda mapping: _distance(mapping, guesses[0]))
+    return list(dict.fromkeys([*guesses, *near]))
+
+
+def _distance(mapping: MatmulMapping, guess: MatmulMapping) -> float:
+    """How unlike the best guess a mapping is: those that are alike are as good, or almost.
+
+    One for each doubling of a number, and for each quarter more or less that is split evenly.
+    """
+    distance = 0.0
+    for name, ours in vars(mapping).items():
+        other = vars(guess)[name]
+        if name in ("stream_even", "tile_even"):
+            distance += abs(ours - other) / _QUARTER
+        else:
+            distance += abs(math.log2(1 + ours) - math.log2(1 + other))
+    return distance
 
 
 def _blocks(spec: MatmulSpec, isa: Isa, cache_bytes: int) -> Iterator[MatmulMapping]:
