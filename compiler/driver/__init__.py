@@ -1,7 +1,8 @@
 """The whole way, from a model to an artifact to a session; the command line and `infc` use it.
 
 `compilation` compiles and resumes, `oracle` is `--verify`, `loading` opens artifacts, `prediction`
-and `explanation` read what an artifact says about itself, `quality` measures what `--quantize` did.
+and `explanation` read what an artifact says about itself, `fit` compares it with a memory,
+`quality` measures what `--quantize` did.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from infc.driver.calibration import Calibration, calibrate
     from infc.driver.compilation import cached_compile, compile, run_opt
     from infc.driver.explanation import BufferRow, Explanation, KernelRow, explain
+    from infc.driver.fit import artifact_fit
     from infc.driver.loading import load
     from infc.driver.prediction import PhasePrediction, predict
     from infc.driver.quality import PredictionChange, measure_prediction_change
@@ -26,6 +28,7 @@ __all__ = [
     "PredictionChange",
     "TunedKernel",
     "Tuning",
+    "artifact_fit",
     "cached_compile",
     "calibrate",
     "compile",
@@ -45,6 +48,7 @@ _HOMES = {
     "PredictionChange": "quality",
     "TunedKernel": "tuning",
     "Tuning": "tuning",
+    "artifact_fit": "fit",
     "cached_compile": "compilation",
     "calibrate": "calibration",
     "compile": "compilation",

@@ -17,6 +17,7 @@ from typing import Any
 from infc.artifact import Artifact, Facts, MemberSource, ModelRecord, open_artifact, write_artifact
 from infc.artifact.output import check_output, output_error
 from infc.diagnostics import Code, InfcError, Problem, UserError, count
+from infc.driver.fit import check_plan_fits
 from infc.driver.loading import members_of
 from infc.driver.oracle import Oracle
 from infc.driver.tuning import Tuner, Tuning, database_path
@@ -304,10 +305,13 @@ class _Job:
             manager.run(module, ctx)
         if self.remarks is not None:
             self.remarks += ctx.remarks
-        self.report("generating code", 0.6)
-        programs = backend.emit(module, target, weights.data)
         attributes = module.operation.attributes
         report = from_attribute(attributes["infc.report"]) if "infc.report" in attributes else {}
+        if report:
+            signature = from_attribute(attributes["infc.signature"])
+            check_plan_fits(get(module.operation, "infc.weight_bytes"), report, signature, target)
+        self.report("generating code", 0.6)
+        programs = backend.emit(module, target, weights.data)
         return Compiled(options, target, programs, report)
 
     def _tuner(self, tuning: Tuning, ctx: PassContext, stack: ExitStack) -> Tuner:

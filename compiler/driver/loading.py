@@ -27,9 +27,13 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Sess
             may use, within the limits of its control groups.
 
     Raises:
-        UserError: the artifact is damaged, of another version, or not for this host.
+        UserError: the artifact is damaged, of another version, or not for this host, or this
+            machine has not the memory it takes.
     """
+    from infc.driver.fit import check_host  # which needs `members_of`
+
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    check_host(opened)
     runnable = load_runnable(opened)
     prefix = "tokenizer/"
     files = {

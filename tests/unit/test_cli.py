@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from infc.cli import main
 from infc.cli.quantization import quantization_text
 from infc.diagnostics import Code
 from infc.diagnostics.pages import page
+from infc.memory.fit import FitReport, fit_report
 from infc.pipeline.passes import Remark
 from infc.runtime import Session
 from infc.target.provider import ProviderStatus
@@ -36,7 +38,7 @@ class FakeDriver(SimpleNamespace):
     """`infc.driver` as the command line uses it; remembers what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__(calls=[], text="there", runnable=None)
+        super().__init__(calls=[], text="there", runnable=None, fit=None)
 
     def load(self, source: Any, *, threads: int | None = None) -> Session:
         self.calls.append(("load", source, threads))
@@ -52,6 +54,10 @@ class FakeDriver(SimpleNamespace):
         options["remarks"] += REMARKS
         self.calls.append(("compile", model, options))
         return ARTIFACT
+
+    def artifact_fit(self, artifact: Any) -> FitReport | None:
+        assert artifact is ARTIFACT
+        return self.fit
 
     def predict(self, artifact: Any, **workload: int) -> dict[str, Any]:
         self.calls.append(("predict", artifact, workload))
@@ -220,7 +226,9 @@ def test_compile_prints_where_and_what(invoke: Invoke, driver: FakeDriver) -> No
     assert result.stderr == ""
 
 
-def test_compile_json(invoke: Invoke) -> None:
+def test_compile_json(invoke: Invoke, driver: FakeDriver) -> None:
+    fit = fit_report(4096, 2048, 2, 0, 99, 1)
+    driver.fit = fit
     report = json.loads(invoke("compile", "m.gguf", "-o", "out/x.infc", "--json").stdout)
     assert report.pop("seconds") > 0
     assert report.pop("peak_memory_bytes") > 1 << 20
@@ -230,9 +238,21 @@ def test_compile_json(invoke: Invoke) -> None:
         "targets": {"prefill": "toy:a", "decode": "toy:a"},
         "digest": "c0ffee",
         "quantization": None,
+        "memory_fit": asdict(fit),
         "tuning": None,
         "assumptions": [],
     }
+
+
+def test_compile_says_what_fits(invoke: Invoke, driver: FakeDriver) -> None:
+    driver.fit = fit_report(4096, 2048, 2, 0, 99, 1)
+    said = invoke("compile", "m.gguf", "-o", "x.infc").stdout.splitlines()[1]
+    assert said == (
+        "fits with context 99 and batch 1: 2.19 KiB of 4 KiB; room for context 1024 or batch 10"
+    )
+    driver.fit = fit_report(2048, 2040, 2, 0, 99, 1)
+    said = invoke("compile", "m.gguf", "-o", "x.infc").stdout.splitlines()[1]
+    assert said == "warning: fits with context 4; 99 needs 190 B more"
 
 
 LOSSES = {"q4_k": {"tensors": 7, "numbers": 12_500_000, "relative_rms_error": 0.0747}}

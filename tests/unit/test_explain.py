@@ -14,6 +14,7 @@ from infc.cli import artifact_page, main
 from infc.cli.artifact_page import render_page
 from infc.cli.units import human_bytes, human_seconds
 from infc.driver import Explanation
+from infc.driver.explanation import BufferRow, FrameRow, StagingRow, TransferRow
 
 HOSTILE = "</title><script src=http://x/>\"'&\ud800<img onerror=x>"
 
@@ -107,6 +108,8 @@ def test_json(artifact: Path, explanation: Explanation) -> None:
         "kernels",
         "frames",
         "buffers",
+        "transfers",
+        "staging",
     ]
     assert found["schema_version"] == 1
     cache = found["kv_cache"]
@@ -167,6 +170,31 @@ def test_the_page_has_the_figures(explanation: Explanation) -> None:
     lifetimes = {(row.first_launch, row.last_launch) for row in explanation.buffers}
     for first, last in lifetimes:
         assert any(text.endswith(f"live in steps {first} to {last}") for text in page.titles)
+
+
+def test_the_page_draws_transfers(explanation: Explanation) -> None:
+    frame = FrameRow("decode", "main", "sram", 128, 128)
+    stay = BufferRow("decode", "main", "sram", "w", "tensor<32xf32>", 0, 128, 0, 9)
+    arrives = TransferRow("decode", "main", "sram", "w", True, 0, 128, 0, 3)
+    leaves = TransferRow("decode", "main", "sram", "w", False, 0, 128, 7, 9)
+    staged = replace(
+        explanation,
+        frames=(frame,),
+        buffers=(stay,),
+        transfers=(arrives, leaves),
+        staging=(StagingRow("decode", 2e-6, 1e-6, 5e-7, 256, 4096),),
+    )
+    page = Page(render_page(staged))
+    points = [text for name, text in page.attributes if name == "points"]
+    ramps = [[tuple(map(float, p.split(","))) for p in (text or "").split()] for text in points]
+    (start, full, end), (begin, still_full, gone) = ramps
+    # One goes up to the right and one comes down; y grows downwards.
+    assert start[0] < full[0] == end[0]
+    assert full[1] < start[1] == end[1]
+    assert begin[0] == still_full[0] < gone[0]
+    assert "w arrives\n128 B\nunder way in steps 0 to 3" in page.titles
+    assert "w leaves\n128 B\nunder way in steps 7 to 9" in page.titles
+    assert any("256 B moved, 2 us expected, 0.5 us of it waiting" in t for t in page.texts)
 
 
 def test_the_page_needs_nothing_from_elsewhere(explanation: Explanation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,6 +198,7 @@ def compile_command(
     if tuning is not None:
         print_notes(tuning.notes)
     peak_bytes = peak_memory_bytes()
+    fit = driver.artifact_fit(artifact)
     targets = {phase: facts["name"] for phase, facts in artifact.manifest.targets.items()}
     if as_json:
         print_json(
@@ -207,6 +209,7 @@ def compile_command(
                 "targets": targets,
                 "digest": artifact.manifest.digest,
                 "quantization": quantization_object(artifact.manifest.quantization, change),
+                "memory_fit": None if fit is None else asdict(fit),
                 "tuning": None if tuning is None else tuning_object(tuning),
                 "assumptions": _assumptions(peak_bytes, change),
             }
@@ -215,6 +218,8 @@ def compile_command(
     names = ", ".join(sorted(set(map(str, targets.values()))))
     memory = "" if peak_bytes is None else f", peak memory {human_bytes(peak_bytes)}"
     write_text(f"{path}: compiled for {names} in {human_seconds(seconds)}{memory}\n")
+    if fit is not None:
+        write_text(f"{'' if fit.fits else 'warning: '}{fit.message}\n")
     if tuning is not None:
         write_text(tuning_text(tuning))
     if artifact.manifest.options["quantize"] != "keep":

@@ -1,0 +1,119 @@
+"""Whether what was compiled fits the memory of its target, and of this machine, before it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from infc.artifact import Artifact
+from infc.diagnostics import Code, UserError
+from infc.driver.loading import members_of
+from infc.ir.kv_storage import position_bytes
+from infc.memory.fit import FitReport, fit_report
+from infc.target.schema import Memory, Target
+
+HINT = "lower --max-context or --max-batch, or choose a target with more memory"
+
+
+def check_plan_fits(
+    weight_bytes: int, plans: Mapping[str, Any], signature: Mapping[str, Any], target: Target
+) -> None:
+    """Refuse a planned module that does not fit its target's memory.
+
+    A size that is only assumed refuses nothing: `artifact_fit` still says what would fit.
+
+    Args:
+        weight_bytes, plans, signature: the module's `infc.weight_bytes`, `infc.report` and
+            `infc.signature`.
+
+    Raises:
+        UserError: INF2101 with the context or the batch that does fit.
+    """
+    memory = _largest(target)
+    fit = _fit(weight_bytes, plans, signature, target, memory.size_bytes * memory.count)
+    if not fit.fits and not _is_assumed(target, memory):
+        raise UserError(
+            Code.PLAN, fit.message, location=f"{memory.name} of {target.name}", hint=HINT
+        )
+
+
+def artifact_fit(artifact: Artifact, phase: str = "decode") -> FitReport | None:
+    """What fits the memory of the target of a phase; None where nothing is planned for it."""
+    target = Target.model_validate(artifact.manifest.targets[phase])
+    memory = _largest(target)
+    return _artifact_fit(artifact, phase, target, memory.size_bytes * memory.count)
+
+
+def check_host(artifact: Artifact) -> None:
+    """Refuse an artifact whose memory this machine does not have.
+
+    Raises:
+        UserError: INF2101 with what does fit.
+    """
+    try:
+        capacity = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return  # this system does not tell
+    target = Target.model_validate(artifact.manifest.targets["decode"])
+    fit = _artifact_fit(artifact, "decode", target, capacity)
+    if fit is not None and not fit.fits:
+        raise UserError(
+            Code.PLAN,
+            fit.message,
+            location=f"{artifact.path} on this machine",
+            hint="compile it with a smaller --max-context or --max-batch",
+        )
+
+
+def _artifact_fit(
+    artifact: Artifact, phase: str, target: Target, capacity_bytes: int
+) -> FitReport | None:
+    manifest = artifact.manifest
+    if phase not in manifest.memory_plan:
+        return None
+    split = manifest.targets["prefill"] != manifest.targets["decode"]
+    _, weights = members_of(phase, split=split)
+    return _fit(
+        manifest.members[weights].size_bytes,
+        manifest.memory_plan,
+        {**manifest.kv_layout, "max_context": manifest.programs[phase]["max_context"]},
+        target,
+        capacity_bytes,
+    )
+
+
+def _fit(
+    weight_bytes: int,
+    plans: Mapping[str, Any],
+    layout: Mapping[str, Any],
+    target: Target,
+    capacity_bytes: int,
+) -> FitReport:
+    """The sum: weights, the larger of the programs' arenas, one per-thread part for each unit."""
+    units = max(unit.count for unit in target.compute)
+    arenas = [
+        plan["plans"]["main"]["arena"]["height_bytes"]
+        + units * plan["plans"]["main"]["thread"]["height_bytes"]
+        for plan in plans.values()
+    ]
+    position = layout["kv_heads"] * position_bytes(layout["kv_dtype"], layout["head_dim"])
+    rings = [held for held in layout["capacity"] if held != layout["max_context"]]
+    return fit_report(
+        capacity_bytes,
+        weight_bytes + max(arenas, default=0),
+        position * (len(layout["capacity"]) - len(rings)),
+        position * sum(rings),
+        layout["max_context"],
+        layout["max_slots"],
+    )
+
+
+def _largest(target: Target) -> Memory:
+    """The memory that holds weights and caches: the one with most bytes."""
+    return max(target.memories, key=lambda memory: memory.size_bytes * memory.count)
+
+
+def _is_assumed(target: Target, memory: Memory) -> bool:
+    path = f"memories.{memory.name}"
+    return any(key in target.assumptions for key in (f"{path}.size_bytes", path, "memories", ""))
