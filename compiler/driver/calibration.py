@@ -140,14 +140,15 @@ def calibrate(
 
 
 def _calibrating(spec: str) -> Calibrating:
-    backend, target = resolve_target(spec)
-    if not hasattr(backend, "keep_profile") or backend.machine().name != target.name:
+    found, target = resolve_target(spec)
+    backend = cast(Calibrating, found)
+    if not hasattr(found, "keep_profile") or backend.machine().name != target.name:
         raise UserError(
             Code.TARGET_UNSUPPORTED,
             f"target {target.name!r} is not a machine that can be measured from here",
-            hint="`infc calibrate` measures the machine it runs on, which is target cpu",
+            hint="`infc calibrate` measures the machine it runs on",
         )
-    return cast(Calibrating, backend)
+    return backend
 
 
 def thread_counts(most: int) -> list[int]:
@@ -157,7 +158,7 @@ def thread_counts(most: int) -> list[int]:
 
 def speeds_of(reads: Mapping[int, Sequence[float]], vectors: Sequence[float]) -> Speeds:
     """Speeds of the undisturbed machine, and how far passes lie about their median."""
-    wandering = [np.log(np.median(passes) / passes) for passes in reads.values()]
+    wandering = [np.log(np.median(passes) / np.asarray(passes)) for passes in reads.values()]
     low, high = np.quantile(np.concatenate(wandering), [0.1, 0.9])
     best = {count: _rounded(np.quantile(passes, _FAST)) for count, passes in reads.items()}
     return Speeds(

@@ -55,13 +55,33 @@ def predict(
 ) -> dict[str, PhasePrediction | None]:
     """Predictions of greedy generation for both phases; None where the artifact holds no
     estimate."""
+    return _predict(artifact, None, prompt_tokens, new_tokens, threads)
+
+
+def predict_on(
+    artifact: Artifact, target: Target, *, prompt_tokens: int, new_tokens: int, threads: int
+) -> dict[str, PhasePrediction | None]:
+    """As `predict`, of both phases on another target than the artifact was compiled for."""
+    return _predict(artifact, target, prompt_tokens, new_tokens, threads)
+
+
+def _predict(
+    artifact: Artifact, target: Target | None, prompt_tokens: int, new_tokens: int, threads: int
+) -> dict[str, PhasePrediction | None]:
     limits = artifact.manifest.programs["prefill"]
     chunk = int(limits["max_tokens"][0])
     turns = {
         "prefill": prefill_turns(prompt_tokens, chunk),
         "decode": decode_turns(prompt_tokens, new_tokens),
     }
-    return {phase: _predict_phase(artifact, phase, each, threads) for phase, each in turns.items()}
+    targets = {
+        phase: target or Target.from_json(json.dumps(artifact.manifest.targets[phase]))
+        for phase in turns
+    }
+    return {
+        phase: _predict_phase(artifact, phase, each, targets[phase], threads)
+        for phase, each in turns.items()
+    }
 
 
 def prefill_turns(prompt: int, chunk: int) -> list[Turns]:
@@ -80,12 +100,11 @@ def decode_turns(prompt: int, new_tokens: int) -> list[Turns]:
 
 
 def _predict_phase(
-    artifact: Artifact, phase: str, turns: Sequence[Turns], threads: int
+    artifact: Artifact, phase: str, turns: Sequence[Turns], target: Target, threads: int
 ) -> PhasePrediction | None:
     kernels = greedy_kernels(artifact, phase)
     if not kernels:
         return None
-    target = Target.from_json(json.dumps(artifact.manifest.targets[phase]))
     calls = round(sum(turn.calls for turn in turns))
     tokens = round(sum(turn.calls * turn.tokens for turn in turns))
     works = [(scaled_work(k, phase, calls, tokens), k["launches"]) for k in kernels]

@@ -1,0 +1,218 @@
+"""Predicted beside measured on this CPU, for models whose shapes took no part in calibrating it.
+
+Each model is compiled with the machine's profile (`infc calibrate` first; without one the figures
+of the machine's class predict), and runs in turns with the others: prefill of prompts and decode
+after them. Before and after every sample a probe reads memory, so that a sample from a slow moment
+of a shared machine can be told from a wrong prediction. `scaled` predictions take the bandwidth that
+the probe saw in place of the profile's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+from machine import describe_machine
+from measure import Probe, busy_ticks
+from rich.console import Console
+from rich.table import Table
+
+import infc
+from infc.artifact import Artifact, open_artifact
+from infc.driver import load, predict
+from infc.driver.prediction import predict_on
+from infc.runtime.sampling import Sampler, SamplingOptions
+from infc.runtime.session import Session
+from infc.target.schema import Target
+
+HERE = Path(__file__).resolve().parent
+PROMPTS = (128, 512)
+PHASES = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and the tokens after it.
+
+    Attributes:
+        seconds: by phase.
+        bytes_per_s: what the probe read, the mean of before and after.
+        busy: share of all processor time that was used meanwhile, by anybody.
+    """
+
+    model: str
+    threads: int
+    prompt: int
+    seconds: dict[str, float]
+    bytes_per_s: float
+    busy: float
+
+
+def run_sample(
+    name: str, session: Session, prompt: int, tokens: int, probe: Probe, seed: int
+) -> Sample:
+    """Measure both phases once."""
+    ids = np.random.default_rng(seed).integers(session.vocab_size, size=prompt).tolist()
+    sampler = Sampler(SamplingOptions(temperature=0.0))
+    before = probe.run(session.threads)["bytes_per_s"] or 0.0
+    busy, total = busy_ticks()
+    start = time.perf_counter()
+    session.prefill_next(ids, sampler)
+    middle = time.perf_counter()
+    for _ in range(tokens):
+        session.next_token(sampler)
+    end = time.perf_counter()
+    busy_after, total_after = busy_ticks()
+    after = probe.run(session.threads)["bytes_per_s"] or 0.0
+    session.reset()
+    return Sample(
+        name,
+        session.threads,
+        prompt,
+        {"prefill": middle - start, "decode": end - middle},
+        (before + after) / 2.0,
+        (busy_after - busy) / max(1, total_after - total),
+    )
+
+
+def with_bandwidth(target: Target, bytes_per_s: float) -> Target:
+    """A target whose threads together read so much."""
+    memories = [
+        memory.model_copy(
+            update={
+                "bandwidth_bytes_per_s": bytes_per_s,
+                "unit_bandwidth_bytes_per_s": None,
+            }
+        )
+        if memory == target.holding_memory()
+        else memory
+        for memory in target.memories
+    ]
+    return target.model_copy(update={"memories": tuple(memories)})
+
+
+def summarise(artifact: Artifact, samples: list[Sample], tokens: int) -> list[dict[str, Any]]:
+    """Medians of the samples of one model on so many threads, beside the predictions."""
+    rows = []
+    target = Target.from_json(json.dumps(artifact.manifest.targets["decode"]))
+    for prompt in sorted({sample.prompt for sample in samples}):
+        own = [sample for sample in samples if sample.prompt == prompt]
+        threads = own[0].threads
+        asked = {"prompt_tokens": prompt, "new_tokens": tokens, "threads": threads}
+        raw = predict(artifact, **asked)
+        probed = median(sample.bytes_per_s for sample in own)
+        scaled = predict_on(artifact, with_bandwidth(target, probed), **asked)
+        for phase in PHASES:
+            expected, then = raw[phase], scaled[phase]
+            assert expected is not None
+            assert then is not None
+            times = [sample.seconds[phase] for sample in own]
+            rows.append(
+                {
+                    "model": own[0].model,
+                    "threads": threads,
+                    "phase": phase,
+                    "prompt": prompt,
+                    "measured": median(times),
+                    "least": min(times),
+                    "predicted": expected.seconds,
+                    "low": expected.seconds_low,
+                    "high": expected.seconds_high,
+                    "scaled": then.seconds,
+                    "error": expected.seconds / median(times) - 1.0,
+                    "error_to_least": expected.seconds / min(times) - 1.0,
+                    "error_scaled": then.seconds / median(times) - 1.0,
+                    "probe_bytes_per_s": probed,
+                    "busy": median(sample.busy for sample in own),
+                }
+            )
+    return rows
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    """The summary as a table."""
+    table = Table(
+        "model", "threads", "phase", "ms", "least", "predicted", "error", "scaled", "busy"
+    )
+    for row in rows:
+        table.add_row(
+            row["model"],
+            str(row["threads"]),
+            f"{row['phase']} {row['prompt']}",
+            f"{1e3 * row['measured']:.1f}",
+            f"{1e3 * row['least']:.1f}",
+            f"{1e3 * row['predicted']:.1f}",
+            f"{100 * row['error']:+.0f}%",
+            f"{100 * row['error_scaled']:+.0f}%",
+            f"{100 * row['busy']:.0f}%",
+        )
+    console.print(table)
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--threads", multiple=True, default=(1, 2), show_default=True, help="Repeatable.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--tokens", default=32, show_default=True, help="Decoded tokens a sample.")
+@click.option("--output", type=click.Path(path_type=Path))
+def main(
+    models: tuple[Path, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    tokens: int,
+    output: Path | None,
+) -> None:
+    """Compile MODELS (files, or artifacts made with today's profile), measure them in turns and
+    write results/cpu-prediction-DATE.json."""
+    console = Console()
+    rows: list[dict[str, Any]] = []
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Probe(Path(folder))
+        artifacts: dict[str, Artifact] = {}
+        for model in models:
+            made = Path(folder, f"{model.stem}.infc")
+            ready = model.suffix == ".infc"
+            artifacts[model.stem] = (
+                open_artifact(model) if ready else infc.compile(model, output=made)
+            )
+        for count in threads:
+            sessions = {name: load(opened, threads=count) for name, opened in artifacts.items()}
+            for round_ in range(rounds + 1):
+                console.print(f"round {round_} of {rounds}, {count} threads", highlight=False)
+                for prompt in PROMPTS:
+                    for name, session in sessions.items():
+                        sample = run_sample(name, session, prompt, tokens, probe, round_)
+                        if round_:  # the first one maps pages and wakes threads
+                            samples.append(sample)
+            for name, opened in artifacts.items():
+                own = [s for s in samples if (s.model, s.threads) == (name, count)]
+                rows += summarise(opened, own, tokens)
+    show(rows, console)
+    errors = {key: [abs(row[key]) for row in rows] for key in ("error", "error_scaled")}
+    inside = [row["low"] <= row["measured"] <= row["high"] for row in rows]
+    record = {
+        "schema_version": 1,
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(),
+        "mean_error": {key: float(np.mean(values)) for key, values in errors.items()},
+        "largest_error": {key: float(np.max(values)) for key, values in errors.items()},
+        "share_inside_bounds": float(np.mean(inside)),
+        "summary": rows,
+        "samples": [asdict(sample) for sample in samples],
+    }
+    output = output or HERE / "results" / f"cpu-prediction-{record['date']}.json"
+    output.write_text(json.dumps(record, indent=1) + "\n")
+    console.print(f"written to {output}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
