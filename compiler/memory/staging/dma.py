@@ -92,6 +92,6 @@ class Dma:
                 flow.bytes = 0.0 if event <= step else flow.bytes - step * rate
         for number, queue in enumerate(self._waiting):
             if queue and self._flows[queue[0]].latency <= 0 and self._flows[queue[0]].bytes <= 0:
-                flow = queue.popleft()
-                self._ends[flow] = self.time
-                self._queued_bytes[number] -= self._sizes[flow]
+                ended = queue.popleft()
+                self._ends[ended] = self.time
+                self._queued_bytes[number] -= self._sizes[ended]
