@@ -24,15 +24,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import fsum
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from infc.memory.columns import Ints, Problem
 from infc.memory.heuristics import orders
-
-if TYPE_CHECKING:
-    from infc.memory.tree import Instance
+from infc.memory.tree_state import Instance, new_state, new_trail
 
 _RESTART_NODES = ((1000,), (4000, 1000))
 """Nodes of the attempts of each lane, in turns. Of 26 hard instances with 150,000 nodes each,
@@ -125,8 +122,6 @@ class _Layout:
 
     def instance(self, order: Ints) -> Instance:
         """What a visit with an order of ties is to place."""
-        from infc.memory.tree import Instance
-
         rank = np.empty(order.size, np.int64)
         rank[order] = np.arange(order.size)
         return Instance(
@@ -154,7 +149,7 @@ class _Lane:
         n = layout.size.size
         self.weight = np.zeros(n, np.float64)
         self.attempts = 0
-        self.trail = tree.new_trail(layout.trail_length, layout.words)
+        self.trail = new_trail(layout.trail_length, layout.words)
         self.choices, self.parts = np.empty((n + 1, 6), np.int64), np.empty((n, 4), np.int64)
 
     def run(self, node_limit: int) -> SearchResult:
@@ -162,7 +157,7 @@ class _Lane:
         nodes = 0
         while nodes < node_limit:
             limit = min(self.turns[self.attempts % len(self.turns)], node_limit - nodes)
-            state = self.tree.new_state(self.layout.live, self.layout.crossing, self.weight.size)
+            state = new_state(self.layout.live, self.layout.crossing, self.weight.size)
             how, visited = self.tree.visit(
                 self.layout.instance(self._next_order()),
                 state,

@@ -13,18 +13,15 @@ spares numba's test for negative ones.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from infc.memory.columns import Ints
+from infc.memory.tree_state import NEVER, Instance, Sets, State, Trail
 
 _Function = TypeVar("_Function")
-_Indices = NDArray[np.uint32]
-_Flags = NDArray[np.bool_]
-_Sets = NDArray[np.uint64]
 
 STOPPED: Final = 0
 """A visit ended at its node limit."""
@@ -33,8 +30,6 @@ FOUND: Final = 1
 EXHAUSTED: Final = 2
 """A visit has shown that there is no placement."""
 
-_NEVER = 1 << 62
-"""Above any floor."""
 _SLID = -2
 """Instead of a buffer: one that was passed might as well have stayed where it was."""
 
@@ -55,114 +50,6 @@ def _entry(function: _Function) -> _Function:
     except RuntimeError:
         # Neither this folder nor one of the user's can be written: compiled in each process.
         return cast(_Function, njit(nogil=True, error_model="numpy")(function))
-
-
-class Instance(NamedTuple):
-    """What is to be placed, sorted by first column; sizes and offsets are units.
-
-    Attributes:
-        size, align: of each buffer, `[n]`.
-        first, stop: the columns it spans, `[n]`.
-        near_start: where the conflicts of each buffer begin in `near`, `[n + 1]`.
-        near: the buffers that each conflicts with.
-        ceiling: the highest offset each may have, `[n]`.
-        rank: which goes first where floors are equal, `[n]`.
-        room: `[1]`, the units that a column may take.
-    """
-
-    size: Ints
-    align: Ints
-    first: Ints
-    stop: Ints
-    near_start: Ints
-    near: _Indices
-    ceiling: Ints
-    rank: Ints
-    room: Ints
-
-
-class State(NamedTuple):
-    """Where a visit is.
-
-    Attributes:
-        floor: the lowest offset of an unplaced buffer, the offset of a placed one, `[n]`.
-        supported: whether it would rest on something there, `[n]`.
-        hole: the end of the place that a passed buffer left, until something comes to lie in it;
-            else `_NEVER`, `[n]`.
-        placed: `[n]`.
-        reason: the placements but for which the floor might be lower, `[n, words]`.
-        live: unplaced units of each column, `[columns]`.
-        crossing: unplaced buffers that live both in column c - 1 and in column c, `[columns]`.
-        level: the floor of an unplaced buffer, -1 for a placed one, `[n]`.
-        by_level: the buffers, highest level first when last sorted, `[n]`.
-        sorted_level: the levels then, `[n]`.
-        stayed, moved: scratch of the sorting, `[n]`.
-        stacked: units found so far in a check of columns, `[columns]`.
-        blamed: the placements to blame for the last failure, `[words]`.
-        crowded: how often each column was too full, `[columns]`.
-        late: how often the floor of each buffer was too high, `[n]`.
-    """
-
-    floor: Ints
-    supported: _Flags
-    hole: Ints
-    placed: _Flags
-    reason: _Sets
-    live: Ints
-    crossing: Ints
-    level: Ints
-    by_level: _Indices
-    sorted_level: Ints
-    stayed: _Indices
-    moved: _Indices
-    stacked: Ints
-    blamed: _Sets
-    crowded: Ints
-    late: Ints
-
-
-class Trail(NamedTuple):
-    """What buffers were before each change, so that it can be taken back; `floor` -1: unplaced."""
-
-    buffer: _Indices
-    floor: Ints
-    supported: _Flags
-    hole: Ints
-    reason: _Sets
-
-
-def new_state(live: Ints, crossing: Ints, buffers: int) -> State:
-    """Nothing is placed yet."""
-    words = -(-buffers // 64)
-    return State(
-        floor=np.zeros(buffers, np.int64),
-        supported=np.ones(buffers, np.bool_),
-        hole=np.full(buffers, _NEVER, np.int64),
-        placed=np.zeros(buffers, np.bool_),
-        reason=np.zeros((buffers, words), np.uint64),
-        live=live.copy(),
-        crossing=crossing.copy(),
-        level=np.zeros(buffers, np.int64),
-        by_level=np.arange(buffers, dtype=np.uint32),
-        sorted_level=np.zeros(buffers, np.int64),
-        stayed=np.empty(buffers, np.uint32),
-        moved=np.empty(buffers, np.uint32),
-        stacked=np.empty(live.size, np.int64),
-        blamed=np.zeros(words, np.uint64),
-        crowded=np.zeros(live.size, np.int64),
-        late=np.zeros(buffers, np.int64),
-    )
-
-
-def new_trail(length: int, words: int) -> Trail:
-    """Memory for a trail."""
-    return Trail(
-        np.empty(length, np.uint32),
-        np.empty(length, np.int64),
-        np.empty(length, np.bool_),
-        np.empty(length, np.int64),
-        np.empty((length, words), np.uint64),
-    )
 
 
 @_entry
@@ -247,8 +134,8 @@ def visit(
 def _choose(instance: Instance, state: State, begin: int, end: int) -> int:
     """The unplaced buffer with the lowest floor; `_SLID`, and who is to blame."""
     rank, floor, placed, hole = instance.rank, state.floor, state.placed, state.hole
-    chosen, lowest, lowest_rank = -1, _NEVER, _NEVER
-    slid, end_of_hole = -1, _NEVER
+    chosen, lowest, lowest_rank = -1, NEVER, NEVER
+    slid, end_of_hole = -1, NEVER
     for i in range(begin, end):
         if not placed[i]:
             if floor[i] < lowest or (floor[i] == lowest and rank[i] < lowest_rank):
@@ -286,7 +173,7 @@ def _place(
         if placed[j]:
             continue
         rest = top if aligns[j] == 1 else -(-top // aligns[j]) * aligns[j]
-        filled = offset < hole[j] and hole[j] < _NEVER
+        filled = offset < hole[j] and hole[j] < NEVER
         if rest < floor[j] and not filled:
             continue
         t_buffer[changes], t_floor[changes] = j, floor[j]
@@ -295,7 +182,7 @@ def _place(
             t_reason[changes, w] = reason[j, w]
         changes += 1
         if filled:
-            hole[j] = _NEVER
+            hole[j] = NEVER
         if rest < floor[j]:
             continue
         supported[j] = True
@@ -347,7 +234,7 @@ def _lift(instance: Instance, state: State, trail: Trail, changes: int, k: int) 
     size, near, floor, placed = instance.size, instance.near, state.floor, state.placed
     old = floor[k]
     top = old + size[k]
-    rest, filled = _NEVER, False
+    rest, filled = NEVER, False
     for e in range(instance.near_start[k], instance.near_start[k + 1]):
         j = near[e]
         if not placed[j]:
@@ -364,7 +251,7 @@ def _lift(instance: Instance, state: State, trail: Trail, changes: int, k: int) 
     trail.supported[changes], trail.hole[changes] = state.supported[k], state.hole[k]
     for w in range(state.blamed.size):
         trail.reason[changes, w] = state.reason[k, w]
-    if state.supported[k] and state.hole[k] == _NEVER:
+    if state.supported[k] and state.hole[k] == NEVER:
         state.hole[k] = top
     state.supported[k] = False
     floor[k] = rest
@@ -502,6 +389,6 @@ def _blame_surroundings(instance: Instance, state: State, k: int, alone: bool) -
 
 
 @_part
-def _holds(members: _Sets, k: int) -> bool:
+def _holds(members: Sets, k: int) -> bool:
     """Whether a set holds buffer `k`."""
     return bool(members[k >> 6] & (np.uint64(1) << np.uint64(k & 63)))
