@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infc.cost.calibrated import call_columns
-from infc.cost.fit import described, fit_constants, held_out_residuals, quantiles
-from infc.cost.kernels.machine import machine_of
+from infc.cost.fit import described, fit_constants, held_out_residuals, quantiles, rows_of
+from infc.cost.kernels.classes import Array, Columns, KernelClass
+from infc.cost.kernels.machine import Machine, machine_of
 from infc.cost.kernels.profile import ClassProfile, FittedFacts, Profile, Residuals
 from infc.cost.kernels.threaded import THREADED
 from infc.cost.machine_profile import MachineProfile, Speeds, with_speeds
@@ -45,6 +47,11 @@ _QUIET: Final = 0.1
 _SLOW: Final = 1.1
 _SECOND_LOOKS: Final = 2
 """How often those kernels are measured again that took so many times what a fit says."""
+_SLOWEST: Final = 1.2
+_LEFT_OUT: Final = 0.4
+_TRIMS: Final = 6
+"""Kernels that take more than so many times what the fit says are left out, up to a part of them,
+in so many steps."""
 _ROWS_TO_FIT: Final = 10
 """Measurements a class needs, or it is left to the roofline."""
 
@@ -282,8 +289,12 @@ def _fit(name: str, rows: Sequence[Measured], target: Target, speeds: Speeds) ->
     kernel_class, machine = THREADED[name], machine_of(target)
     columns = call_columns([(row.work, row.threads) for row in rows], target)
     seconds = np.array([row.seconds for row in rows])
-    constants = fit_constants(kernel_class, columns, seconds, machine)
-    residuals = held_out_residuals(kernel_class, columns, seconds, machine, constants)
+    kept, constants = _fit_undisturbed(kernel_class, columns, seconds, machine)
+    times = kernel_class.times(columns, machine, constants)
+    residuals = np.log(seconds / times.seconds)
+    residuals[kept] = held_out_residuals(
+        kernel_class, rows_of(columns, kept), seconds[kept], machine, constants
+    )
     found = quantiles(residuals)
     return ClassProfile(
         rows=len(rows),
@@ -297,3 +308,26 @@ def _fit(name: str, rows: Sequence[Measured], target: Target, speeds: Speeds) ->
             )
         },
     )
+
+
+def _fit_undisturbed(
+    kernel_class: KernelClass[Any], columns: Columns, seconds: Array, machine: Machine
+) -> tuple[NDArray[np.bool_], dict[str, float]]:
+    """Which rows count, `bool[rows]`, and the constants that explain them.
+
+    Nothing but a neighbour makes a kernel far slower than all its like: the slowest are left out,
+    at most `_LEFT_OUT` of them; the bounds keep them.
+    """
+    kept = np.ones(len(seconds), np.bool_)
+    constants = fit_constants(kernel_class, columns, seconds, machine)
+    for _ in range(_TRIMS):
+        ratio = seconds / kernel_class.times(columns, machine, constants).seconds
+        limit = max(_SLOWEST, float(np.quantile(ratio, 1.0 - _LEFT_OUT)))
+        now = ratio <= limit
+        if np.array_equal(now, kept):
+            break
+        kept = now
+        constants = fit_constants(
+            kernel_class, rows_of(columns, kept), seconds[kept], machine, start=constants
+        )
+    return kept, constants
