@@ -116,6 +116,7 @@ class TuningDatabase:
 
     def _opened(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=self._wait_seconds, isolation_level=None)
+        connection.text_factory = _decoded
         try:
             self._prepare(connection)
         except UnicodeDecodeError as error:  # SQLite quotes what it cannot read
@@ -194,3 +195,8 @@ def _primary(error: Exception) -> int:
     if isinstance(error, UnicodeDecodeError):
         return sqlite3.SQLITE_CORRUPT
     return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY_CODE
+
+
+def _decoded(text: bytes) -> str:
+    """Text of a damaged row is some other text: it names no mapping."""
+    return text.decode(errors="replace")
