@@ -11,6 +11,7 @@ import pytest
 from infc.diagnostics import Code, UserError
 from infc.target import discovery
 from infc.target.backend import API_VERSION
+from infc.target.provider import PROVIDER_API_VERSION, ProviderStatus
 from infc.target.schema import TargetStatus
 
 
@@ -116,3 +117,53 @@ def test_a_chip_of_two_backends_must_be_qualified(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys.modules["fake_other"].BACKEND, "_targets", double)
     with pytest.raises(UserError, match="offered by the backends good and other"):
         discovery.resolve_target("chip-x")
+
+
+class FakeProvider:
+    """Makes kernels for the backend `good`; says what it was told to."""
+
+    def __init__(self, name: str, status: ProviderStatus | Exception, version: int) -> None:
+        self.name, self.backend, self.api_version, self._status = name, "good", version, status
+
+    def status(self) -> ProviderStatus:
+        if isinstance(self._status, Exception):
+            raise self._status
+        return self._status
+
+
+def test_providers_that_are_broken_or_lack_something_are_set_aside(
+    installed: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = PROVIDER_API_VERSION
+    providers = {
+        "fast": FakeProvider("fast", ProviderStatus("fast", "good", True), now),
+        "idle": FakeProvider("idle", ProviderStatus("idle", "good", False, "no compiler"), now),
+        "late": FakeProvider("late", ProviderStatus("late", "good", True), now + 1),
+        "mute": FakeProvider("mute", RuntimeError("cannot say"), now),
+        "away": FakeProvider("away", ProviderStatus("away", "other", True), now),
+    }
+    for name, provider in providers.items():
+        module: Any = ModuleType(f"fake_{name}")
+        module.BACKEND = provider
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in (*providers, "gone", "twin", "twin"):
+        point = EntryPoint(name, f"fake_{name}:BACKEND", discovery.PROVIDERS)
+        vars(point)["dist"] = SimpleNamespace(name="somewhere", version="1.0")
+        installed.append(point)
+    listed = {status.name: status for status in discovery.list_providers()}
+    assert {name: status.reason for name, status in listed.items() if not status.available} == {
+        "idle": "no compiler",
+        "late": (
+            f"kernel provider 'late' of somewhere 1.0 must have API version {now}, got {now + 1}"
+        ),
+        "mute": (
+            "kernel provider 'mute' fails to say whether it can be used: RuntimeError: cannot say"
+        ),
+        "gone": (
+            "kernel provider 'gone' of somewhere 1.0 cannot be imported: "
+            "ModuleNotFoundError: No module named 'fake_gone'"
+        ),
+        "twin": "kernel provider 'twin' is provided by somewhere 1.0 and somewhere 1.0",
+    }
+    assert [provider.name for provider in discovery.kernel_providers("good")] == ["fast"]
+    assert [status.name for status in discovery.list_targets()][:1] == ["broken"]
