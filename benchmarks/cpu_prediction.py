@@ -3,8 +3,8 @@
 Each model is compiled with the machine's profile (`infc calibrate` first; without one the figures
 of the machine's class predict), and runs in turns with the others: prefill of prompts and decode
 after them. Before and after every sample a probe reads memory, so that a sample from a slow moment
-of a shared machine can be told from a wrong prediction. `scaled` predictions take the bandwidth that
-the probe saw in place of the profile's.
+of a shared machine can be told from a wrong prediction. `scaled` predictions take the bandwidth
+that the probe saw in place of the profile's.
 """
 
 from __future__ import annotations
