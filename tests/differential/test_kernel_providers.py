@@ -1,5 +1,6 @@
 """Functions of other providers in programs of the CPU: chosen, linked, the same bits as ours."""
 
+import ctypes
 import platform
 import re
 import shutil
@@ -25,6 +26,7 @@ from infc.backends.cpu.measured import kernel_library
 from infc.backends.cpu.target import isa_of
 from infc.backends.tvm import PROVIDER as TVM
 from infc.backends.tvm.provider import TvmProvider
+from infc.backends.tvm.records import all_records
 from infc.cost.roofline import estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.loading import load_runnable
@@ -257,3 +259,37 @@ def test_without_tvm_the_provider_says_what_to_install(monkeypatch: pytest.Monke
     assert TVM.status().reason == (
         "expected apache-tvm 0.27.0.post1, got 0.1.15: pip install 'infc[tvm]'"
     )
+
+
+@needs_tvm
+@pytest.mark.parametrize("kind", ["f32", "bf16"])
+def test_schedules_that_were_found_keep_the_order_of_additions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Each record, compiled for any processor: a trace tiles, and tiles keep the order of k."""
+    rng = np.random.default_rng(0)
+    _, target = resolve_target(TARGET)
+    records = {key: trace for key, trace in all_records().items() if key[2] == kind}
+    assert records
+    for (rows, k, _, _), trace in records.items():
+        monkeypatch.setattr(
+            "infc.backends.tvm.panel_sums.find_record", lambda *_, found=trace: found
+        )
+        x = rng.standard_normal((rows, k), dtype=np.float32)
+        panel = rng.standard_normal((k, 16), dtype=np.float32)
+        bits = panel if kind == "f32" else (panel.view(np.uint32) >> 16).astype(np.uint16)
+        made = []
+        for schedule in ("registers", "tuned"):
+            function = KernelFunction("panel-sums", schedule, {"rows": rows, "k": k}, f"n16.{kind}")
+            source = tmp_path / f"{schedule}_{rows}.o"
+            source.write_bytes(TVM.object_code(function, {"schedule": schedule}, target))
+            library = source.with_suffix(".so")
+            subprocess.run(["gcc", "-shared", source, "-o", library], check=True)
+            sums = np.zeros((rows, 16), np.float32)
+            getattr(ctypes.CDLL(str(library)), schedule)(
+                *(ctypes.c_void_p(array.ctypes.data) for array in (x, bits, sums))
+            )
+            made.append(sums)
+        np.testing.assert_array_equal(*made)
+        wide = bits if kind == "f32" else (bits.astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_allclose(made[0], x @ wide, rtol=0, atol=1e-3)
