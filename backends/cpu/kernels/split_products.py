@@ -47,19 +47,6 @@ _SAFE = 2.0**120
 
 
 @dataclass(frozen=True)
-class SplitRow:
-    """A row of x and what was prepared of it.
-
-    Attributes:
-        x: the a8 row.
-        prepared: `SplitProducts.prepared_bytes`, written by `emit_prepare`.
-    """
-
-    x: Value
-    prepared: Value
-
-
-@dataclass(frozen=True)
 class SplitProducts:
     """Emits products with matrices of one layout and width."""
 
