@@ -139,7 +139,8 @@ def test_an_unknown_cpu_target() -> None:
 def test_without_a_cross_linker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setenv("PATH", "")
-    elf = {machine: bytes(18) + number.to_bytes(2, "little") for machine, number in MACHINES}
+    start = b"\x7fELF\x02\x01" + bytes(10) + b"\x01\x00"  # a relocatable file without sections
+    elf = {name: start + number.to_bytes(2, "little") + bytes(44) for name, number in MACHINES}
     with pytest.raises(UserError) as caught:
         link_shared(elf["aarch64"])
     assert str(caught.value) == (
