@@ -31,7 +31,7 @@ from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.calibration_model import trace_rows
 from infc.driver.calibration_set import calibration_kernels
-from infc.target.backend import Backend, KernelMapping, KernelSummary
+from infc.target.backend import Backend, KernelMapping, KernelSummary, MeasuringBackend
 from infc.target.discovery import resolve_target
 from infc.target.schema import Target
 
@@ -56,7 +56,7 @@ _ROWS_TO_FIT: Final = 10
 """Measurements a class needs, or it is left to the roofline."""
 
 
-class Calibrating(Backend, Protocol):
+class Calibrating(Backend, MeasuringBackend, Protocol):
     """What a backend offers besides `Backend` where the machine it runs on can be calibrated."""
 
     def machine(self) -> Target:
@@ -66,20 +66,6 @@ class Calibrating(Backend, Protocol):
         self, target: Target, threads: Sequence[int], passes: int
     ) -> tuple[Mapping[int, Sequence[float]], Sequence[float]]:
         """Bytes a second by threads, and operations in float32 a second of one thread."""
-
-    def measurable(self, kernel: KernelSummary) -> bool:
-        """As in `MeasuringBackend`."""
-
-    def measure(
-        self,
-        kernel: KernelSummary,
-        mappings: Sequence[KernelMapping],
-        target: Target,
-        *,
-        threads: int,
-        repetitions: int,
-    ) -> list[list[float]]:
-        """As in `MeasuringBackend`."""
 
     def keep_profile(self, profile: MachineProfile) -> Path:
         """Write the profile of this machine, which `resolve` then reads."""
