@@ -53,6 +53,8 @@ class Code(StrEnum):
     ARTIFACT_VERSION = "INF4004"
     ARTIFACT_HOST = "INF4005"
     OUTPUT = "INF4006"
+    PROGRAM_FORMAT = "INF4007"
+    ASSEMBLY = "INF4008"
     # 50xx: running
     OPTION = "INF5001"
     TOKEN_RANGE = "INF5002"
