@@ -1,0 +1,136 @@
+"""Rows and columns between the cores of a group.
+
+All cores take part in every exchange, and go on when everything for them has come. So nobody is
+more than one exchange ahead: two semaphores in turns are enough, and a buffer that others write may
+be overwritten from the exchange before on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from infc.backends.dataflow.codegen.builder import CoreProgram
+from infc.backends.dataflow.codegen.memory import Buffer
+from infc.backends.dataflow.codegen.scope import Scope
+from infc.backends.dataflow.codegen.stream import Register, Stream
+from infc.backends.dataflow.codegen.values import Columns, Rows, RowSpace, Value
+from infc.diagnostics import InternalError
+
+Sender = Callable[[CoreProgram, str, str], int]
+"""Emits the SENDs of a core, given the semaphore of arrivals and that of sources that are free
+again; returns how many there are."""
+
+
+def exchange(scope: Scope, sender: Sender, arrivals: int, receives: Sequence[Buffer]) -> None:
+    """All cores send, and their vector streams go on when everything has come.
+
+    Args:
+        sender: every SEND posts both semaphores.
+        arrivals: SENDs that write to each core.
+        receives: the buffers that they write.
+    """
+    sram = scope.group.sram
+    for buffer in receives:
+        buffer.touch(scope.last_exchange)
+        buffer.touch(sram.step)
+    if scope.body_start is not None and scope.site == 0:
+        # In a loop others may write into it while this core ends the turn before.
+        scope.receives += receives
+    scope.last_exchange = sram.step
+    arrived = f"arrived{scope.site}"
+    scope.site += 1
+    for core in scope.cores:
+        core.hand(core.vector, core.send)
+        core.vector.wait("sent", sender(core, arrived, "sent"))
+        core.vector.wait(arrived, arrivals)
+
+
+def as_rows(scope: Scope, value: Value) -> Rows:
+    """A value by rows; columns are brought together."""
+    if isinstance(value, Rows):
+        return value
+    if not isinstance(value, Columns):
+        raise InternalError(f"expected rows or columns, got {type(value).__name__}")
+    space, width = value.space, value.width
+    target = scope.buffer(f"{value.buffer.name}.rows", space.owned * 4 * width)
+
+    def to_all(core: CoreProgram, arrived: str, sent: str) -> int:
+        first, stop = value.slices[core.index]
+        core.send.send(
+            target.at(4 * first),
+            value.buffer,
+            4 * (stop - first),
+            scope.total(core.send, space),
+            scope.group.area.all(),
+            stride_d=4 * width,
+            stride_a=value.row_bytes,
+            signal=arrived,
+            sent=sent,
+        )
+        return 1
+
+    def to_owners(core: CoreProgram, arrived: str, sent: str) -> int:
+        first, stop = value.slices[core.index]
+        with core.send.registers(2) as (at, rows):
+            for other in range(space.cores):
+                rows_of(scope, core.send, space, other, at, rows)
+                core.send.mul(at, at, value.row_bytes)
+                core.send.send(
+                    target.at(4 * first),
+                    value.buffer.at(0, at),
+                    4 * (stop - first),
+                    rows,
+                    scope.group.area.one(other),
+                    stride_d=4 * width,
+                    stride_a=value.row_bytes,
+                    signal=arrived,
+                    sent=sent,
+                )
+        return space.cores
+
+    exchange(scope, to_owners if space.shared else to_all, space.cores, [target])
+    return Rows(space, target, width)
+
+
+def rows_of(
+    scope: Scope, stream: Stream, space: RowSpace, core: int, first: Register, rows: Register
+) -> None:
+    """Which rows a core of the group owns: its first one and how many, in registers."""
+    total = scope.total(stream, space)
+    if not space.shared or not isinstance(total, Register):
+        raise InternalError(f"rows {space.symbol!r} are not shared")
+    with stream.registers(1) as (share,):
+        stream.mov(share, space.cores - 1, total)
+        stream.div(share, share, space.cores)
+        stream.mul(first, share, core)
+        stream.least(first, first, 0, total)  # rows that are all taken
+        stream.mul(rows, first, -1)
+        stream.add(rows, rows, total)
+        stream.least(rows, rows, 0, share)
+
+
+def rows_to_all(scope: Scope, space: RowSpace, parts: Sequence[tuple[Buffer, Buffer, int]]) -> None:
+    """Own rows to every core, where rows are shared.
+
+    Args:
+        parts: own rows, all rows, and bytes a row.
+    """
+
+    def sender(core: CoreProgram, arrived: str, sent: str) -> int:
+        with core.send.registers(1) as (at,):
+            for own, whole, row_bytes in parts:
+                core.send.mul(at, scope.first(core.send, space), row_bytes)
+                core.send.send(
+                    whole.at(0, at),
+                    own,
+                    row_bytes,
+                    scope.own(core.send, space),
+                    scope.group.area.all(),
+                    stride_d=row_bytes,
+                    stride_a=row_bytes,
+                    signal=arrived,
+                    sent=sent,
+                )
+        return len(parts)
+
+    exchange(scope, sender, space.cores * len(parts), [whole for _, whole, _ in parts])

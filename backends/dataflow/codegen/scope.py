@@ -1,0 +1,108 @@
+"""What kernel emitters share while the code of one stage is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from infc.backends.dataflow.codegen.builder import CoreProgram, Group
+from infc.backends.dataflow.codegen.memory import Address, Buffer
+from infc.backends.dataflow.codegen.stream import Count, Register, Stream
+from infc.backends.dataflow.codegen.values import RowSpace, Value, Weight
+from infc.backends.dataflow.isa import Unit
+from infc.backends.dataflow.machine import Machine
+from infc.diagnostics import InternalError
+from infc.ir.mlir import ir
+
+ARG_TOKENS, ARG_LOGIT_ROWS, ARG_POSITION, ARG_FIRST_TOKEN = 0, 1, 3, 8
+"""Where the host puts the counts, the first position and the tokens of a call in `args`."""
+
+
+@dataclass
+class RowCounts:
+    """Registers of one stream that say how many rows a call has.
+
+    Attributes:
+        total: rows of the call.
+        first: the first one of this core, where rows are shared.
+        own: how many are its own.
+    """
+
+    total: Count
+    first: Register | None
+    own: Count
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel function and what it is called with.
+
+    Attributes:
+        function: at the schedule level, with `infc.kernel`.
+        operands: one for each argument.
+    """
+
+    function: ir.OpView
+    operands: tuple[Value, ...]
+
+
+@dataclass
+class Scope:
+    """One stage of one program.
+
+    Attributes:
+        spaces: rows by symbol.
+        position: for each stream the register with the position of the call's first token.
+        vectors: the buffer with the f32 vectors of the layer at hand (norms, biases).
+        vector_offsets: where each vector lies in it, by the name of its first source.
+        vector_base: the register of each core's vector stream that says where the layer's begin;
+            0 outside of layers.
+        cache_base: for each stream the register with the bytes of KV cache in front of the layer.
+    """
+
+    group: Group
+    machine: Machine
+    phase: str
+    spaces: Mapping[str, RowSpace]
+    counts: dict[tuple[int, Unit, str], RowCounts] = field(default_factory=dict)
+    position: dict[tuple[int, Unit], Register] = field(default_factory=dict)
+    vectors: Buffer | None = None
+    vector_offsets: dict[str, int] = field(default_factory=dict)
+    vector_base: dict[int, Register] = field(default_factory=dict)
+    cache_base: dict[tuple[int, Unit], Register] = field(default_factory=dict)
+    prefix: str = ""
+    site: int = 0
+    last_exchange: int = 0
+    body_start: int | None = None
+    receives: list[Buffer] = field(default_factory=list)
+
+    @property
+    def cores(self) -> Sequence[CoreProgram]:
+        """The cores of the stage."""
+        return self.group.cores
+
+    def total(self, stream: Stream, space: RowSpace) -> Count:
+        """How many rows the call has."""
+        return self.counts[stream.core.index, stream.unit, space.symbol].total
+
+    def own(self, stream: Stream, space: RowSpace) -> Count:
+        """How many rows this core owns."""
+        return self.counts[stream.core.index, stream.unit, space.symbol].own
+
+    def first(self, stream: Stream, space: RowSpace) -> Register:
+        """The first row that this core owns; only where rows are shared."""
+        first = self.counts[stream.core.index, stream.unit, space.symbol].first
+        if first is None:
+            raise InternalError(f"rows {space.symbol!r} are not shared")
+        return first
+
+    def buffer(self, name: str, size_bytes: int) -> Buffer:
+        """A buffer of the kernel at hand: its name is made unique by the kernel's."""
+        return self.group.buffer(f"{self.prefix}{name}", size_bytes)
+
+    def vector(self, core: CoreProgram, weight: Weight) -> Address:
+        """Where the f32 numbers of a norm or a bias lie, for the vector stream."""
+        if self.vectors is None:
+            raise InternalError("no vectors are in place")
+        offset = self.vector_offsets[weight.sources[0]]
+        return self.vectors.at(offset, self.vector_base.get(core.index, 0))
