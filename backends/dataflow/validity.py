@@ -45,7 +45,7 @@ Problem: TypeAlias = tuple[int, str]
 """Index of an instruction, and what is wrong with it."""
 _Mask: TypeAlias = NDArray[np.bool_]
 _Check: TypeAlias = tuple[_Mask, int, str]
-"""Rows that are wrong, the column to show, and what was expected there."""
+"""Rows that are wrong, the column to show, what was expected ({}: in that field)."""
 
 _COLUMN: Final = {name: column for column, name in enumerate(FIELDS)}
 _BYTES = {"op", "fmt", "flags", "rd", "ra", "rb", "rc", "rn", "rm", "signal", "signal_local"}
@@ -71,7 +71,7 @@ def find_problem(table: Table) -> Problem | None:
     if outside.any():
         index, column = map(int, np.argwhere(outside)[0])
         low, high = RANGES[FIELDS[column]]
-        found.append((index, _message(table[index], column, f"{low} to {high}")))
+        found.append((index, _message(table[index], column, f"{low} to {high} {{}}")))
     codes = table[:, F_OP]
     for code in np.unique(codes):
         at = np.flatnonzero(codes == code)
@@ -114,7 +114,8 @@ def find_stream_problem(table: Table, unit: Unit) -> Problem | None:
 
 def _message(row: NDArray[np.int64], column: int, expected: str) -> str:
     name = FORMS[Op(row[F_OP])].mnemonic if row[F_OP] in FORMS else f"opcode {row[F_OP]}"
-    return f"{name}: expected {expected} in {FIELDS[column]}, got {row[column]}"
+    where = f"in {FIELDS[column]}"
+    return f"{name}: expected {expected.format(where)}, got {row[column]}"
 
 
 def _checks(rows: Table, op: Op, form: Form) -> Iterator[_Check]:
@@ -125,10 +126,10 @@ def _checks(rows: Table, op: Op, form: Form) -> Iterator[_Check]:
     for column in range(len(FIELDS)):
         if column not in used:
             value = _NOT_USED[column]
-            yield rows[:, column] != value, column, f"{value}, for it is not used,"
+            yield rows[:, column] != value, column, f"{value} {{}}, which is not used"
     last = len(form.formats) - 1
-    yield rows[:, F_FMT] > last, F_FMT, f"0 to {last}" if last else "0"
-    known = "0" if not form.flags else f"0 or {form.flags}"
+    yield rows[:, F_FMT] > last, F_FMT, f"0 to {last} {{}}" if last else "0 {}"
+    known = "0 {}" if not form.flags else f"0 or {form.flags} {{}}"
     yield (rows[:, F_FLAGS] & ~form.flags) != 0, F_FLAGS, known
     for operand in form.operands:
         yield from _operand_checks(rows, operand)
@@ -141,26 +142,26 @@ def _operand_checks(rows: Table, operand: Operand) -> Iterator[_Check]:
             column = _COLUMN[field]
             low = 1 if operand.kind is Kind.TARGET else 0
             values = rows[:, column]
-            yield (values < low) | (values >= REGISTERS), column, f"{low} to {REGISTERS - 1}"
+            yield (values < low) | (values >= REGISTERS), column, f"{low} to {REGISTERS - 1} {{}}"
     column = _COLUMN[operand.fields[0]]
     values = rows[:, column]
     if operand.kind is Kind.SIZE:
         fixed = rows[:, _COLUMN[operand.fields[1]]] == 0
-        yield fixed & (values < 0), column, "at least 0 without a register"
+        yield fixed & (values < 0), column, "at least 0 {} without a register"
     elif operand.kind is Kind.POSITIVE:
-        yield values < 1, column, "at least 1"
+        yield values < 1, column, "at least 1 {}"
     elif operand.kind is Kind.STRIDE:
-        yield values < 0, column, "at least 0"
+        yield values < 0, column, "at least 0 {}"
     elif operand.kind is Kind.SEMAPHORE:
-        yield (values < 0) | (values >= SEMAPHORES), column, f"0 to {SEMAPHORES - 1}"
+        yield (values < 0) | (values >= SEMAPHORES), column, f"0 to {SEMAPHORES - 1} {{}}"
     elif operand.kind is Kind.SIGNAL:
         wrong = (values >= SEMAPHORES) & (values != NONE)
-        yield wrong, column, f"0 to {SEMAPHORES - 1} or {NONE}"
+        yield wrong, column, f"0 to {SEMAPHORES - 1} or {NONE} {{}}"
     elif operand.kind is Kind.CHIPS:
-        yield values >> 16 == 0, column, "at least one chip in the upper 16 bits"
+        yield values >> 16 == 0, column, "at least one chip {}"
     elif operand.kind is Kind.RECTANGLE:
         empty = (values >> 16 & 255 == 0) | (values >> 24 == 0)
-        yield empty, column, "at least one row and one column in the upper 16 bits"
+        yield empty, column, "at least one row and one column {}"
 
 
 def _operation_checks(rows: Table, op: Op) -> Iterator[_Check]:
@@ -168,14 +169,14 @@ def _operation_checks(rows: Table, op: Op) -> Iterator[_Check]:
     fixed = rows[:, F_RN] == 0
     if op is Op.POST:
         here = rows[:, F_FLAGS] & REMOTE == 0
-        yield here & (rows[:, F_X] != 0), F_X, "0, for it is not used without the flag REMOTE,"
+        yield here & (rows[:, F_X] != 0), F_X, "0 {}, which is not used without the flag REMOTE"
     elif op is Op.MM_Q:
-        yield rows[:, F_K] % BLOCK != 0, F_K, f"a multiple of {BLOCK}"
+        yield rows[:, F_K] % BLOCK != 0, F_K, f"a multiple of {BLOCK} {{}}"
     elif op is Op.V_Q8:
-        yield fixed & (rows[:, F_N] % BLOCK != 0), F_N, f"a multiple of {BLOCK}"
+        yield fixed & (rows[:, F_N] % BLOCK != 0), F_N, f"a multiple of {BLOCK} {{}}"
     elif op is Op.V_DQ:
         group = np.where(rows[:, F_FMT] & GROUP16, BLOCK // 2, BLOCK)
-        yield fixed & (rows[:, F_N] % group != 0), F_N, "a multiple of the group"
+        yield fixed & (rows[:, F_N] % group != 0), F_N, "a multiple of the group {}"
         plain = rows[:, F_FMT] & MINS == 0
         for column in (F_C, F_RC):
-            yield plain & (rows[:, column] != 0), column, "0, for it is not used without mins,"
+            yield plain & (rows[:, column] != 0), column, "0 {}, which is not used without mins"
