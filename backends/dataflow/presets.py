@@ -1,10 +1,11 @@
-"""The targets that come with this backend, and those of a file: `dataflow:NAME` and `dataflow:FILE`.
+"""Targets by name: `dataflow:NAME` comes with this backend, `dataflow:FILE.toml` is the user's.
 
 `@N` behind either sets the number of chips: `dataflow:lpu-like@576`.
 """
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -31,12 +32,12 @@ def resolve_dataflow(spec: str) -> Target:
     Units that a target has no facts of are not missed here, but where an op needs one.
 
     Raises:
-        UserError: no preset has that name (INF3001); the number of chips is none (INF3001), or
-            more than one where no link joins them; the file or a fact of it is wrong (INF3002).
+        UserError: no preset has that name, or what stands behind `@` is no number of chips that
+            can be joined (INF3001); the file or a fact of it is wrong (INF3002).
     """
-    name, at, chips = spec.partition("@")
+    name, chips = _apart(spec)
     if name.endswith(".toml"):
-        target = load_target(Path(name.removeprefix(f"{BACKEND_NAME}:")))
+        target = _of_file(name.removeprefix(f"{BACKEND_NAME}:"))
     elif name in preset_names():
         target = load_target(_FOLDER / f"{name.removeprefix(f'{BACKEND_NAME}:')}.toml")
     else:
@@ -45,18 +46,36 @@ def resolve_dataflow(spec: str) -> Target:
             f"no dataflow target is named {name!r}",
             hint=nearest(name, preset_names()),
         )
-    if at:
+    if chips is not None:
         target = _with_chips(target, chips, spec)
     if {unit.name for unit in target.compute} >= _UNITS:
         Machine.of(target)
     return target
 
 
+def _apart(spec: str) -> tuple[str, str | None]:
+    """Name and what stands behind its last `@`; the path of a file may have one of its own."""
+    name, at, chips = spec.rpartition("@")
+    return (name, chips) if at and not spec.endswith(".toml") else (spec, None)
+
+
+def _of_file(path: str) -> Target:
+    target = load_target(Path(path))
+    if (target.backend, target.kind) != (BACKEND_NAME, "dataflow"):
+        raise UserError(
+            Code.TARGET_FORMAT,
+            "expected a target file with backend and kind 'dataflow', got "
+            f"{target.backend!r} and {target.kind!r}",
+            location=path,
+        )
+    return target
+
+
 def _with_chips(target: Target, chips: str, spec: str) -> Target:
-    if not (chips.isascii() and chips.isdecimal()) or int(chips) < 1:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", chips):
         raise UserError(
             Code.TARGET_UNKNOWN,
-            f"expected a number of chips of at least 1 behind '@', got {chips!r}",
+            f"expected a number of chips behind '@', got {chips!r}",
             location=spec,
         )
     count = int(chips)
