@@ -6,7 +6,7 @@ A kernel without a class is left to the roofline.
 from __future__ import annotations
 
 from infc.backends.cpu.kernels.layouts import layout_for, panels_of
-from infc.cost.kernels.threaded import WEIGHT_KINDS
+from infc.cost.kernels.threaded import HEAD_SEARCH, STREAM, WEIGHT_KINDS
 from infc.ir.kv_storage import position_bytes
 from infc.reference.abf16 import abf16_row_bytes
 from infc.target.backend import KernelMapping, KernelSummary
@@ -25,20 +25,20 @@ def kernel_class(kernel: KernelSummary, mapping: KernelMapping) -> str:
 
 
 def _product_class(kernel: KernelSummary, mapping: KernelMapping) -> str:
+    if kernel.kind == "head" and kernel.typical_rows == 1:
+        return HEAD_SEARCH
     if "bf16" in kernel.operations:
         return "blocked-product"
     tiled = int(mapping["col_tile"]) > 0 and kernel.typical_rows >= int(mapping["row_tile"])
     if not tiled or kernel.typical_rows == 1:
-        return "stream-product"
+        return STREAM
     return "staged-product" if "int8" in kernel.operations else ""
 
 
-def kernel_sizes(
-    kernel: KernelSummary, mapping: KernelMapping, read_share: float
-) -> dict[str, float]:
-    """The sizes that the class asks for; of a head, only the part of the weights that is read."""
+def kernel_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, float]:
+    """The sizes that the class asks for, but the planes of a head that is searched."""
     if kernel.kind in ("matmul", "head"):
-        return _product_sizes(kernel, mapping, read_share)
+        return _product_sizes(kernel, mapping)
     rows = float(kernel.typical_rows)
     if kernel.kind == "attention":
         shapes = kernel.shapes
@@ -59,16 +59,14 @@ def kernel_sizes(
     }
 
 
-def _product_sizes(
-    kernel: KernelSummary, mapping: KernelMapping, read_share: float
-) -> dict[str, float]:
+def _product_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, float]:
     kinds = dict.fromkeys(WEIGHT_KINDS, 0.0)
     for n, k, storage in kernel.matrices:
-        kinds[_kind(storage)] += read_share * n * k
+        kinds[_kind(storage)] += n * k
     k = kernel.matrices[0][1]
     columns = sum(n for n, _, _ in kernel.matrices)
     tile, staged = int(mapping["row_tile"]), int(mapping["col_tile"])
-    streamed = _product_class(kernel, mapping) == "stream-product"
+    streamed = _product_class(kernel, mapping) in (STREAM, HEAD_SEARCH)
     height = (tile if staged == 0 else _STREAMED_PAIR) if streamed else tile
     return {
         **{f"weights_{kind}": count for kind, count in kinds.items()},

@@ -16,6 +16,7 @@ from infc.backends.cpu.lowering.forms import attention_spec
 from infc.backends.cpu.packing import planes_for
 from infc.backends.cpu.provided import SPEED, provided_candidates
 from infc.backends.cpu.target import isa_of
+from infc.cost.kernels.threaded import HEAD_SEARCH
 from infc.cost.roofline import Work
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import KVType
@@ -27,8 +28,8 @@ REPLICATED_ROWS = 4
 """Up to so many rows every thread computes row operations for itself: a barrier costs more."""
 
 SURVIVING_ROWS = 0.04
-"""An assumption of the cost model: the part of a vocabulary whose low plane is read to find the
-best token of natural text."""
+"""An assumption of what is counted: the part of a vocabulary whose low plane is read to find the
+best token of natural text. What that costs is measured (`infc calibrate --model`)."""
 SURVIVING_FLOAT_ROWS = 0.01
 """The same of float weights, whose bounds are twice as tight."""
 STAGING = 16.0
@@ -117,18 +118,22 @@ def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMap
     ]
 
 
-def _head_share(kernel: KernelSummary) -> float:
-    """What is read of a split matrix where only the best products are wanted, as a part of what the
-    matrix takes in one plane."""
+def _head_planes(kernel: KernelSummary) -> tuple[float, float]:
+    """Both planes of a split matrix of which only the best products are wanted, as parts of what
+    the matrix takes in one plane: what is always read, and what is read of rows that survive."""
     ((n, k, storage),) = kernel.matrices
     layout = planes_for(storage, k)
     if layout is None or kernel.typical_rows > 1:
-        return 1.0
+        return 1.0, 0.0
     if isinstance(layout, BoundedLayout):
-        bounds = packed_bytes(layout.high, n, k)
-        return SURVIVING_FLOAT_ROWS + bounds / packed_bytes(layout.whole, n, k)
-    low = panels_of(n) * PANEL_ROWS * layout.low_row_bytes(k)
-    return 1.0 - (1.0 - SURVIVING_ROWS) * low / layout.size_bytes(n, k)
+        return packed_bytes(layout.high, n, k) / packed_bytes(layout.whole, n, k), 1.0
+    low = panels_of(n) * PANEL_ROWS * layout.low_row_bytes(k) / layout.size_bytes(n, k)
+    return 1.0 - low, low
+
+
+def _surviving_rows(kernel: KernelSummary) -> float:
+    floats = STORAGE_TYPES[kernel.matrices[0][2]].is_float if kernel.matrices else False
+    return SURVIVING_FLOAT_ROWS if floats else SURVIVING_ROWS
 
 
 def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
@@ -138,8 +143,8 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
     """
     replicated = mapping.get("partition") == "replicate"
     cores = target.unit("cores").count if replicated else 1
-    read = _head_share(kernel) if kernel.kind == "head" else 1.0
-    weights = kernel.weight_bytes * read
+    first, second = _head_planes(kernel) if kernel.kind == "head" else (1.0, 0.0)
+    weights = kernel.weight_bytes * (first + _surviving_rows(kernel) * second)
     moved = weights + (kernel.activation_bytes if kernel.kind == "attention" else 0)
     operations = kernel.operations
     if mapping.get("tiles"):  # what is left in f32 is a few operations a score
@@ -148,11 +153,16 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
         staged = sum(n * k for n, k, _ in kernel.matrices)
         operations = {**operations, "f32": operations.get("f32", 0.0) + STAGING * staged}
     name = kernel_class(kernel, mapping)
+    sizes = kernel_sizes(kernel, mapping) if name else {}
+    if name == HEAD_SEARCH:
+        sizes["whole_bytes"] = float(kernel.weight_bytes)
+        sizes["first_bytes"] = kernel.weight_bytes * first
+        sizes["second_bytes"] = kernel.weight_bytes * second
     return Work(
         bytes={target.memories[0].name: float(moved)},
         operations={dtype: count * cores for dtype, count in operations.items()},
         barriers=0 if replicated else 1,
         kernel=name,
-        sizes=kernel_sizes(kernel, mapping, read) if name else {},
+        sizes=sizes,
         speed=int(mapping.get(SPEED, 100)) / 100,
     )

@@ -1,10 +1,11 @@
 """Measures this machine and keeps what the cost model needs to know of it: `infc calibrate`.
 
-First the speeds of memory and vector units, then products and attention of a spread of shapes, then
-the fit of a few constants for each class of kernels. Rounds go through everything in turn, so that
-a slow minute of a shared machine spoils a part of each figure and not all of one; of the times of a
-kernel a low quantile counts, of the speeds a high one: both are those of the machine when nobody
-disturbs. Kernels that look disturbed all the same are measured again.
+First the speeds of memory and vector units, then, where a model is given, its vocabulary head, then
+products and attention of a spread of shapes, and the fit of a few constants for each class. Rounds
+go through everything in turn, so that a slow minute of a shared machine spoils a part of each
+figure and not all of one; of the times of a kernel a low quantile counts, of the speeds a high one:
+both are those of the machine when nobody disturbs. Kernels that look disturbed all the same are
+measured again.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from infc.cost.fit import described, fit_constants, held_out_residuals, quantile
 from infc.cost.kernels.classes import Array, Columns, KernelClass
 from infc.cost.kernels.machine import Machine, machine_of
 from infc.cost.kernels.profile import ClassProfile, FittedFacts, Profile, Residuals
-from infc.cost.kernels.threaded import THREADED
+from infc.cost.kernels.threaded import HEAD_SEARCH, STREAM, THREADED
 from infc.cost.machine_profile import MachineProfile, Speeds, with_speeds
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.calibration_model import trace_rows
 from infc.driver.calibration_set import calibration_kernels
+from infc.driver.calibration_text import HeadTimes, fit_heads, trace_heads
 from infc.target.backend import Backend, KernelMapping, KernelSummary, MeasuringBackend
 from infc.target.discovery import resolve_target
 from infc.target.schema import Target
@@ -96,17 +98,24 @@ class Measured:
 
 
 def calibrate(
-    spec: str = "cpu", *, threads: int | None = None, progress: Progress | None = None
+    spec: str = "cpu",
+    *,
+    threads: int | None = None,
+    model: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Calibration:
     """Measure a machine and write its profile.
 
     Args:
         spec: the target, which is this machine.
         threads: the most that are used; None is one for each compute unit.
+        model: reads a text, which tells how much of a vocabulary head a token is worth; without
+            one that is assumed.
         progress: called with the stage and the fraction done.
 
     Raises:
-        UserError: the target cannot be measured here (INF3004), or the profile not written.
+        UserError: the target cannot be measured here (INF3004), the profile not written, or the
+            model not compiled or not searched (see `trace_heads`).
     """
     report = progress or (lambda stage, fraction: None)
     backend = _calibrating(spec)
@@ -119,6 +128,8 @@ def calibrate(
     passes = backend.speed_passes(machine, counts, _SPEED_PASSES)
     speeds = speeds_of(*passes)
     target = with_speeds(machine, speeds, "measured just now")
+    report("reading a text", 0.02)
+    heads = [] if model is None else trace_heads(Path(model), spec, counts)
     report("operations on rows", 0.05)
     rows = [
         Measured(traced.work, traced.threads, float(np.quantile(traced.seconds, _QUIET)))
@@ -130,7 +141,7 @@ def calibrate(
         infc=version("infc"),
         date=datetime.date.today().isoformat(),
         speeds=speeds,
-        kernels=fit_machine(target, rows, speeds),
+        kernels=_with_heads(fit_machine(target, rows, speeds), heads, target, speeds),
     )
     return Calibration(backend.keep_profile(profile), profile, backend.resolve(spec))
 
@@ -269,6 +280,17 @@ def fit_machine(target: Target, rows: Sequence[Measured], speeds: Speeds) -> Pro
         if len(own) >= _ROWS_TO_FIT:
             classes[name] = _fit(name, own, target, speeds)
     return Profile(target=target.name, facts=FittedFacts.of(machine), classes=classes)
+
+
+def _with_heads(
+    kernels: Profile, heads: Sequence[HeadTimes], target: Target, speeds: Speeds
+) -> Profile:
+    """With the class of searches, where streams were measured."""
+    streams = kernels.classes.get(STREAM)
+    if streams is None:
+        return kernels
+    searches = fit_heads(heads, streams, target, speeds)
+    return kernels.model_copy(update={"classes": {**kernels.classes, HEAD_SEARCH: searches}})
 
 
 def _fit(name: str, rows: Sequence[Measured], target: Target, speeds: Speeds) -> ClassProfile:

@@ -62,7 +62,7 @@ def measure_prediction_change(
             raise
         return "the artifact's programs do not run on this machine"
     try:
-        tokens = quantized.tokenizer.encode(_text())
+        tokens = quantized.tokenizer.encode(sample_text())
     except UserError as error:
         if error.diagnostic.code is not Code.TOKENIZER_MISSING:
             raise
@@ -105,6 +105,6 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return wide
 
 
-def _text() -> str:
+def sample_text() -> str:
     """A page of prose, numbers and code, written for this."""
     return files("infc.driver").joinpath("quality.txt").read_text(encoding="utf-8")

@@ -101,8 +101,8 @@ def test_a_class_that_does_not_exist(shipped: Profile) -> None:
         "error[INF3006]: the profile has 1 problem",
         "  --> chip.toml",
         "   - expected one of the classes gemm-16bit, gemm-8bit, prefill-attention, "
-        "decode-attention, all-reduce, exchange, elementwise, stream-product, blocked-product, "
-        "staged-product, row-attention, tile-attention, rows, rotary, got 'tea'",
+        "decode-attention, all-reduce, exchange, elementwise, stream-product, head-search, "
+        "blocked-product, staged-product, row-attention, tile-attention, rows, rotary, got 'tea'",
     )
 
 

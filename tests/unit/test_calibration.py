@@ -37,6 +37,7 @@ from infc.driver.calibration import (
 )
 from infc.driver.calibration_model import Traced
 from infc.driver.calibration_set import calibration_kernels
+from infc.driver.calibration_text import HeadTimes
 from infc.driver.prediction import decode_turns, prefill_turns
 from infc.target.backend import KernelMapping, KernelSummary
 from infc.target.discovery import load_backend
@@ -368,9 +369,31 @@ def test_calibrate_keeps_what_it_measured(fake: FakeBackend) -> None:
     stages: list[float] = []
     found = calibrate(progress=lambda stage, fraction: stages.append(fraction))
     assert found.profile == fake.kept[0]
-    assert set(found.target.kernels) == set(PLANTED)
+    assert set(found.target.kernels) == {*PLANTED, "head-search"}
     assert stages == sorted(stages)
     assert 0.0 <= stages[0] <= stages[-1] <= 1.0
+
+
+def test_a_model_tells_what_its_head_takes(
+    fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assumed = calibrate().profile.kernels.classes["head-search"]
+    asked: list[tuple[Path, str, list[int]]] = []
+
+    def heads(model: Path, spec: str, counts: list[int]) -> list[HeadTimes]:
+        asked.append((model, spec, counts))
+        sizes = {f"weights_{kind}": 0.0 for kind in ("4bit", "odd", "float")}
+        sizes |= {"weights_8bit": 1e8, "rows": 1, "height": 2}
+        sizes |= {"whole_bytes": 1e8, "first_bytes": 5e7, "second_bytes": 5e7}
+        work = Work({"dram": 5e7}, {"int8": 2e8}, kernel="head-search", sizes=sizes)
+        return [HeadTimes(work, 2, [8e-3] * 5)]
+
+    monkeypatch.setattr(calibration, "trace_heads", heads)
+    found = calibrate(model="m.gguf").profile.kernels.classes["head-search"]
+    assert asked == [(Path("m.gguf"), "cpu", [1, 2])]
+    assert (assumed.rows, found.rows) == (0, 5)
+    assert found.values["survivors"] > assumed.values["survivors"]
+    assert found.values["float_survivors"] == assumed.values["float_survivors"]
 
 
 def test_a_disturbed_kernel_is_measured_again(fake: FakeBackend) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from math import exp
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from infc.cli.output import print_json, write_text
+from infc.cli.paths import NamedPath
 from infc.cli.progress import progress_bar
 from infc.cli.tables import print_table
 from infc.cli.units import human_bytes, human_count
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   infc calibrate
+  infc calibrate --model model.gguf
   infc calibrate --threads 4 --json
 
 Takes a minute or two, on a machine that does nothing else best. The profile is kept in
@@ -41,8 +44,14 @@ holds what was measured. Changes of the profile make models that `infc run` keep
     metavar="N",
     help="The most threads to measure with.  [default: all cores that this process may use]",
 )
+@click.option(
+    "--model",
+    type=NamedPath(),
+    metavar="MODEL",
+    help="Reads a page, to see how much of a vocabulary head a token needs.  [default: assumed]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def calibrate_command(target: str, threads: int | None, as_json: bool) -> None:
+def calibrate_command(target: str, threads: int | None, model: Path | None, as_json: bool) -> None:
     """Measure this machine's memory, arithmetic and kernels, and keep a profile of it.
 
     The profile has at most 12 constants for each class of kernels, each with its unit, range and
@@ -51,7 +60,7 @@ def calibrate_command(target: str, threads: int | None, as_json: bool) -> None:
     from infc import driver
 
     with progress_bar() as progress:
-        found = driver.calibrate(target, threads=threads, progress=progress)
+        found = driver.calibrate(target, threads=threads, model=model, progress=progress)
     report = calibration_report(found)
     if as_json:
         print_json(report)

@@ -6,6 +6,10 @@ form that is multiplied, and many rows share it. Attention goes along the rows o
 works on tiles of many queries and keys. Constants of work beside the products are counted in
 operations of the vector units in float32, so that they follow the clock and the width of these.
 
+A vocabulary head of which the best token is wanted is a stream of its first plane, and of a share
+of its second one that depends on the text (docs/exact-head.md); rows that are fetched one by one
+cost more than their bytes, which the share holds too.
+
 Columns beside the sizes of a kernel (`compiler/cost/calibrated.py` adds them): `threads`, `bytes`
 of main memory, `bytes_per_s` that the threads draw from it together, `peak` and `vector_peak` in
 operations a second of one thread, `barrier_seconds` of all barriers.
@@ -30,6 +34,8 @@ from infc.cost.kernels.machine import Machine
 
 WEIGHT_KINDS: Final = ("8bit", "4bit", "odd", "float")
 """How weights lie packed: codes of a byte, of half a byte, of other bits, and floats."""
+STREAM: Final = "stream-product"
+HEAD_SEARCH: Final = "head-search"
 _CALL = ConstantSpec(
     "call_seconds", "s", 0.0, 5e-5, "a call's own time: its set-up, and threads that end apart"
 )
@@ -62,6 +68,13 @@ _STREAM = (
     *_kinds("unpack", 64.0),
     ConstantSpec("overlap", "1", 1.0, 8.0, "exponent: 1 reads and computes in turns, 8 together"),
     _CALL,
+)
+SURVIVORS, FLOAT_SURVIVORS = "survivors", "float_survivors"
+_SURVIVED = "share of the rows whose second plane a token is worth"
+_HEAD = (
+    *_STREAM,
+    ConstantSpec(SURVIVORS, "1", 0.0, 1.5, f"{_SURVIVED}: weights in codes"),
+    ConstantSpec(FLOAT_SURVIVORS, "1", 0.0, 1.5, f"{_SURVIVED}: floats"),
 )
 _BLOCKED = (
     _MEMORY,
@@ -136,6 +149,17 @@ def stream_times(rows: Columns, machine: Machine, constants: Values) -> Times:
     compute = compute + passes * _preparation(rows, constants, "unpack") / vectors
     memory = _memory_seconds(rows, constants)
     return _times(rows, constants, memory, compute, constants["overlap"])
+
+
+def head_times(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """A stream of the first plane, and of the second one as far as it survives the bounds."""
+    floats = rows["weights_float"] > 0
+    survivors = np.where(floats, constants[FLOAT_SURVIVORS], constants[SURVIVORS])
+    read = rows["first_bytes"] + survivors * rows["second_bytes"]
+    kinds = {f"weights_{kind}" for kind in WEIGHT_KINDS}
+    share = read / rows["whole_bytes"]
+    parts = {name: column * share if name in kinds else column for name, column in rows.items()}
+    return stream_times({**parts, "bytes": read}, machine, constants)
 
 
 def blocked_times(rows: Columns, machine: Machine, constants: Values) -> Times:
@@ -225,7 +249,8 @@ def _threaded(name: str, constants: tuple[ConstantSpec, ...], times: Any) -> Ker
 THREADED: Final = {
     kernel_class.name: kernel_class
     for kernel_class in (
-        _threaded("stream-product", _STREAM, stream_times),
+        _threaded(STREAM, _STREAM, stream_times),
+        _threaded(HEAD_SEARCH, _HEAD, head_times),
         _threaded("blocked-product", _BLOCKED, blocked_times),
         _threaded("staged-product", _BLOCKED, blocked_times),
         _threaded("row-attention", _ROW_ATTENTION, row_attention_times),
