@@ -9,6 +9,7 @@ from infc.backends.dataflow.codegen.builder import CoreProgram, Group
 from infc.backends.dataflow.codegen.memory import Address, Buffer
 from infc.backends.dataflow.codegen.stream import Count, Register, Stream
 from infc.backends.dataflow.codegen.values import RowSpace, Value, Weight
+from infc.backends.dataflow.codegen.weights import WeightStream
 from infc.backends.dataflow.isa import Unit
 from infc.backends.dataflow.machine import Machine
 from infc.diagnostics import InternalError
@@ -52,6 +53,7 @@ class Scope:
 
     Attributes:
         spaces: rows by symbol.
+        weights: what products read, in order.
         position: for each stream the register with the position of the call's first token.
         vectors: the buffer with the f32 vectors of the layer at hand (norms, biases).
         vector_offsets: where each vector lies in it, by the name of its first source.
@@ -64,6 +66,7 @@ class Scope:
     machine: Machine
     phase: str
     spaces: Mapping[str, RowSpace]
+    weights: WeightStream
     counts: dict[tuple[int, Unit, str], RowCounts] = field(default_factory=dict)
     position: dict[tuple[int, Unit], Register] = field(default_factory=dict)
     vectors: Buffer | None = None

@@ -118,7 +118,13 @@ class Stream:
 
     @contextmanager
     def stepping(self, count: Count, *strides: int) -> Iterator[tuple[Register, ...]]:
-        """A loop with registers that start at 0 and grow by a stride each behind every turn."""
+        """A loop with registers that start at 0 and grow by a stride each behind every turn.
+
+        A single turn needs neither loop nor registers: they are r0.
+        """
+        if count == 1 and not isinstance(count, Register):
+            yield (Register(0),) * len(strides)
+            return
         with ExitStack() as stack:
             registers = stack.enter_context(self.registers(len(strides)))
             for register in registers:
@@ -128,9 +134,15 @@ class Stream:
                 for register, stride in zip(registers, strides, strict=True):
                     self.add(register, register, imm=stride)
 
-    def mov(self, rd: Register, imm: int, ra: int = 0) -> None:
-        """rd = R[ra] + imm."""
+    def mov(self, rd: Register, imm: int, ra: Count = 0) -> None:
+        """rd = R[ra] + imm; a number in place of the register is added to the immediate."""
+        if not isinstance(ra, Register):
+            ra, imm = Register(0), imm + ra
         self._emit(Op.MOV, rd=int(rd), ra=int(ra), a=imm)
+
+    def point(self, rd: Register, to: Place) -> None:
+        """rd = an address: bytes of SRAM, or lines of far memory."""
+        self._emit(Op.MOV, (("a", to),), rd=int(rd))
 
     def add(self, rd: Register, ra: int, rb: int = 0, *, imm: int = 0) -> None:
         """rd = R[ra] + R[rb] + imm."""
