@@ -1,0 +1,177 @@
+"""Where attention finds keys and values: tiles of a home in SRAM, of a ring, of the call's own rows.
+
+Each implements `attention_tiles.Source` for one stream, whose registers it holds. `Local` positions
+are those of one stripe (see `kv_home`), counted without regard to the ring that keeps them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from infc.backends.dataflow.codegen.kv_home import KVHome
+from infc.backends.dataflow.codegen.local_positions import emit_local
+from infc.backends.dataflow.codegen.memory import Address, Buffer
+from infc.backends.dataflow.codegen.stream import Count, Register, Stream
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The rows of a tile of queries, as one stream sees them.
+
+    Attributes:
+        position: of the first row.
+        count: of the rows.
+        window: of the layer, 0 for none.
+    """
+
+    stream: Stream
+    position: Register
+    count: Count
+    window: int
+
+    def emit_stop(self, target: Register) -> None:
+        """target = the position behind the last row."""
+        if isinstance(self.count, Register):
+            self.stream.add(target, self.position, self.count)
+        else:
+            self.stream.mov(target, self.count, self.position)
+
+    def emit_since(self, target: Register, row: int = 0) -> None:
+        """target = the first position that a row sees; `row` is a register, 0 for the first."""
+        if self.window:
+            self.stream.add(target, self.position, row, imm=1 - self.window)
+            self.stream.most(target, target)
+        else:
+            self.stream.mov(target, 0)
+
+
+def emit_tiles(stream: Stream, count: Register, first: Register, keys: int) -> None:
+    """From the position behind the last one in `count` and the first one in `first`: how many tiles
+    hold them, and where the first tile begins."""
+    stream.div(first, first, keys)
+    stream.mul(first, first, keys)
+    with stream.registers(1) as (minus,):
+        stream.mul(minus, first, -1)
+        stream.add(count, count, minus, imm=keys - 1)
+    stream.div(count, count, keys)
+    stream.most(count, count)
+
+
+@dataclass(frozen=True)
+class HomeTiles:
+    """All positions so far of one stripe, in the core's own SRAM.
+
+    Attributes:
+        buffer: that holds the cache.
+        base: bytes in front of the layer.
+        head: of the group.
+    """
+
+    queries: Queries
+    home: KVHome
+    stripe: int
+    buffer: Buffer
+    base: Register
+    head: int
+    keys: int
+
+    def emit_range(self, count: Register, first: Register) -> None:
+        """See `Source`."""
+        queries, stream = self.queries, self.queries.stream
+        queries.emit_stop(count)
+        emit_local(stream, self.home, self.stripe, count, count)
+        queries.emit_since(first)
+        if queries.window:
+            emit_local(stream, self.home, self.stripe, first, first)
+        emit_tiles(stream, count, first, self.keys)
+
+    def emit_seen(self, row: Register, until: Register, since: Register | None) -> None:
+        """See `Source`."""
+        stream = self.queries.stream
+        stream.add(until, self.queries.position, row, imm=1)
+        emit_local(stream, self.home, self.stripe, until, until)
+        if since is not None:
+            self.queries.emit_since(since, row)
+            emit_local(stream, self.home, self.stripe, since, since)
+
+    def emit_start(self, at: Register, first: Register) -> None:
+        """See `Source`."""
+        stream = self.queries.stream
+        stream.mod(at, first, self.home.held)
+        stream.mul(at, at, self.home.row_bytes)
+        stream.add(at, at, self.base)
+
+    def emit_advance(self, at: Register) -> None:
+        """See `Source`."""
+        stream, step = self.queries.stream, self.keys * self.home.row_bytes
+        if not self.queries.window:
+            stream.add(at, at, imm=step)
+            return
+        with stream.registers(1) as (minus,):
+            stream.mul(minus, self.base, -1)
+            stream.add(at, at, minus, imm=step)
+        stream.wrap(at, self.home.head_bytes, self.home.head_bytes)
+        stream.add(at, at, self.base)
+
+    def place(self, at: Register) -> Address:
+        """See `Source`."""
+        return self.buffer.at(self.head * self.home.head_bytes, at)
+
+    def emit_acquire(self) -> None:
+        """It is all there."""
+
+    def emit_release(self) -> None:
+        """It stays."""
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """The call's own rows, in their order; positions are counted from the call's first.
+
+    Attributes:
+        row: number in the call of the first of the queries, in a register.
+        rows: f16 `[head][row]`; whole tiles of them hold finite numbers.
+        head_bytes: from one head to the next.
+        row_bytes: from one row to the next.
+    """
+
+    queries: Queries
+    row: Register
+    rows: Buffer
+    head: int
+    head_bytes: int
+    row_bytes: int
+    keys: int
+
+    def emit_range(self, count: Register, first: Register) -> None:
+        """See `Source`."""
+        stream = self.queries.stream
+        counted = Queries(stream, self.row, self.queries.count, self.queries.window)
+        counted.emit_stop(count)
+        counted.emit_since(first)
+        emit_tiles(stream, count, first, self.keys)
+
+    def emit_seen(self, row: Register, until: Register, since: Register | None) -> None:
+        """See `Source`."""
+        stream, window = self.queries.stream, self.queries.window
+        stream.add(until, self.row, row, imm=1)
+        if since is not None:
+            stream.most(since, until, -window)
+
+    def emit_start(self, at: Register, first: Register) -> None:
+        """See `Source`."""
+        self.queries.stream.mul(at, first, self.row_bytes)
+
+    def emit_advance(self, at: Register) -> None:
+        """See `Source`."""
+        self.queries.stream.add(at, at, imm=self.keys * self.row_bytes)
+
+    def place(self, at: Register) -> Address:
+        """See `Source`."""
+        return self.rows.at(self.head * self.head_bytes, at)
+
+    def emit_acquire(self) -> None:
+        """They have all come."""
+
+    def emit_release(self) -> None:
+        """They stay."""
