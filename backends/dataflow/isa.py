@@ -62,7 +62,7 @@ from infc.backends.dataflow.operations import (
     Unary,
     Unit,
 )
-from infc.backends.dataflow.validity import find_problem
+from infc.backends.dataflow.validity import Problem, find_problem
 from infc.diagnostics import Code, InternalError, UserError
 
 __all__ = [
@@ -157,8 +157,7 @@ def encode(instructions: Iterable[Instruction]) -> bytes:
     table = to_table(instructions)
     problem = find_problem(table)
     if problem is not None:
-        index, message = problem
-        raise InternalError(f"instruction {index} cannot be encoded: {message}")
+        raise InternalError(f"instruction {problem.index} cannot be encoded: {problem.message}")
     records = np.zeros(len(table), _RECORD)
     for column, field in enumerate(FIELDS):
         records[field] = table[:, column]
@@ -188,12 +187,14 @@ def decode_table(data: bytes, name: str = "program") -> Table:
         table[:, column] = records[field]
     problem = find_problem(table)
     padded = np.flatnonzero(records["zero"])
-    if len(padded) and (problem is None or padded[0] < problem[0]):
+    if len(padded) and (problem is None or padded[0] < problem.index):
         index = int(padded[0])
-        problem = index, f"expected 0 in byte 3, got {records['zero'][index]}"
+        problem = Problem(index, f"expected 0 in byte 3, got {records['zero'][index]}")
     if problem is not None:
-        index, message = problem
         raise UserError(
-            Code.PROGRAM_FORMAT, message, location=f"{name}: instruction {index}", hint=_HINT
+            Code.PROGRAM_FORMAT,
+            problem.message,
+            location=f"{name}: instruction {problem.index}",
+            hint=_HINT,
         )
     return table

@@ -6,7 +6,7 @@ Rows of one operation are checked together, for a program of a big machine has m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,15 @@ from infc.backends.dataflow.operations import (
     Unit,
 )
 
-Problem: TypeAlias = tuple[int, str]
-"""Index of an instruction, and what is wrong with it."""
+
+class Problem(NamedTuple):
+    """What is wrong with an instruction: its index, a sentence, and the field, if it is one's."""
+
+    index: int
+    message: str
+    field: str | None = None
+
+
 _Mask: TypeAlias = NDArray[np.bool_]
 _Check: TypeAlias = tuple[_Mask, int, str]
 """Rows that are wrong, the column to show, what was expected ({}: in that field)."""
@@ -71,51 +78,59 @@ def find_problem(table: Table) -> Problem | None:
     if outside.any():
         index, column = map(int, np.argwhere(outside)[0])
         low, high = RANGES[FIELDS[column]]
-        found.append((index, _message(table[index], column, f"{low} to {high} {{}}")))
+        found.append(_problem(index, table[index], column, f"{low} to {high} {{}}"))
     codes = table[:, F_OP]
     for code in np.unique(codes):
         at = np.flatnonzero(codes == code)
         if code not in FORMS:
-            found.append((int(at[0]), f"expected an opcode, got 0x{code:02x}"))
+            found.append(Problem(int(at[0]), f"expected an opcode, got 0x{code:02x}", "op"))
             continue
         rows = table[at]
         for wrong, column, expected in _checks(rows, Op(code), FORMS[Op(code)]):
             if wrong.any():
                 first = int(np.argmax(wrong))
-                found.append((int(at[first]), _message(rows[first], column, expected)))
-    return min(found, key=lambda problem: problem[0], default=None)
+                found.append(_problem(int(at[first]), rows[first], column, expected))
+    return min(found, key=lambda problem: problem.index, default=None)
 
 
 def find_stream_problem(table: Table, unit: Unit) -> Problem | None:
     """The first place where allowed instructions make no stream of this unit."""
     if not len(table):
-        return 0, "expected halt at the end, got no instruction"
+        return Problem(0, "expected halt at the end, got no instruction")
     codes = table[:, F_OP]
     for code in np.unique(codes):
         if unit not in FORMS[Op(code)].units:
             index = int(np.argmax(codes == code))
             name = FORMS[Op(code)].mnemonic
-            return index, f"expected an operation of the {unit.name.lower()} unit, got {name}"
+            return Problem(
+                index, f"expected an operation of the {unit.name.lower()} unit, got {name}"
+            )
     depth = np.cumsum((codes == Op.LOOP).astype(np.int64) - (codes == Op.ENDLOOP))
     if (depth < 0).any():
-        return int(np.argmax(depth < 0)), "expected a loop before endloop, got none"
+        return Problem(int(np.argmax(depth < 0)), "expected a loop before endloop, got none")
     if (depth > MAX_LOOPS).any():
         index = int(np.argmax(depth > MAX_LOOPS))
-        return index, f"expected at most {MAX_LOOPS} loops in one another, got more"
+        return Problem(index, f"expected at most {MAX_LOOPS} loops in one another, got more")
     last = len(table) - 1
     if depth[-1]:
-        return last, f"expected endloop for every loop, got {depth[-1]} too few"
+        return Problem(last, f"expected endloop for every loop, got {depth[-1]} too few")
     halts = np.flatnonzero(codes == Op.HALT)
     if not len(halts) or halts[0] != last:
         index = int(halts[0]) if len(halts) else last
-        return index, "expected halt at the end and nowhere else"
+        return Problem(index, "expected halt at the end and nowhere else")
     return None
 
 
-def _message(row: NDArray[np.int64], column: int, expected: str) -> str:
-    name = FORMS[Op(row[F_OP])].mnemonic if row[F_OP] in FORMS else f"opcode {row[F_OP]}"
-    where = f"in {FIELDS[column]}"
-    return f"{name}: expected {expected.format(where)}, got {row[column]}"
+def _problem(index: int, row: NDArray[np.int64], column: int, expected: str) -> Problem:
+    """The report of one field; it names the operand and, where that is another name, the field."""
+    field = FIELDS[column]
+    form = FORMS.get(Op(row[F_OP])) if row[F_OP] in FORMS else None
+    operands = form.operands if form else ()
+    name = next((operand.name for operand in operands if operand.fields[0] == field), field)
+    where = f"in {field}" if name == field else f"in {name} ({field})"
+    subject = form.mnemonic if form else f"opcode {row[F_OP]}"
+    message = f"{subject}: expected {expected.format(where)}, got {row[column]}"
+    return Problem(index, message, field)
 
 
 def _checks(rows: Table, op: Op, form: Form) -> Iterator[_Check]:
