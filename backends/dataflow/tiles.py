@@ -110,6 +110,20 @@ class Matrix:
             else (codes.mins / np.float32(self.factor)).astype(np.float16)
         )
 
+    def rows(self, rows: slice) -> U8:
+        """Whole rows as tiles of one row, one after the other."""
+        if self.format.is_float:
+            part = np.ascontiguousarray(self._floats[rows]).view(np.uint8)
+            return _side_by_side([part], self.format.tile_bytes(1, self._floats.shape[1]))
+        k = self._codes.shape[1]
+        parts = [_packed(self._codes[rows], self.format.bits)]
+        parts += [
+            np.ascontiguousarray(values[rows]).view(np.uint8)
+            for values in (self._scales, self._mins)
+            if values is not None
+        ]
+        return _side_by_side(parts, self.format.tile_bytes(1, k))
+
     def tile(self, rows: slice, columns: slice, n: int) -> U8:
         """A tile of `n` rows; those past the matrix's are zeros."""
         k = columns.stop - columns.start
@@ -118,9 +132,7 @@ class Matrix:
             part = self._floats[rows, columns]
             out[: part.size * 2] = np.ascontiguousarray(part).view(np.uint8).reshape(-1)
             return out
-        codes = self._codes[rows, columns].view(np.uint8)
-        if self.format.bits == 4:
-            codes = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
+        codes = _packed(self._codes[rows, columns], self.format.bits)
         out[: codes.size] = codes.reshape(-1)
         group = self.format.group
         fields = slice(columns.start // group, columns.stop // group)
@@ -132,6 +144,22 @@ class Matrix:
                 part = np.ascontiguousarray(values[rows, fields]).view(np.uint8).reshape(-1)
                 out[at : at + part.size] = part
         return out
+
+
+def _packed(codes: NDArray[np.int8], bits: int) -> U8:
+    """Codes as bytes; of 4 bits two a byte, the first one low."""
+    whole = codes.view(np.uint8)
+    return whole if bits == 8 else whole[:, 0::2] | (whole[:, 1::2] << np.uint8(4))
+
+
+def _side_by_side(parts: list[U8], row_bytes: int) -> U8:
+    """Rows of all parts joined, and filled up."""
+    out = np.zeros((len(parts[0]), row_bytes), np.uint8)
+    at = 0
+    for part in parts:
+        out[:, at : at + part.shape[1]] = part
+        at += part.shape[1]
+    return out.reshape(-1)
 
 
 def _factor(codes: Codes) -> float:

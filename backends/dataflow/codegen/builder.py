@@ -20,6 +20,9 @@ from infc.backends.dataflow.codegen.stream import Stream
 from infc.backends.dataflow.isa import SEMAPHORES, Unit, chips, rectangle
 from infc.diagnostics import InternalError
 
+STAGE = "stage"
+"""The semaphore that says that the stage before has sent its rows."""
+
 
 @dataclass
 class Origins:
@@ -101,7 +104,8 @@ class Group:
         self.area, self.native, self.origins = area, native, origins
         self.sram = SramPlan()
         self.cores = [CoreProgram(self, i, area.core(i, grid)) for i in range(area.size)]
-        self._semaphores: dict[str, int] = {}
+        # The same number in every group: one stage posts it on the next one.
+        self._semaphores: dict[str, int] = {STAGE: 0}
         self._waiters: dict[str, Unit] = {}
 
     def semaphore(self, name: str, *, waiter: Unit | None = None) -> int:
@@ -113,9 +117,11 @@ class Group:
             raise InternalError(f"two units wait for the semaphore {name!r}")
         return number
 
-    def buffer(self, name: str, size_bytes: int, *, forever: bool = False) -> Buffer:
+    def buffer(
+        self, name: str, size_bytes: int, *, forever: bool = False, filled: bool = False
+    ) -> Buffer:
         """A buffer on every core; see `SramPlan.buffer`."""
-        return self.sram.buffer(name, size_bytes, forever=forever)
+        return self.sram.buffer(name, size_bytes, forever=forever, filled=filled)
 
     def pieces(self, width: int) -> Sequence[tuple[int, int]]:
         """A long row as (first element, elements) of what one vector instruction takes."""

@@ -12,16 +12,20 @@ from collections.abc import Callable, Sequence
 from infc.backends.dataflow.codegen.builder import CoreProgram
 from infc.backends.dataflow.codegen.memory import Buffer
 from infc.backends.dataflow.codegen.scope import Scope
-from infc.backends.dataflow.codegen.stream import Register, Stream
+from infc.backends.dataflow.codegen.stream import Count, Register, Stream
 from infc.backends.dataflow.codegen.values import Columns, Rows, RowSpace, Value
 from infc.diagnostics import InternalError
 
-Sender = Callable[[CoreProgram, str, str], int]
+Sender = Callable[[CoreProgram, str, str], Count]
 """Emits the SENDs of a core, given the semaphore of arrivals and that of sources that are free
-again; returns how many there are."""
+again; returns how many there are, a number or a register of the vector stream."""
+Arrivals = Callable[[CoreProgram], Count]
+"""SENDs that write to a core, a number or a register of its vector stream."""
 
 
-def exchange(scope: Scope, sender: Sender, arrivals: int, receives: Sequence[Buffer]) -> None:
+def exchange(
+    scope: Scope, sender: Sender, arrivals: int | Arrivals, receives: Sequence[Buffer]
+) -> None:
     """All cores send, and their vector streams go on when everything has come.
 
     Args:
@@ -42,7 +46,7 @@ def exchange(scope: Scope, sender: Sender, arrivals: int, receives: Sequence[Buf
     for core in scope.cores:
         core.hand(core.vector, core.send)
         core.vector.wait("sent", sender(core, arrived, "sent"))
-        core.vector.wait(arrived, arrivals)
+        core.vector.wait(arrived, arrivals if isinstance(arrivals, int) else arrivals(core))
 
 
 def as_rows(scope: Scope, value: Value) -> Rows:

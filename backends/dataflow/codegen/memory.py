@@ -27,6 +27,8 @@ class Buffer:
         size_bytes: the most that any core keeps there.
         first, last: steps between which it lives; None until something touches it.
         address: of its first byte; None until it is planned.
+        filled: the host puts something there before the first call. Such buffers come first, so
+            that the programs of both phases find them at the same addresses.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Buffer:
     first: int | None = None
     last: int | None = None
     address: int | None = None
+    filled: bool = False
 
     def touch(self, step: int) -> None:
         """Note that code of a step reads or writes it."""
@@ -74,14 +77,16 @@ class SramPlan:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     height_bytes: int = 0
 
-    def buffer(self, name: str, size_bytes: int, *, forever: bool = False) -> Buffer:
+    def buffer(
+        self, name: str, size_bytes: int, *, forever: bool = False, filled: bool = False
+    ) -> Buffer:
         """The buffer of that name, made or grown to the size.
 
-        `forever` keeps it from the first step to the last.
+        `forever` keeps it from the first step to the last, and so does `filled`.
         """
-        found = self.buffers.setdefault(name, Buffer(name, 0))
+        found = self.buffers.setdefault(name, Buffer(name, 0, filled=filled))
         found.size_bytes = max(found.size_bytes, size_bytes)
-        if forever:
+        if forever or filled:
             found.touch(0)
             found.touch(FOREVER)
         return found
@@ -92,16 +97,21 @@ class SramPlan:
 
     def place(self) -> None:
         """Give every buffer its address."""
+        base = 0
+        for buffer in self.buffers.values():
+            if buffer.filled:
+                buffer.address = base
+                base += -(-buffer.size_bytes // ALIGN_BYTES) * ALIGN_BYTES
         planned = plan_arena(
             [
                 PlannedBuffer(
                     buffer.name, buffer.size_bytes, ALIGN_BYTES, buffer.first, buffer.last
                 )
                 for buffer in self.buffers.values()
-                if buffer.first is not None and buffer.last is not None
+                if buffer.address is None and buffer.first is not None and buffer.last is not None
             ],
             node_limit=0,
         )
         for name, offset in planned.offsets.items():
-            self.buffers[name].address = offset
-        self.height_bytes = planned.height_bytes
+            self.buffers[name].address = base + offset
+        self.height_bytes = base + planned.height_bytes

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infc.backends.dataflow.codegen.builder import CoreProgram, Group
+from infc.backends.dataflow.codegen.home import Home
 from infc.backends.dataflow.codegen.memory import Address, Buffer
 from infc.backends.dataflow.codegen.stream import Count, Register, Stream
 from infc.backends.dataflow.codegen.values import RowSpace, Value, Weight
@@ -54,12 +55,21 @@ class Scope:
     Attributes:
         spaces: rows by symbol.
         weights: what products read, in order.
+        home: where weights and tables lie.
         position: for each stream the register with the position of the call's first token.
+        scratch: for each stream a register that nobody keeps anything in for long.
         vectors: the buffer with the f32 vectors of the layer at hand (norms, biases).
         vector_offsets: where each vector lies in it, by the name of its first source.
         vector_base: the register of each core's vector stream that says where the layer's begin;
             0 outside of layers.
         cache_base: for each stream the register with the bytes of KV cache in front of the layer.
+        kv: the buffer with the caches of all layers, in SRAM; None where they are in far memory.
+        kv_far: per core the buffer in far memory of tier `kv_tier`, whose address counts lines.
+        prefix: in front of the names of the kernel's buffers.
+        site: exchanges in this layer so far.
+        last_exchange: step of the exchange before.
+        body_start: first step of a loop that is being made.
+        receives: buffers that others write first in a turn of the loop.
     """
 
     group: Group
@@ -67,12 +77,17 @@ class Scope:
     phase: str
     spaces: Mapping[str, RowSpace]
     weights: WeightStream
+    home: Home
     counts: dict[tuple[int, Unit, str], RowCounts] = field(default_factory=dict)
     position: dict[tuple[int, Unit], Register] = field(default_factory=dict)
+    scratch: dict[tuple[int, Unit], Register] = field(default_factory=dict)
     vectors: Buffer | None = None
     vector_offsets: dict[str, int] = field(default_factory=dict)
     vector_base: dict[int, Register] = field(default_factory=dict)
     cache_base: dict[tuple[int, Unit], Register] = field(default_factory=dict)
+    kv: Buffer | None = None
+    kv_far: list[Buffer] = field(default_factory=list)
+    kv_tier: int = 0
     prefix: str = ""
     site: int = 0
     last_exchange: int = 0
