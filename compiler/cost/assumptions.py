@@ -43,7 +43,11 @@ def _figures(target: Target, split: Split) -> Iterator[str]:
 def _constants(machinery: Machinery) -> Iterator[str]:
     """Where the constants of kernels and of the engine were measured."""
     target, profile, engine = machinery.target, machinery.profile, machinery.engine
-    if profile is None:
+    if profile is None and target.kernels:
+        source = target.source_of("kernels") or "measured"
+        yield f"kernels are infc's own on {target.name}, with the constants of {source}"
+        yield "a prompt is one call, and each token multiplies the whole vocabulary head"
+    elif profile is None:
         yield f"no kernel was measured on {target.name}: efficiencies are those of its target file"
     elif profile.target != target.name:
         yield (
@@ -51,7 +55,8 @@ def _constants(machinery: Machinery) -> Iterator[str]:
             f"{profile.target}"
         )
     if engine is None:
-        yield "no serving engine: the kernels' times alone, each launched by itself"
+        apart = "" if profile is None and target.kernels else ", each launched by itself"
+        yield f"no serving engine: the kernels' times alone{apart}"
         return
     yield f"the engine's own time is that of {engine.name} ({engine.versions}) on {engine.target}"
 

@@ -98,7 +98,8 @@ def calibrated_target(target: Target, profile: MachineProfile) -> Target:
         for name, part in profile.kernels.classes.items()
     }
     measured = with_speeds(target, profile.speeds, source)
-    return Target.model_validate(measured.model_dump() | {"kernels": fitted})
+    sources = {**measured.sources, "kernels": source}
+    return Target.model_validate(measured.model_dump() | {"kernels": fitted, "sources": sources})
 
 
 def parse_machine_profile(text: str, *, location: str) -> MachineProfile:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from infc.ir.types import storage_bytes
-from infc.passes.schedule.summary import PRODUCT_DTYPES
+from infc.ir.types import PRODUCT_DTYPES, storage_bytes
 from infc.target.backend import Backend, KernelSummary
 from infc.target.schema import Target
 

@@ -24,6 +24,8 @@ A8 = "a8"
 ABF16 = "abf16"
 """Storage name of activations rounded to bf16 by `infc.quantize`, in padded rows."""
 ACTIVATION_FORMS = (A8, ABF16)
+PRODUCT_DTYPES = {A8: "int8", ABF16: "bf16", "f32": "f32"}
+"""The arithmetic a product runs in, by the form of its input."""
 
 ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4, "i8": 1}
 

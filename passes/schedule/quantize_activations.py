@@ -22,8 +22,8 @@ from infc.ir import ops
 from infc.ir.attributes import get
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
-from infc.ir.types import ACTIVATION_FORMS, TensorType, storage_bytes
-from infc.passes.schedule.summary import PRODUCT_DTYPES, typical_dims
+from infc.ir.types import ACTIVATION_FORMS, PRODUCT_DTYPES, TensorType, storage_bytes
+from infc.passes.schedule.summary import typical_dims
 from infc.passes.walk import body, dim_maxima, program_functions, programs
 from infc.pipeline.passes import FunctionPass, PassContext
 from infc.target.backend import KernelSummary

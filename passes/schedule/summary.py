@@ -8,13 +8,10 @@ from collections.abc import Mapping
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
-from infc.ir.types import A8, ABF16, Dim, KVType, TensorType, is_kv, is_tensor, storage_bytes
+from infc.ir.types import PRODUCT_DTYPES, Dim, KVType, TensorType, is_kv, is_tensor, storage_bytes
 from infc.passes.walk import body
 from infc.pipeline.options import CompileOptions
 from infc.target.backend import KernelSummary
-
-PRODUCT_DTYPES = {A8: "int8", ABF16: "bf16", "f32": "f32"}
-"""The arithmetic a product runs in, by the form of its input."""
 
 
 def summarize(

@@ -8,8 +8,9 @@ a kernel is known up to `FACT_DOUBT` of itself::
 
     added variance of ln(seconds) = sum over facts of (FACT_DOUBT * share * ln(fact / fact then))^2
 
-with `share` the part of the kernel's busy seconds that the fact governs. Without a profile the
-roofline answers with the efficiencies that the target file states.
+with `share` the part of the kernel's busy seconds that the fact governs. On a target whose own
+kernels were measured these answer, else, without a profile, the roofline with the efficiencies that
+the target file states.
 """
 
 from __future__ import annotations
@@ -55,7 +56,12 @@ def kernel_estimates(
     for name, indices in by_class.items():
         asked = [queries[index] for index in indices]
         fitted = None if profile is None else profile.classes.get(name)
-        if profile is None or fitted is None:
+        if profile is None and target.kernels:
+            # Asks the backend, which most estimates need not wait for.
+            from infc.cost.kernels.own import own_estimate
+
+            estimates = [own_estimate(query, target) for query in asked]
+        elif profile is None or fitted is None:
             estimates = [unfitted_estimate(query, target) for query in asked]
         else:
             estimates = _fitted(CLASSES[name], asked, machine, fitted, profile.facts)
