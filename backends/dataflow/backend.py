@@ -10,11 +10,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from infc.backends.dataflow.presets import BACKEND_NAME, preset_names, resolve_dataflow
-from infc.target.backend import API_VERSION
+from infc.target.backend import (
+    API_VERSION,
+    KernelMapping,
+    KernelSummary,
+    LoadedPrograms,
+    Programs,
+    WeightData,
+)
 from infc.target.schema import Target, TargetStatus
 
 if TYPE_CHECKING:
+    from infc.backends.dataflow.runnable import DataflowRunnable
+    from infc.cost.roofline import Work
     from infc.ir.mlir import ir
+    from infc.ir.types import TensorType
+    from infc.pipeline.passes import Pipeline
 
 
 class DataflowBackend:
@@ -25,10 +36,10 @@ class DataflowBackend:
 
     @property
     def storage_types(self) -> frozenset[str]:
-        """Those whose codes and scales a matrix unit takes."""
-        from infc.backends.dataflow.needs import PRODUCT_OF_STORAGE
+        """All but f32: the matrix unit reads codes of 4 and 8 bits, bf16 and f16."""
+        from infc.backends.dataflow.needs import storage_types
 
-        return frozenset(PRODUCT_OF_STORAGE)
+        return storage_types()
 
     def targets(self) -> Sequence[TargetStatus]:
         """The presets; each can be simulated on any host."""
@@ -45,6 +56,51 @@ class DataflowBackend:
         from infc.backends.dataflow.needs import lacking
 
         return lacking(op, target)
+
+    def splits(self, tensor: TensorType) -> bool:
+        """A part of a vocabulary is not read for itself: all of it is at hand."""
+        return False
+
+    def weight_layout(self, tensor: TensorType, *, split: bool = False) -> tuple[str, int]:
+        """Matrices are cut into tiles for each core when programs are made; nothing is bufferised
+        by the shared passes."""
+        from infc.ir.types import storage_bytes
+
+        return "source", storage_bytes(tensor.element, [int(d) for d in tensor.shape])
+
+    def activation_forms(self, storage: str, k: int, rows: int, target: Target) -> Sequence[str]:
+        """The one form that the matrix unit multiplies with such weights."""
+        from infc.backends.dataflow.mappings import activation_forms
+
+        return activation_forms(storage)
+
+    def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
+        """Kernels are mapped together, by the partition of the whole model."""
+        return [{}]
+
+    def work(self, kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
+        """Bytes and operations, over the whole machine."""
+        from infc.backends.dataflow.mappings import kernel_work
+
+        return kernel_work(kernel, target)
+
+    def pipeline(self, shared: Pipeline) -> Pipeline:
+        """Down to fused kernels: buffers, moves and code are made together."""
+        from infc.ir.levels import Level
+
+        return shared.until(Level.SCHEDULE)
+
+    def emit(self, module: ir.Module, target: Target, weights: WeightData) -> Programs:
+        """An image for each phase, and the packed weights."""
+        from infc.backends.dataflow.emission import emit_programs
+
+        return emit_programs(module, target, weights)
+
+    def load(self, programs: LoadedPrograms) -> DataflowRunnable:
+        """Fill the simulated machine."""
+        from infc.backends.dataflow.runnable import DataflowRunnable
+
+        return DataflowRunnable(programs)
 
 
 BACKEND = DataflowBackend()

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 from infc.backends.dataflow.machine import FORMAT_BITS, Format
+from infc.backends.dataflow.tiles import tile_format
 from infc.ir.mlir import ir
+from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import TensorType
 from infc.target.schema import Target
 
-PRODUCT_OF_STORAGE: Final[Mapping[str, Format]] = MappingProxyType(
-    {
-        "f16": "f16",
-        "bf16": "bf16",
-        "q4_0": "int4",
-        "q4_1": "int4",
-        "q4_k": "int4",
-        "q2_k": "int4",
-        "q3_k": "int4",
-        "q5_0": "int8",
-        "q5_1": "int8",
-        "q5_k": "int8",
-        "q6_k": "int8",
-        "q8_0": "int8",
-    }
-)
-"""The format of a matrix product with weights of a storage type."""
 CACHE_FORMAT: Final[Format] = "f16"
 """Keys and values are kept and multiplied in this format."""
 _STRUCTURE: Final = frozenset({"infc.weight", "infc.dim", "infc.device"})
+_MATRIX_OPERAND: Final = 1
+"""Which operand of `infc.linear` and `infc.embed` is the matrix."""
+
+
+def storage_types() -> frozenset[str]:
+    """Storage types of matrices that the matrix unit reads."""
+    return frozenset(name for name in STORAGE_TYPES if tile_format(name) is not None)
+
+
+def product_format(storage: str) -> Format | None:
+    """The format of a product with weights of a storage type; None where there is none."""
+    form = tile_format(storage)
+    if form is None:
+        return None
+    return cast(Format, storage if form.is_float else f"int{form.bits}")
 
 
 def lacking(op: ir.Operation, target: Target) -> str | None:
@@ -41,16 +39,13 @@ def lacking(op: ir.Operation, target: Target) -> str | None:
     there = ", ".join(units)
     if "vector" not in units:
         return f"expected a target with a vector unit, got {there}"
-    if op.name == "infc.linear":
-        storage = TensorType.of(op.operands[1].type).element
-        if storage not in PRODUCT_OF_STORAGE:
-            return (
-                f"expected weights of one of {', '.join(sorted(PRODUCT_OF_STORAGE))}, got {storage}"
-            )
-        needed = PRODUCT_OF_STORAGE[storage]
-    elif op.name == "infc.attention":
-        needed = CACHE_FORMAT
-    else:
+    needed: Format | None = CACHE_FORMAT if op.name == "infc.attention" else None
+    if op.name in ("infc.linear", "infc.embed"):
+        storage = TensorType.of(op.operands[_MATRIX_OPERAND].type).element
+        needed = product_format(storage)
+        if needed is None:
+            return f"expected weights of one of {', '.join(sorted(storage_types()))}, got {storage}"
+    if needed is None or op.name == "infc.embed":
         return None
     if "matrix" not in units:
         return f"expected a target with a matrix unit, got {there}"

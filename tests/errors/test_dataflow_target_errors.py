@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from importlib.resources import files
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from oracle.families import make_family
-from oracle.files import write_huggingface
+from oracle.files import BLOCK_STORAGE, write_gguf, write_huggingface
 
 import infc
 from infc.backends.dataflow.backend import BACKEND
@@ -239,9 +240,12 @@ def test_too_many_memories(rendered: Rendered) -> None:
     )
 
 
+Compiled = Callable[[str, str], str]
+
+
 @pytest.fixture
-def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rendered:
-    """The report on compiling a model of two layers for a target file of some text."""
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
+    """The report on compiling two layers in a storage type for the text of a target file."""
     point = EntryPoint("dataflow", "infc.backends.dataflow.backend:BACKEND", discovery.GROUP)
 
     def entry_points(**selection: str) -> EntryPoints:
@@ -249,12 +253,16 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rendered:
 
     monkeypatch.setattr(discovery, "entry_points", entry_points)
     config, tensors = make_family("llama3", num_hidden_layers=2)
-    model, target = tmp_path / "model", tmp_path / "mine.toml"
-    model.mkdir()
-    write_huggingface(model, config, tensors, "BF16")
+    target = tmp_path / "mine.toml"
 
-    def compile_for(text: str) -> str:
+    def compile_for(text: str, storage: str) -> str:
         target.write_text(text, encoding="utf-8")
+        model = tmp_path / "model"
+        if storage in BLOCK_STORAGE:
+            write_gguf(model, config, tensors, storage)
+        else:
+            model.mkdir()
+            write_huggingface(model, config, tensors, storage)
         with pytest.raises(UserError) as caught:
             infc.compile(model, target=f"dataflow:{target}", output=tmp_path / "a.infc")
         assert not (tmp_path / "a.infc").exists()
@@ -270,10 +278,10 @@ def without(unit: str) -> str:
     return GOOD[:begin] + GOOD[end:]
 
 
-def test_a_target_without_a_matrix_unit(compiled: Rendered) -> None:
+def test_a_target_without_a_matrix_unit(compiled: Compiled) -> None:
     """Seven products and an attention in each of two layers, and the head, in one report."""
     feeds = 'feeds = ["matrix", "vector"]', 'feeds = ["vector"]'
-    report = compiled(without("matrix").replace(*feeds))
+    report = compiled(without("matrix").replace(*feeds), "BF16")
     assert report.startswith(
         "error[INF3004]: target dataflow:test cannot compile 17 operations of the model\n"
         "  --> /model\n"
@@ -283,10 +291,10 @@ def test_a_target_without_a_matrix_unit(compiled: Rendered) -> None:
     assert report.endswith("   = hint: --target reference runs every operation, slowly")
 
 
-def test_a_matrix_unit_without_a_format(compiled: Rendered) -> None:
+def test_a_matrix_unit_without_a_format(compiled: Compiled) -> None:
     """Weights of bf16 need products of bf16; attention, products of f16, is not in the report."""
     tiles, peak = ", bf16 = [32, 32, 64]", 'bf16 = "2.048TFLOP/s"\n'
-    report = compiled(changed((tiles, ""), (peak, "")))
+    report = compiled(changed((tiles, ""), (peak, "")), "BF16")
     assert "cannot compile 15 operations" in report
     assert (
         "infc.linear: expected a matrix unit with products of bf16, got int8, int4, f16" in report
@@ -294,7 +302,29 @@ def test_a_matrix_unit_without_a_format(compiled: Rendered) -> None:
     assert "infc.attention" not in report
 
 
-def test_a_target_without_a_vector_unit(compiled: Rendered) -> None:
-    report = compiled(without("vector").replace('["matrix", "vector"]', '["matrix"]'))
+def test_a_target_without_a_vector_unit(compiled: Compiled) -> None:
+    report = compiled(without("vector").replace('["matrix", "vector"]', '["matrix"]'), "BF16")
     assert "infc.rms_norm: expected a target with a vector unit, got matrix" in report
     assert "infc.weight" not in report
+
+
+@pytest.mark.parametrize(("storage", "form"), [("Q4_0", "int4"), ("Q8_0", "int8"), ("F16", "f16")])
+def test_the_format_follows_from_the_weights(compiled: Compiled, storage: str, form: str) -> None:
+    others = [name for name in ("int8", "int4", "bf16", "f16") if name != form]
+    tiles = "tiles = { " + ", ".join(f"{name} = [32, 32, 64]" for name in others) + " }"
+    text = re.sub(r"tiles = .*", tiles, GOOD)
+    report = compiled(re.sub(rf"(?m)^{form} = .*\n", "", text), storage)
+    assert (
+        f"infc.linear: expected a matrix unit with products of {form}, got {', '.join(others)}"
+        in report
+    )
+    assert ("infc.attention" in report) == (form == "f16")
+
+
+def test_weights_that_the_matrix_unit_does_not_read(compiled: Compiled) -> None:
+    report = compiled(GOOD, "F32")
+    assert (
+        "   - infc.embed: expected weights of one of bf16, f16, q2_k, q3_k, q4_0, q4_1, q4_k, "
+        "q5_0, q5_1, q5_k, q6_k, q8_0, got f32 ("
+    ) in report
+    assert report.count("infc.linear: expected weights of one of ") == 15
