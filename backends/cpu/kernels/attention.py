@@ -231,7 +231,9 @@ class _Attention:
             first = b.mul(index, keys_a_block)
             visible = b.min(b.sub(b.add(unit.highest, 1), first), keys_a_block)
             strips = b.ceil_div(visible, STRIP)
-            self.block.emit(Block(unit.head, unit.lanes, b.div(first, STRIP), visible, strips))
+            step = b.add(b.select(b.cmp("eq", index, last), unit.skip, b.idx(0)), keys_a_block)
+            start, ahead = b.div(first, STRIP), b.div(step, STRIP)
+            self.block.emit(Block(unit.head, unit.lanes, start, visible, strips, ahead))
 
         last = b.div(unit.highest, keys_a_block)
         b.loop(b.div(unit.lowest, keys_a_block), b.add(last, 1), body=block)

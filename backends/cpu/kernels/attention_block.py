@@ -293,8 +293,8 @@ class BlockEmitter:
             offset = b.mul(first, vector_bytes)
             values = b.at(self.operands.cached_strip(block, index), b.add(offset, kv.v_offset))
             terms_at = b.at(terms, b.mul(index, VECTOR_BYTES))
-            next_index = b.add(index, self.shape.key_block // STRIP)
-            ahead = b.at(self.operands.cached_strip(block, next_index), offset)
+            next_strip = self.operands.cached_strip(block, b.add(index, block.ahead))
+            ahead = b.at(next_strip, offset)
 
             def positions(taken: int, j: Value, *sums: Value) -> list[Value]:
                 at = b.mul(j, row_bytes)

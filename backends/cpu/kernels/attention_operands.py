@@ -63,6 +63,7 @@ class Block:
         first_strip: absolute position of the block's first key, over 16.
         visible: keys any lane may see, counted from the first one.
         strips: strips that hold them.
+        ahead: strips from here to the block that this thread probably reads next.
     """
 
     head: CachedHead
@@ -70,6 +71,7 @@ class Block:
     first_strip: Value
     visible: Value
     strips: Value
+    ahead: Value
 
 
 @dataclass(frozen=True)

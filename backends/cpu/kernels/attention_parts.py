@@ -181,7 +181,10 @@ class Parts:
         first = b.mul(block, key_block)
         last = b.sub(b.add(first, b.mul(division.part_blocks, key_block)), 1)
         lowest, highest = b.max(first, division.oldest), b.min(last, division.position)
-        return self.units.unit(row, b.add(row, 1), run, splits, lowest, highest)
+        # Threads that are equally fast take the parts in turns.
+        others = b.mul(b.sub(self.units.a.threads, 1), division.part_blocks)
+        skip = b.mul(others, key_block)
+        return self.units.unit(row, b.add(row, 1), run, splits, lowest, highest, skip=skip)
 
     def _record(self, pair: Value, part: Value, head: Value) -> Value:
         b, layout = self.b, self.layout

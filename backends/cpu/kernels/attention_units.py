@@ -46,6 +46,7 @@ class Unit:
         head: the kv head in the cache.
         lowest: first visible position of any row.
         highest: the last one.
+        skip: positions between this unit's keys and those that its thread probably reads next.
     """
 
     start: Value
@@ -56,6 +57,7 @@ class Unit:
     head: CachedHead
     lowest: Value
     highest: Value
+    skip: Value
 
 
 @dataclass(frozen=True)
@@ -163,16 +165,25 @@ class Units:
 
         own = self.position(start)
         lowest, highest = b.loop(start, end, 1, [own, own], body=extend)
-        body(self.unit(start, end, u, splits, lowest, highest))
+        body(self.unit(start, end, u, splits, lowest, highest, skip=b.idx(0)))
 
     def unit(
-        self, start: Value, end: Value, u: Value, splits: Value, lowest: Value, highest: Value
+        self,
+        start: Value,
+        end: Value,
+        u: Value,
+        splits: Value,
+        lowest: Value,
+        highest: Value,
+        *,
+        skip: Value,
     ) -> Unit:
         """The `u`-th run of heads of some rows of one slot: all runs of a kv head, then the next's.
 
         Args:
             splits: runs of a kv head, from `head_splits`.
             lowest, highest: the positions it sees.
+            skip: see `Unit`.
         """
         b, group = self.b, self.group
         kv_head, split = b.div(u, splits), b.rem(u, splits)
@@ -190,6 +201,7 @@ class Units:
             head=CachedHead.of(b, self.kv, region, kv_head),
             lowest=lowest,
             highest=highest,
+            skip=skip,
         )
 
     def _row_value(self, array: Value, row: Value) -> Value:
