@@ -105,7 +105,7 @@ def disassemble(instructions: Iterable[Instruction], origins: Sequence[str] = ()
         if instruction.origin != shown and instruction.origin < len(origins):
             shown = instruction.origin
             # A comment ends with its line, whatever a name may hold.
-            line += f"  ; {' '.join(origins[shown].split())}"
+            line += f"  ; {' '.join(origins[shown].split())}" if origins[shown] else ""
         lines.append(line)
         if instruction.op == Op.LOOP:
             depth += 1
