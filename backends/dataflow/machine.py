@@ -271,7 +271,7 @@ class Machine:
                 facts.whole("mesh_hop_cycles") / clock_hz,
             ),
             links=_links(facts),
-            launch_s=target.launch_ns * 1e-9,
+            launch_s=facts.number("call_ns") * 1e-9,
             chip_watts=target.power_watts,
         )
         facts.check()

@@ -132,6 +132,7 @@ def test_all_missing_facts_in_one_report(rendered: Rendered) -> None:
         "dma_startup_cycles)",
         "mesh_bytes_per_cycle)",
         "mesh_hop_cycles)",
+        "call_ns)",
     ]
     assert (
         "   - expected a number greater than zero, got none (backend_facts.clock_mhz)\n" in report
