@@ -1,12 +1,11 @@
-"""Where attention finds keys and values: tiles of a home in SRAM, of a ring, of the call's own rows.
+"""Where attention finds keys and values: what earlier calls left at home, the call's own rows.
 
-Each implements `attention_tiles.Source` for one stream, whose registers it holds. `Local` positions
-are those of one stripe (see `kv_home`), counted without regard to the ring that keeps them.
+Each implements `attention_tiles.Source` for one stream, whose registers it holds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from infc.backends.dataflow.codegen.kv_home import KVHome
 from infc.backends.dataflow.codegen.local_positions import emit_local
@@ -19,30 +18,24 @@ class Queries:
     """The rows of a tile of queries, as one stream sees them.
 
     Attributes:
-        position: of the first row.
+        start: the position of the call's first row.
+        row: number in the call of the tile's first row; register 0 for the first.
         count: of the rows.
         window: of the layer, 0 for none.
     """
 
     stream: Stream
-    position: Register
+    start: Register
+    row: Register
     count: Count
     window: int
 
-    def emit_stop(self, target: Register) -> None:
-        """target = the position behind the last row."""
-        if isinstance(self.count, Register):
-            self.stream.add(target, self.position, self.count)
-        else:
-            self.stream.mov(target, self.count, self.position)
-
     def emit_since(self, target: Register, row: int = 0) -> None:
-        """target = the first position that a row sees; `row` is a register, 0 for the first."""
-        if self.window:
-            self.stream.add(target, self.position, row, imm=1 - self.window)
-            self.stream.most(target, target)
-        else:
-            self.stream.mov(target, 0)
+        """target = the first position that a row sees, counted from the call's first row.
+
+        `row` is a register, 0 for the first row of the tile.
+        """
+        self.stream.add(target, self.row, row, imm=1 - self.window)
 
 
 def emit_tiles(stream: Stream, count: Register, first: Register, keys: int) -> None:
@@ -59,12 +52,13 @@ def emit_tiles(stream: Stream, count: Register, first: Register, keys: int) -> N
 
 @dataclass(frozen=True)
 class HomeTiles:
-    """All positions so far of one stripe, in the core's own SRAM.
+    """What earlier calls left of one stripe, in the core's own SRAM, by local positions.
 
     Attributes:
         buffer: that holds the cache.
         base: bytes in front of the layer.
         head: of the group.
+        keys: the home's tile.
     """
 
     queries: Queries
@@ -77,22 +71,28 @@ class HomeTiles:
 
     def emit_range(self, count: Register, first: Register) -> None:
         """See `Source`."""
-        queries, stream = self.queries, self.queries.stream
-        queries.emit_stop(count)
-        emit_local(stream, self.home, self.stripe, count, count)
-        queries.emit_since(first)
-        if queries.window:
-            emit_local(stream, self.home, self.stripe, first, first)
+        stream = self.queries.stream
+        emit_local(stream, self.home, self.stripe, count, self.queries.start)
+        if self.queries.window:
+            self._emit_since(first, 0)
+        else:
+            stream.mov(first, 0)
         emit_tiles(stream, count, first, self.keys)
 
     def emit_seen(self, row: Register, until: Register, since: Register | None) -> None:
         """See `Source`."""
         stream = self.queries.stream
-        stream.add(until, self.queries.position, row, imm=1)
-        emit_local(stream, self.home, self.stripe, until, until)
+        emit_local(stream, self.home, self.stripe, until, self.queries.start)
         if since is not None:
-            self.queries.emit_since(since, row)
-            emit_local(stream, self.home, self.stripe, since, since)
+            self._emit_since(since, row)
+            stream.least(since, since, 0, until)
+
+    def _emit_since(self, since: Register, row: int) -> None:
+        stream = self.queries.stream
+        self.queries.emit_since(since, row)
+        stream.add(since, since, self.queries.start)
+        stream.most(since, since)
+        emit_local(stream, self.home, self.stripe, since, since)
 
     def emit_start(self, at: Register, first: Register) -> None:
         """See `Source`."""
@@ -126,17 +126,15 @@ class HomeTiles:
 
 @dataclass(frozen=True)
 class OwnRows:
-    """The call's own rows, in their order; positions are counted from the call's first.
+    """The call's own rows, in their order; positions are counted from the call's first row.
 
     Attributes:
-        row: number in the call of the first of the queries, in a register.
         rows: f16 `[head][row]`; whole tiles of them hold finite numbers.
         head_bytes: from one head to the next.
         row_bytes: from one row to the next.
     """
 
     queries: Queries
-    row: Register
     rows: Buffer
     head: int
     head_bytes: int
@@ -145,18 +143,25 @@ class OwnRows:
 
     def emit_range(self, count: Register, first: Register) -> None:
         """See `Source`."""
-        stream = self.queries.stream
-        counted = Queries(stream, self.row, self.queries.count, self.queries.window)
-        counted.emit_stop(count)
-        counted.emit_since(first)
+        queries, stream = self.queries, self.queries.stream
+        if isinstance(queries.count, Register):
+            stream.add(count, queries.row, queries.count)
+        else:
+            stream.mov(count, queries.count, queries.row)
+        if queries.window:
+            queries.emit_since(first)
+            stream.most(first, first)
+        else:
+            stream.mov(first, 0)
         emit_tiles(stream, count, first, self.keys)
 
     def emit_seen(self, row: Register, until: Register, since: Register | None) -> None:
         """See `Source`."""
-        stream, window = self.queries.stream, self.queries.window
-        stream.add(until, self.row, row, imm=1)
+        stream = self.queries.stream
+        stream.add(until, self.queries.row, row, imm=1)
         if since is not None:
-            stream.most(since, until, -window)
+            self.queries.emit_since(since, row)
+            stream.most(since, since)
 
     def emit_start(self, at: Register, first: Register) -> None:
         """See `Source`."""

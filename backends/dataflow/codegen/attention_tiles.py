@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from infc.backends.dataflow.codegen.builder import Group
 from infc.backends.dataflow.codegen.local_positions import emit_clamp
-from infc.backends.dataflow.codegen.memory import Address, Buffer
+from infc.backends.dataflow.codegen.memory import Address
 from infc.backends.dataflow.codegen.stream import Count, Register, Stream
 from infc.backends.dataflow.isa import Binary, Conversion, Float, Reduction, Unary
 from infc.backends.dataflow.machine import MatrixUnit
@@ -114,25 +114,32 @@ class _Row(NamedTuple):
     before: Register | None
 
 
-class AttentionTiles:
-    """Emits the attention of one tile of queries; the same on all cores of a group.
+class Partial(NamedTuple):
+    """What attention to some of the positions makes.
 
-    Args:
-        name: of what it works for: buffers of one name are shared.
-
-    The result is `output` f32 `[row][head][e]`, not yet divided by `sums` `[row][head]`; `maxima`
-    `[row][head]` are the largest scores.
+    Attributes:
+        maxima: of the scores, f32 `[row][head]`.
+        sums: of the exponentials, f32 `[row][head]`.
+        output: their mix of values, not divided by the sums, f32 `[row][head][e]`.
     """
 
-    def __init__(self, group: Group, matrix: MatrixUnit, shape: TileShape, name: str) -> None:
+    maxima: Address
+    sums: Address
+    output: Address
+
+
+class AttentionTiles:
+    """Emits the attention of one tile of queries; the same on all cores of a group."""
+
+    def __init__(
+        self, group: Group, matrix: MatrixUnit, shape: TileShape, partial: Partial
+    ) -> None:
         self.group, self.matrix_unit, self.shape = group, matrix, shape
+        self.maxima, self.sums, self.output = partial
         stats, scores = _F32 * shape.queries, shape.queries * shape.keys
         self.scores = group.buffer("attention.scores", 2 * _F32 * scores)
         self.probabilities = group.buffer("attention.probabilities", _F16 * scores)
         self.factors = group.buffer("attention.factors", stats)
-        self.maxima = group.buffer(f"{name}.maxima", stats)
-        self.sums = group.buffer(f"{name}.sums", stats)
-        self.output = group.buffer(f"{name}.output", stats * shape.head_dim)
 
     # ---- matrix
 
@@ -218,7 +225,7 @@ class AttentionTiles:
         for first in range(0, shape.head_dim, unit.n):
             for depth in range(0, source.keys, unit.k):
                 stream.mm_f(
-                    self.output.at(_F32 * first),
+                    self.output + _F32 * first,
                     self.probabilities.at(_F16 * depth),
                     values + (_F16 * first + depth * shape.row_bytes),
                     m=count,
@@ -240,7 +247,7 @@ class AttentionTiles:
         stream.v_fill(self.maxima, HIDDEN, shape.queries)
         stream.v_fill(self.sums, 0.0, shape.queries)
         for at, count in self.group.pieces(shape.queries * shape.head_dim):
-            stream.v_fill(self.output.at(_F32 * at), 0.0, count)
+            stream.v_fill(self.output + _F32 * at, 0.0, count)
         stream.post(TO_MATRIX)
         for source in sources:
             with stream.registers(3) as (left, base, parity):
@@ -270,13 +277,13 @@ class AttentionTiles:
                 stream.v_imm(Binary.MUL, row.scores, row.scores, 1 / softcap, row.count)
                 stream.v_un(Unary.TANH, row.scores, row.scores, row.count)
                 stream.v_imm(Binary.MUL, row.scores, row.scores, softcap, row.count)
-            largest = self.maxima.at(0, row.stat)
+            largest = self.maxima.indexed(row.stat)
             stream.v_red(Reduction.MAX, largest, row.scores, row.count, acc=True)
         stream.v_bin(Binary.SUB, self.factors, self.factors, self.maxima, queries)
         stream.v_un(Unary.EXP, self.factors, self.factors, queries)
         stream.v_bin(Binary.MUL, self.sums, self.sums, self.factors, queries)
         with self._each_row(stream, rows, source, base, parity) as row:
-            largest, total = self.maxima.at(0, row.stat), self.sums.at(0, row.stat)
+            largest, total = self.maxima.indexed(row.stat), self.sums.indexed(row.stat)
             stream.v_bins(Binary.SUB, row.scores, row.scores, largest, row.count)
             stream.v_un(Unary.EXP, row.scores, row.scores, row.count)
             stream.v_red(Reduction.SUM, total, row.scores, row.count, acc=True)
@@ -305,7 +312,7 @@ class AttentionTiles:
                     )
                 stream.add(scores, scores, imm=_F32 * width)
                 for head in range(heads):
-                    place = self.output.at(_F32 * head * head_dim, output)
+                    place = (self.output + _F32 * head * head_dim).indexed(output)
                     factor = self.factors.at(_F32 * head, stat)
                     stream.v_bins(Binary.MUL, place, place, factor, head_dim)
 

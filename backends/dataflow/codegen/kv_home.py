@@ -1,8 +1,8 @@
 """Where the keys and values of a layer lie: heads in groups, positions in stripes.
 
-The cores of a stage form `groups` groups of `stripes` cores. Core `h * stripes + s` keeps the heads
-of group h at the positions whose block of 32 is s modulo `stripes`, one after the other: its *local*
-positions. They are a ring where the layer has a window.
+The cores of a stage form `groups` groups of `stripes` cores. Core `h * stripes + s` keeps the
+heads of group h at the positions whose block of 32 is s modulo `stripes`, one after the other: its
+*local* positions. They are a ring where the layer has a window.
 
 A position of a head is a *row*: f16 keys, then f16 values, each padded to a line, so that one
 transfer moves both. A layer on a core is `[head of the group][local position][row]`.

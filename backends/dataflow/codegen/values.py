@@ -129,10 +129,33 @@ class Cache:
 
 
 @dataclass(frozen=True)
+class Appended:
+    """A cache and the call's own rows of keys and values, which attention moves to their homes.
+
+    Attributes:
+        rows: on each core, of its group's heads: f16 `[head][all rows]` as `kv_home` has them;
+            whole tiles of rows are finite numbers.
+        head_bytes: from one head to the next.
+    """
+
+    cache: Cache
+    space: RowSpace
+    rows: Buffer
+    head_bytes: int
+
+
+@dataclass(frozen=True)
 class Argument:
     """An argument of the program: `tokens`, `positions`, `slots` or `rows`."""
 
     name: str
 
 
-Value = Rows | Columns | Codes | Halves | Weight | RopeTable | Cache | Argument
+Value = Rows | Columns | Codes | Halves | Weight | RopeTable | Cache | Appended | Argument
+
+
+def deal(width: int, unit: int, cores: int) -> tuple[tuple[int, int], ...]:
+    """Columns [first, stop) of each core: as even as whole units allow."""
+    units = -(-width // unit)
+    ends = [min(width, unit * (units * (core + 1) // cores)) for core in range(cores)]
+    return tuple(zip([0, *ends[:-1]], ends, strict=True))

@@ -1,0 +1,227 @@
+"""Attention where rows are shared: each core of a group takes the queries of some rows.
+
+Queries go from the cores that own the rows to the group of each kv head: rows of core i to stripe
+i modulo `stripes`, so that late rows, which see more, are spread. Results go back the same way.
+Each core attends to the call's own rows, which it has all, and to what earlier calls left.
+"""
+
+from __future__ import annotations
+
+from infc.backends.dataflow.codegen.attention_shape import AttentionShape, emit_queries
+from infc.backends.dataflow.codegen.attention_tiles import AttentionTiles, Partial, Source
+from infc.backends.dataflow.codegen.builder import CoreProgram
+from infc.backends.dataflow.codegen.exchange import rows_of
+from infc.backends.dataflow.codegen.kv_rows import exchange_in_part
+from infc.backends.dataflow.codegen.scope import Scope
+from infc.backends.dataflow.codegen.stream import Register, Stream
+from infc.backends.dataflow.codegen.values import Rows
+from infc.backends.dataflow.isa import Binary, Unary
+
+_F32, _F16 = 4, 2
+
+
+def attend_by_rows(scope: Scope, shape: AttentionShape, q: Rows) -> Rows:
+    """The attention of all heads, by rows."""
+    attention = _ByRows(scope, shape, q)
+    attention.queries()
+    for core in scope.cores:
+        for head in range(shape.home.heads):
+            attention.emit(core, head)
+    shape.emit_append()
+    return attention.result()
+
+
+class _ByRows:
+    """
+    Attributes:
+        width: columns of the query heads of a kv head.
+        queries_at: f16 `[head of the group][turn][row][query head][e]`; in its turn are the rows of
+            one core that owns them.
+        outputs_at: f32, the same.
+    """
+
+    def __init__(self, scope: Scope, shape: AttentionShape, q: Rows) -> None:
+        self.scope, self.shape, self.q = scope, shape, q
+        self.home, self.space = shape.home, q.space
+        self.width = shape.heads * self.home.kind.head_dim
+        # Rows of a turn.
+        self.rows = self.space.owned
+        self.turns = self.home.groups
+        self.head_rows = self.turns * self.rows
+        whole = self.home.heads * self.head_rows * self.width
+        self.queries_at = scope.buffer("queries", _F16 * whole)
+        self.outputs_at = scope.buffer("outputs", _F32 * whole)
+        most = max(1, scope.machine.matrix.m // shape.heads)
+        tiles = -(-self.rows // most)
+        self.tile = shape.tile(-(-self.rows // tiles))
+        stats = _F32 * self.tile.queries
+        self.partial = Partial(
+            scope.buffer("tile.maxima", stats).at(),
+            scope.buffer("tile.sums", stats).at(),
+            scope.buffer("tile.output", stats * self.tile.head_dim).at(),
+        )
+        self.attention = AttentionTiles(scope.group, scope.machine.matrix, self.tile, self.partial)
+
+    def queries(self) -> None:
+        """To the cores that attend with them."""
+        scope, home, shape = self.scope, self.home, self.shape
+        own = self.queries_at
+        head_bytes = _F16 * self.rows * self.width
+        if self.space.shared:
+            own = scope.buffer("queries.own", home.kind.kv_heads * head_bytes)
+        for core in scope.cores:
+            emit_queries(
+                scope, core, self.q, own, shape=shape, first=0, count=home.kind.kv_heads,
+                head_bytes=head_bytes,
+            )  # fmt: skip
+        if not self.space.shared:
+            return
+
+        def sender(core: CoreProgram, arrived: str, sent: str) -> int:
+            turn, stripe = divmod(core.index, home.stripes)
+            for kv_head in range(home.kind.kv_heads):
+                group, head = divmod(kv_head, home.heads)
+                core.send.send(
+                    self.queries_at.at(
+                        _F16 * (head * self.head_rows + turn * self.rows) * self.width
+                    ),
+                    own.at(kv_head * head_bytes),
+                    _F16 * self.width,
+                    scope.own(core.send, self.space),
+                    scope.group.area.one(group * home.stripes + stripe),
+                    stride_d=_F16 * self.width,
+                    stride_a=_F16 * self.width,
+                    signal=arrived,
+                    sent=sent,
+                )
+            return home.kind.kv_heads
+
+        exchange_in_part(scope, sender, self.turns * home.heads, [self.queries_at])
+
+    def emit(self, core: CoreProgram, head: int) -> None:
+        """One kv head on one core."""
+        self._emit_turns(core.matrix, head)
+        self._emit_turns(core.vector, head)
+
+    def _emit_turns(self, s: Stream, head: int) -> None:
+        """All queries, tile by tile of rows of one owner."""
+        scope, space, home = self.scope, self.space, self.home
+        total, stripe = scope.total(s, space), s.core.index % home.stripes
+        cores, step = len(scope.cores), _F16 * self.width
+        with s.registers(6) as (share, first, row, left, rows, place):
+            if isinstance(total, Register):
+                s.mov(share, cores - 1, total)
+            else:
+                s.mov(share, total + cores - 1)
+            s.div(share, share, cores)
+            s.mul(first, share, stripe)
+            s.mov(place, head * self.head_rows * step)
+            with s.loop(self.turns):
+                # Rows of this turn: what is left of the call, the share at most.
+                s.mul(left, first, -1)
+                if isinstance(total, Register):
+                    s.add(left, left, total)
+                else:
+                    s.add(left, left, imm=total)
+                s.most(left, left)
+                s.least(left, left, 0, share)
+                s.mov(row, 0, first)
+                self._emit_tiles(s, head, (row, left, rows, place))
+                with s.registers(1) as (stripes,):
+                    s.mul(stripes, share, home.stripes)
+                    s.add(first, first, stripes)
+        # `place` went on with the rows that were there only in whole turns.
+
+    def _emit_tiles(
+        self, s: Stream, head: int, at: tuple[Register, Register, Register, Register]
+    ) -> None:
+        """The tiles of a turn; `place` is at the next turn's then."""
+        row, left, rows, place = at
+        step, most = _F16 * self.width, self.tile.rows
+        with s.registers(2) as (tiles, here):
+            s.mov(here, 0, place)
+            s.mov(tiles, most - 1, left)
+            s.div(tiles, tiles, most)
+            with s.loop(tiles):
+                s.least(rows, left, 0, 0, most)
+                sources = self._sources(s, head, row, rows)
+                if s is s.core.matrix:
+                    self.attention.emit_matrix(s, self.queries_at.at(0, here), rows, sources)
+                else:
+                    self.attention.emit_vector(s, rows, sources)
+                    self._emit_outputs(s, rows, here)
+                s.add(here, here, imm=most * step)
+                s.add(row, row, rows)
+                s.add(left, left, imm=-most)
+            s.add(place, place, imm=self.rows * step)
+
+    def _sources(self, s: Stream, head: int, row: Register, rows: Register) -> list[Source]:
+        return self.shape.sources(s, head, row, rows)
+
+    def _emit_outputs(self, v: Stream, rows: Register, here: Register) -> None:
+        """What the tile made, divided by its sums, to its place among all."""
+        tile, partial = self.tile, self.partial
+        e, heads = tile.head_dim, tile.heads
+        v.v_un(Unary.RECIP, partial.sums, partial.sums, tile.queries)
+        with v.registers(1) as (to,):
+            # f32 rows are twice as far apart as those of the queries.
+            v.mul(to, here, _F32 // _F16)
+            with v.stepping(rows, _F32 * self.width, _F32 * heads) as (source, stat):
+                for query in range(heads):
+                    v.v_bins(
+                        Binary.MUL,
+                        self.outputs_at.at(_F32 * query * e, to),
+                        (partial.output + _F32 * query * e).indexed(source),
+                        (partial.sums + _F32 * query).indexed(stat),
+                        e,
+                    )
+                v.add(to, to, imm=_F32 * self.width)
+
+    def result(self) -> Rows:
+        """To the cores that own the rows."""
+        scope, home = self.scope, self.home
+        width = home.kind.kv_heads * self.width
+        result = Rows(self.space, scope.buffer("attended", _F32 * self.space.owned * width), width)
+        if not self.space.shared:
+            self._gather_heads(result)
+            return result
+
+        def sender(core: CoreProgram, arrived: str, sent: str) -> int:
+            s = core.send
+            group, stripe = divmod(core.index, home.stripes)
+            with s.registers(2) as (first, rows):
+                for turn in range(self.turns):
+                    owner = turn * home.stripes + stripe
+                    rows_of(scope, s, self.space, owner, first, rows)
+                    for head in range(home.heads):
+                        at = (head * self.head_rows + turn * self.rows) * self.width
+                        column = (group * home.heads + head) * self.width
+                        s.send(
+                            result.buffer.at(_F32 * column),
+                            self.outputs_at.at(_F32 * at),
+                            _F32 * self.width,
+                            rows,
+                            scope.group.area.one(owner),
+                            stride_d=result.row_bytes,
+                            stride_a=_F32 * self.width,
+                            signal=arrived,
+                            sent=sent,
+                        )
+            return self.turns * home.heads
+
+        exchange_in_part(scope, sender, home.kind.kv_heads, [result.buffer])
+        return result
+
+    def _gather_heads(self, result: Rows) -> None:
+        """On a single core, from one head behind the other to rows."""
+        for core in self.scope.cores:
+            v = core.vector
+            rows = self.scope.total(v, self.space)
+            with v.stepping(rows, _F32 * self.width, result.row_bytes) as (source, target):
+                for head in range(self.home.heads):
+                    for at, n in self.scope.group.pieces(self.width):
+                        place = result.buffer.at(_F32 * (head * self.width + at), target)
+                        made = self.outputs_at.at(
+                            _F32 * (head * self.head_rows * self.width + at), source
+                        )
+                        v.v_un(Unary.COPY, place, made, n)

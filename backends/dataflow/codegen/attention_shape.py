@@ -1,0 +1,120 @@
+"""What all forms of attention share: sizes, where keys and values come from, queries in f16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infc.backends.dataflow.codegen.attention_sources import HomeTiles, OwnRows, Queries
+from infc.backends.dataflow.codegen.attention_tiles import Source, TileShape
+from infc.backends.dataflow.codegen.builder import CoreProgram
+from infc.backends.dataflow.codegen.kv_home import KVHome
+from infc.backends.dataflow.codegen.kv_rows import emit_home, own_keys
+from infc.backends.dataflow.codegen.memory import Buffer
+from infc.backends.dataflow.codegen.scope import Scope
+from infc.backends.dataflow.codegen.stream import Count, Register, Stream
+from infc.backends.dataflow.codegen.values import Appended, Rows
+from infc.backends.dataflow.isa import Binary, Conversion
+from infc.diagnostics import InternalError
+
+_F32, _F16 = 4, 2
+NO_REGISTER = Register(0)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """One attention kernel.
+
+    Attributes:
+        home: of its cache.
+        own: the call's own rows.
+        heads: query heads of a kv head.
+        scale: of the scores; the queries have it.
+        softcap: of the scores, 0 for none.
+    """
+
+    scope: Scope
+    home: KVHome
+    own: Appended
+    heads: int
+    scale: float
+    softcap: float
+
+    @classmethod
+    def of(
+        cls, scope: Scope, own: Appended, heads: int, scale: float, softcap: float
+    ) -> AttentionShape:
+        """For so many query heads in all."""
+        kind = own.cache.kind
+        home = KVHome.of(kind, len(scope.cores), scope.machine)
+        return cls(scope, home, own, heads // kind.kv_heads, scale, softcap)
+
+    def tile(self, rows: int) -> TileShape:
+        """Tiles of so many rows of queries."""
+        home, kind = self.home, self.home.kind
+        return TileShape(
+            rows,
+            self.heads,
+            kind.head_dim,
+            max(home.tile, own_keys(self.scope, self.own.space)),
+            home.row_bytes,
+            home.value_offset,
+            self.softcap,
+            kind.window,
+        )
+
+    def sources(self, stream: Stream, head: int, row: Register, rows: Count) -> list[Source]:
+        """What the queries `[row, row + rows)` of a call see of a head of the core's group: the
+        stripe's part of what earlier calls left, and on the first stripe the call's own rows.
+        """
+        core, home = stream.core, self.home
+        key = core.index, stream.unit
+        queries = Queries(stream, self.scope.position[key], row, rows, home.kind.window)
+        found: list[Source] = []
+        if self.scope.kv is None:
+            raise InternalError("the cache is not in SRAM")
+        stripe, base = core.index % home.stripes, self.scope.cache_base[key]
+        found.append(HomeTiles(queries, home, stripe, self.scope.kv, base, head, home.tile))
+        if stripe == 0:
+            found.append(self.own_rows(queries, head))
+        return found
+
+    def own_rows(self, queries: Queries, head: int) -> Source:
+        """The call's own rows of a head of the core's group."""
+        keys = own_keys(self.scope, self.own.space)
+        return OwnRows(queries, self.own.rows, head, self.own.head_bytes, self.home.row_bytes, keys)
+
+    def emit_append(self) -> None:
+        """Move the call's own rows home: behind all attention, which may need what they replace."""
+        own = self.own
+        for core in self.scope.cores:
+            core.hand(core.vector, core.send)
+            emit_home(self.scope, core, self.home, own.space, own.rows, own.head_bytes)
+            core.vector.wait("homed")
+
+
+def emit_queries(
+    scope: Scope,
+    core: CoreProgram,
+    q: Rows,
+    target: Buffer,
+    *,
+    shape: AttentionShape,
+    first: int,
+    count: int,
+    head_bytes: int,
+) -> None:
+    """Own rows of queries times the scale in f16: target is `[kv head][row][head][e]`.
+
+    Args:
+        first, count: kv heads of the model.
+        head_bytes: of the target, from one kv head to the next.
+    """
+    v, width = core.vector, shape.heads * shape.home.kind.head_dim
+    scaled = scope.buffer("queries.scaled", _F32 * width)
+    with v.stepping(scope.own(v, q.space), q.row_bytes, _F16 * width) as (row, place):
+        for head in range(count):
+            for at, n in scope.group.pieces(width):
+                source = q.buffer.at(_F32 * ((first + head) * width + at), row)
+                v.v_imm(Binary.MUL, scaled, source, shape.scale, n)
+                made = target.at(head * head_bytes + _F16 * at, place)
+                v.v_cvt(Conversion.F32_F16, made, scaled, n)

@@ -1,0 +1,160 @@
+"""Rotary kernels: norms of heads, rotations, and the call's rows of keys and values.
+
+Where every core owns all rows it works on the heads of its own group only (see `kv_home`): no other
+core needs them from it. Where rows are shared each core does all heads of its rows, and sends their
+keys and values to the cores of the head's group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from infc.backends.dataflow.codegen.builder import CoreProgram
+from infc.backends.dataflow.codegen.exchange import as_rows
+from infc.backends.dataflow.codegen.kv_home import KVHome
+from infc.backends.dataflow.codegen.kv_rows import (
+    emit_halves,
+    emit_tail,
+    own_head_bytes,
+    send_rows,
+)
+from infc.backends.dataflow.codegen.rows import emit_gain
+from infc.backends.dataflow.codegen.scope import Kernel, Scope
+from infc.backends.dataflow.codegen.stream import Register, Stream
+from infc.backends.dataflow.codegen.values import (
+    Appended,
+    Cache,
+    RopeTable,
+    Rows,
+    Value,
+    Weight,
+)
+from infc.backends.dataflow.isa import Binary, Pairing, Reduction, Unary
+from infc.diagnostics import InternalError
+from infc.ir.attributes import get
+from infc.ir.mlir import ir
+from infc.passes.walk import body
+
+_F32 = 4
+
+
+def emit_rotary(kernel: Kernel, scope: Scope) -> list[Value]:
+    """A `rotary` kernel."""
+    arguments = kernel.function.regions[0].blocks[0].arguments
+    values: dict[Any, Value] = dict(zip(arguments, kernel.operands, strict=True))
+    heads = _Heads(scope, kernel)
+    for number, op in enumerate(body(kernel.function)):
+        name = op.operation.name.removeprefix("infc.")
+        operands = [values[value] for value in op.operation.operands]
+        if name == "func.return":
+            return operands
+        emit = _EMITTERS[name]
+        values[op.operation.results[0]] = emit(heads, op, f"{name}{number}", *operands)
+    raise InternalError("a kernel has no return")
+
+
+class _Heads:
+    """Which heads a core works on.
+
+    Attributes:
+        home: of the cache that the kernel appends to, None where it does not.
+    """
+
+    def __init__(self, scope: Scope, kernel: Kernel) -> None:
+        self.scope = scope
+        caches = [value for value in kernel.operands if isinstance(value, Cache)]
+        self.home = KVHome.of(caches[0].kind, len(scope.cores), scope.machine) if caches else None
+
+    def own(self, core: CoreProgram, rows: Rows, head_dim: int) -> tuple[int, int]:
+        """First head and number of heads."""
+        heads = rows.width // head_dim
+        if self.home is None or rows.space.shared:
+            return 0, heads
+        count = heads // self.home.groups
+        return core.index // self.home.stripes * count, count
+
+    @contextmanager
+    def each(
+        self, core: CoreProgram, rows: Rows, head_dim: int
+    ) -> Iterator[tuple[Stream, Register, Register]]:
+        """The body for each head of each own row: the row's number and the head's place in rows."""
+        v = core.vector
+        first, count = self.own(core, rows, head_dim)
+        with v.stepping(self.scope.own(v, rows.space), 1) as (row,), v.registers(1) as (at,):
+            v.mul(at, row, rows.row_bytes)
+            v.add(at, at, imm=_F32 * head_dim * first)
+            with v.loop(count):
+                yield v, row, at
+                v.add(at, at, imm=_F32 * head_dim)
+
+
+def _rms_norm(heads: _Heads, op: ir.OpView, name: str, value: Value, weight: Value) -> Value:
+    scope, rows = heads.scope, as_rows(heads.scope, value)
+    if not isinstance(weight, Weight):
+        raise InternalError("a gain is no weight")
+    head_dim = int(get(op, "head_dim"))
+    factor = scope.buffer(f"{name}.factor", _F32)
+    result = scope.buffer(name, _F32 * rows.space.owned * rows.width)
+    for core in scope.cores:
+        gain = emit_gain(scope, core, weight, get(op, "offset"), f"{name}.gain")
+        with heads.each(core, rows, head_dim) as (v, _, at):
+            place, target = rows.buffer.at(0, at), result.at(0, at)
+            v.v_red(Reduction.SUMSQ, factor, place, head_dim)
+            v.v_imm(Binary.MUL, factor, factor, 1 / head_dim, 1)
+            v.v_imm(Binary.ADD, factor, factor, get(op, "eps"), 1)
+            v.v_un(Unary.RSQRT, factor, factor, 1)
+            v.v_bins(Binary.MUL, target, place, factor, head_dim)
+            v.v_bin(Binary.MUL, target, target, gain, head_dim)
+    return Rows(rows.space, result, rows.width)
+
+
+def _rope(heads: _Heads, op: ir.OpView, name: str, value: Value, _: Value, table: Value) -> Value:
+    scope, rows = heads.scope, as_rows(heads.scope, value)
+    if not isinstance(table, RopeTable):
+        raise InternalError("a rotary kernel has no table")
+    head_dim, pairs = int(get(op, "head_dim")), table.pairs
+    kind = Pairing.INTERLEAVED if get(op, "interleaved") else Pairing.HALVES
+    result = scope.buffer(name, _F32 * rows.space.owned * rows.width)
+    rest = head_dim - 2 * pairs
+    for core in scope.cores:
+        with heads.each(core, rows, head_dim) as (v, row, at), v.registers(1) as (angle,):
+            v.mul(angle, row, 2 * _F32 * pairs)
+            place, target = rows.buffer.at(0, at), result.at(0, at)
+            v.v_rope(kind, target, place, table.buffer.at(0, angle), pairs)
+            if rest:
+                behind = 2 * _F32 * pairs
+                v.v_un(Unary.COPY, target + behind, place + behind, rest)
+    return Rows(rows.space, result, rows.width)
+
+
+def _kv_append(
+    heads: _Heads, op: ir.OpView, name: str, cache: Value, k: Value, v: Value, *_: Value
+) -> Value:
+    """Keys and values as f16 rows on all cores of the head's group."""
+    scope, home = heads.scope, heads.home
+    keys, values = as_rows(scope, k), as_rows(scope, v)
+    if not isinstance(cache, Cache) or home is None:
+        raise InternalError("a rotary kernel has no cache")
+    space = keys.space
+    held = own_head_bytes(scope, home, space)
+    rows = scope.buffer(f"{name}.rows", home.heads * held)
+    made, made_bytes = rows, held
+    if space.shared:
+        made_bytes = space.owned * home.row_bytes
+        made = scope.buffer(f"{name}.own", home.kind.kv_heads * made_bytes)
+    for core in scope.cores:
+        own = heads.own(core, keys, home.kind.head_dim)
+        emit_halves(scope, core, home, (keys, values), own, made, made_bytes)
+        emit_tail(scope, core, home, space, rows, held)
+    if space.shared:
+        send_rows(scope, home, space, made, rows, held)
+    return Appended(cache, space, rows, held)
+
+
+_EMITTERS: dict[str, Callable[..., Value]] = {
+    "rms_norm": _rms_norm,
+    "rope": _rope,
+    "kv_append": _kv_append,
+}
