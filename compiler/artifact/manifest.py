@@ -67,11 +67,13 @@ class ModelRecord(_Record):
         name: as the user knows it (a file name, without its folder).
         format: `gguf` or `huggingface`.
         sha256: over all its files.
+        context_length: positions that it was trained for; None where it does not say.
     """
 
     name: str
     format: str
     sha256: _Sha256
+    context_length: int | None = None
 
 
 class Facts(_Record):

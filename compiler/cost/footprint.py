@@ -76,7 +76,8 @@ def footprint(
     length = workload.context + workload.prompt + workload.new_tokens
     share = kv_share(shape, split)
     position, ring = (share * size for size in shape.kv_bytes(length, split.kv_dtype))
-    fit = fit_report(capacity, fixed, position, ring, length, requests)
+    trained = shape.context_length
+    fit = fit_report(capacity, fixed, position, ring, length, requests, trained)
     whole = ring + position * length
     on_average = whole - position * (workload.new_tokens // 2)
     room = 0 if fixed + whole > capacity else int((capacity - fixed) // on_average)

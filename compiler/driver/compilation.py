@@ -39,7 +39,7 @@ from infc.pipeline.options import CompileOptions
 from infc.pipeline.passes import PassContext, Pipeline, Remark
 from infc.runtime.tokenizer import Tokenizer
 from infc.target.backend import Backend, Programs
-from infc.target.discovery import load_backend, resolve_target
+from infc.target.discovery import load_backend, provider_versions, resolve_target
 from infc.target.schema import Target
 
 Progress = Callable[[str, float], None]
@@ -309,7 +309,13 @@ class _Job:
         report = from_attribute(attributes["infc.report"]) if "infc.report" in attributes else {}
         if report:
             signature = from_attribute(attributes["infc.signature"])
-            check_plan_fits(get(module.operation, "infc.weight_bytes"), report, signature, target)
+            check_plan_fits(
+                get(module.operation, "infc.weight_bytes"),
+                report,
+                signature,
+                target,
+                weights.config.context_length,
+            )
         self.report("generating code", 0.6)
         programs = backend.emit(module, target, weights.data)
         return Compiled(options, target, programs, report)
@@ -505,7 +511,12 @@ def _facts(
     planned = {phase: part.report[phase] for phase, part in phases.items() if part.report}
     return Facts(
         dialect_version=DIALECT_VERSION,
-        model=ModelRecord(name=source.path.name, format=source.format, sha256=source.digest()),
+        model=ModelRecord(
+            name=source.path.name,
+            format=source.format,
+            sha256=source.digest(),
+            context_length=source.config.context_length,
+        ),
         targets={phase: json.loads(part.target.to_json()) for phase, part in phases.items()},
         toolchain={name: version(name) for name in _TOOLCHAIN},
         options=asdict(decode.options),
@@ -559,6 +570,7 @@ def _cache_path(
     inputs = [source.digest(), asdict(options), DIALECT_VERSION]
     inputs += [target.to_json() for target in targets]
     inputs += [version(name) for name in _TOOLCHAIN]
+    inputs += [provider_versions(target.backend) for target in targets]
     inputs += tuned
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

@@ -17,7 +17,11 @@ HINT = "lower --max-context or --max-batch, or choose a target with more memory"
 
 
 def check_plan_fits(
-    weight_bytes: int, plans: Mapping[str, Any], signature: Mapping[str, Any], target: Target
+    weight_bytes: int,
+    plans: Mapping[str, Any],
+    signature: Mapping[str, Any],
+    target: Target,
+    trained_context: int | None = None,
 ) -> None:
     """Refuse a planned module that does not fit its target's memory.
 
@@ -26,12 +30,15 @@ def check_plan_fits(
     Args:
         weight_bytes, plans, signature: the module's `infc.weight_bytes`, `infc.report` and
             `infc.signature`.
+        target: what it is planned for.
+        trained_context: of the model, where that is known.
 
     Raises:
         UserError: INF2101 with the context or the batch that does fit.
     """
     memory = _largest(target)
-    fit = _fit(weight_bytes, plans, signature, target, memory.size_bytes * memory.count)
+    capacity = memory.size_bytes * memory.count
+    fit = _fit(weight_bytes, plans, signature, target, capacity, trained_context)
     if not fit.fits and not _is_assumed(target, memory):
         raise UserError(
             Code.PLAN, fit.message, location=f"{memory.name} of {target.name}", hint=HINT
@@ -80,6 +87,7 @@ def _artifact_fit(
         {**manifest.kv_layout, "max_context": manifest.programs[phase]["max_context"]},
         target,
         capacity_bytes,
+        manifest.model.context_length,
     )
 
 
@@ -89,6 +97,7 @@ def _fit(
     layout: Mapping[str, Any],
     target: Target,
     capacity_bytes: int,
+    trained_context: int | None,
 ) -> FitReport:
     """The sum: weights, the larger of the programs' arenas, one per-thread part for each unit."""
     units = max(unit.count for unit in target.compute)
@@ -106,6 +115,7 @@ def _fit(
         position * sum(rings),
         layout["max_context"],
         layout["max_slots"],
+        trained_context,
     )
 
 

@@ -10,8 +10,9 @@ counted once for each of them. All figures are those of one device.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Literal
 
 from infc.diagnostics import Code, InternalError, UserError
 from infc.diagnostics.quantities import human_bytes
@@ -25,9 +26,11 @@ class FitReport:
         fits: the wanted context and batch do.
         needed_bytes: that they take.
         capacity_bytes: that there are.
-        largest_context: positions of each of the wanted sequences; 0 where not even one fits, None
-            where the context takes no memory.
+        largest_context: positions of each of the wanted sequences, no more than the model was
+            trained for; 0 where not even one fits, None where nothing limits it.
         largest_batch: sequences of the wanted context; 0 and None as above.
+        context_limit: what `largest_context` follows from: the `memory`, or what the `model` was
+            trained for; None where nothing limits it.
         message: one sentence for the user, lower case, without a full stop.
     """
 
@@ -36,6 +39,7 @@ class FitReport:
     capacity_bytes: int
     largest_context: int | None
     largest_batch: int | None
+    context_limit: Literal["memory", "model"] | None
     message: str
 
 
@@ -46,6 +50,7 @@ def fit_report(
     bytes_per_sequence: float,
     wanted_context: int,
     wanted_batch: int,
+    trained_context: int | None = None,
 ) -> FitReport:
     """Compare what is wanted with what there is.
 
@@ -56,6 +61,7 @@ def fit_report(
         bytes_per_sequence: whatever its length; a fraction likewise.
         wanted_context: positions of each sequence, prompt and output together.
         wanted_batch: sequences at once.
+        trained_context: positions that the model was trained for, where it says.
 
     Raises:
         UserError: a capacity (INF2101), a context or a batch (INF5001) below one.
@@ -77,12 +83,23 @@ def fit_report(
     position, sequence = Fraction(bytes_per_position), Fraction(bytes_per_sequence)
     free = capacity_bytes - fixed_bytes
     needed = fixed_bytes + math.ceil(wanted_batch * (sequence + position * wanted_context))
-    context = _most(free - wanted_batch * sequence, wanted_batch * position)
+    held = _most(free - wanted_batch * sequence, wanted_batch * position)
+    context, limit = _limited(held, trained_context)
     batch = _most(Fraction(free), sequence + position * wanted_context)
-    message = _message(
-        capacity_bytes, fixed_bytes, needed, context, batch, wanted_context, wanted_batch
+    found = FitReport(
+        needed <= capacity_bytes, needed, capacity_bytes, context, batch, limit, message=""
     )
-    return FitReport(needed <= capacity_bytes, needed, capacity_bytes, context, batch, message)
+    return replace(found, message=_message(found, fixed_bytes, wanted_context, wanted_batch))
+
+
+def _limited(
+    held: int | None, trained: int | None
+) -> tuple[int | None, Literal["memory", "model"] | None]:
+    """The largest context by what the memory holds and the model was trained for, and which of
+    both it is."""
+    if trained is not None and (held is None or trained < held):
+        return trained, "model"
+    return held, None if held is None else "memory"
 
 
 def _most(free: Fraction, each: Fraction) -> int | None:
@@ -92,26 +109,26 @@ def _most(free: Fraction, each: Fraction) -> int | None:
     return max(0, math.floor(free / each))
 
 
-def _message(
-    capacity: int,
-    fixed: int,
-    needed: int,
-    context: int | None,
-    batch: int | None,
-    wanted_context: int,
-    wanted_batch: int,
-) -> str:
+def _message(found: FitReport, fixed: int, wanted_context: int, wanted_batch: int) -> str:
     """What a person wants to know: what fits, and what is missing for the rest."""
+    needed, capacity = found.needed_bytes, found.capacity_bytes
+    context, batch = found.largest_context, found.largest_batch
     missing = f"{human_bytes(needed - capacity)} more"
-    if needed <= capacity:
+    trained = ", all that the model was trained for," if found.context_limit == "model" else ""
+    if found.fits:
         wanted = f"context {wanted_context} and batch {wanted_batch}"
-        limits = [f"context {context}"] if context is not None else []
+        beyond = context is not None and context < wanted_context
+        limits = [f"context {context}{trained}"] if context is not None and not beyond else []
         limits += [f"batch {batch}"] if batch is not None else []
-        room = f"; room for {' or '.join(limits)}" if limits else ""
-        return f"fits with {wanted}: {human_bytes(needed)} of {human_bytes(capacity)}{room}"
+        room = f"; room for {' or '.join(limits)}".removesuffix(",") if limits else ""
+        warning = f"; the model was trained for context {context}" if beyond else ""
+        return (
+            f"fits with {wanted}: {human_bytes(needed)} of {human_bytes(capacity)}{room}{warning}"
+        )
     if context:
         of = f" at batch {wanted_batch}" if wanted_batch > 1 else ""
-        return f"fits with context {context}{of}; {wanted_context} needs {missing}"
+        most = f"{trained.removesuffix(',')}{of}"
+        return f"fits with context {context}{most}; {wanted_context} needs {missing}"
     if batch:
         return (
             f"fits with batch {batch} at context {wanted_context}; "

@@ -49,6 +49,15 @@ def test_the_sum_is_what_a_session_holds(path: Path) -> None:
     assert fit.message.startswith("fits with context 64 and batch 3: ")
 
 
+def test_no_context_beyond_the_trained_one_is_offered(path: Path) -> None:
+    """The family's configuration says 64 or more; the memory would hold millions."""
+    with open_artifact(path) as artifact:
+        fit, trained = artifact_fit(artifact), artifact.manifest.model.context_length
+    assert trained is not None
+    assert fit is not None
+    assert (fit.largest_context, fit.context_limit) == (trained, "model")
+
+
 def test_a_plan_beyond_the_memory_is_refused(path: Path) -> None:
     with open_artifact(path) as artifact:
         manifest = artifact.manifest

@@ -22,6 +22,51 @@ def test_what_fits_says_how_much_more_would() -> None:
     )
 
 
+TRAINED = "all that the model was trained for"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "context", "limit", "message"),
+    [
+        (
+            (4096, 2048, 2, 0, 99, 1, 512),
+            512,
+            "model",
+            f"2.19 KiB of 4 KiB; room for context 512, {TRAINED}, or batch 10",
+        ),
+        (
+            (4096, 2048, 2, 0, 99, 1, 2000),
+            1024,
+            "memory",
+            "2.19 KiB of 4 KiB; room for context 1024 or batch 10",
+        ),
+        (
+            (4096, 2048, 2, 0, 99, 1, 64),
+            64,
+            "model",
+            "2.19 KiB of 4 KiB; room for batch 10; the model was trained for context 64",
+        ),
+        (
+            (100, 50, 0, 0, 99, 1, 128),
+            128,
+            "model",
+            f"50 B of 100 B; room for context 128, {TRAINED}",
+        ),
+    ],
+)
+def test_a_context_is_no_longer_than_the_model_was_trained_for(
+    arguments: tuple[int, int, int, int, int, int, int], context: int, limit: str, message: str
+) -> None:
+    report = fit_report(*arguments)
+    assert (report.fits, report.largest_context, report.context_limit) == (True, context, limit)
+    assert report.message == f"fits with context 99 and batch 1: {message}"
+
+
+def test_what_is_missing_is_said_of_untrained_contexts_too() -> None:
+    report = fit_report(2048, 2000, 2, 0, 99, 1, 8)
+    assert report.message == f"fits with context 8, {TRAINED}; 99 needs 150 B more"
+
+
 def test_too_long_a_context_names_the_longest_that_fits() -> None:
     report = fit_report(17 * GIB, 16 * GIB, POSITION, 0, 16384, 1)
     assert not report.fits

@@ -95,9 +95,10 @@ def _product(query: Gemm, target: Target) -> Work:
 
 def _attention(query: DecodeAttention | PrefillAttention, target: Target) -> Work:
     """Of one of the sequences."""
-    first = isinstance(query, PrefillAttention)
-    rows = query.length if first else 1
-    context = query.past + query.length if first else query.context
+    if isinstance(query, PrefillAttention):
+        first, rows, context = True, query.length, query.past + query.length
+    else:
+        first, rows, context = False, 1, query.context
     held = min(context, query.window or context)
     pairs = rows * (held + 1) / 2 if first else held
     width = query.heads * query.head_dim
