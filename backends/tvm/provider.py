@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from infc.backends.tvm.records import find_record, records_digest
 from infc.ir.storage import STORAGE_TYPES
 from infc.target.backend import KernelMapping, KernelSummary
 from infc.target.provider import (
@@ -35,7 +36,10 @@ class TvmProvider:
     def status(self) -> ProviderStatus:
         """Whether the right versions are installed; imports nothing of them."""
         reason = _problem()
-        return ProviderStatus(self.name, self.backend, reason is None, reason or _remark())
+        if reason is not None:
+            return ProviderStatus(self.name, self.backend, False, reason)
+        versions = {**VERSIONS, "schedules": str(_REVISION), "records": records_digest()}
+        return ProviderStatus(self.name, self.backend, True, _remark(), versions)
 
     def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[Candidate]:
         """Products of float weights in float32, as TVM schedules them: no faster than others as
@@ -80,8 +84,6 @@ def _row_tiles(kernel: KernelSummary, target: Target) -> list[int]:
 
 def _schedules(kernel: KernelSummary, rows: int, target: Target) -> list[str]:
     """Names of schedules: by hand for all, by MetaSchedule where each matrix has a record."""
-    from infc.backends.tvm.records import find_record
-
     tuned = all(find_record(rows, k, storage, target) for _, k, storage in kernel.matrices)
     return ["registers", "tuned"] if tuned else ["registers"]
 

@@ -158,6 +158,17 @@ def kernel_providers(backend: str) -> list[KernelProvider]:
     ]
 
 
+def provider_versions(backend: str) -> dict[str, dict[str, str]]:
+    """Of each provider that is asked for a backend's kernels: versions of what its functions
+    depend on, its distribution among them."""
+    found = {}
+    for entry in sorted(entry_points(group=PROVIDERS), key=lambda entry: entry.name):
+        provider, status = _provider(entry.name)
+        if provider is not None and status.available and status.backend == backend:
+            found[entry.name] = {**status.versions, "distribution": _distribution(entry)}
+    return found
+
+
 def _provider(name: str) -> tuple[KernelProvider | None, ProviderStatus]:
     """A provider, unless it cannot be loaded, and its line."""
     try:

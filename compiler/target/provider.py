@@ -9,7 +9,7 @@ docs/backends.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from infc.target.backend import KernelMapping, KernelSummary
@@ -27,12 +27,15 @@ class ProviderStatus:
         backend: whose kernels it makes functions for; `unknown` where it could not be loaded.
         available: it is asked when a model is compiled.
         reason: why it is not, or a remark; may be empty.
+        versions: of what its functions depend on besides their arguments and the distribution that
+            it comes in: compilers, schedules, records. A compiled model is kept for the same ones.
     """
 
     name: str
     backend: str
     available: bool
     reason: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from infc.backends.tvm.provider import TvmProvider
 from infc.backends.tvm.records import all_records
 from infc.cost.roofline import estimate_work
 from infc.diagnostics import Code, UserError
+from infc.driver import compilation
+from infc.driver.compilation import cached_compile
 from infc.driver.loading import load_runnable
 from infc.ir.context import context
 from infc.ir.mlir import ir
@@ -131,6 +133,21 @@ def test_the_cost_model_takes_a_provider_at_its_word(
         for mapping in (own, offered, other)
     ]
     assert sorted(range(3), key=times.__getitem__).index(1) == rank
+
+
+def test_a_kept_model_is_compiled_anew_for_other_versions_of_a_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = SmallModels(tmp_path).model("llama2")
+    versions: dict[str, dict[str, str]] = {}
+    monkeypatch.setattr(compilation, "provider_versions", lambda backend: versions)
+    own = cached_compile(model).path
+    assert cached_compile(model).path == own
+    versions["plain-c"] = {"compiler": "7.1"}
+    assert cached_compile(model).path != own
+    versions.clear()
+    assert cached_compile(model).path == own
 
 
 def raises(self: CProvider, *_: object) -> NoReturn:

@@ -383,6 +383,7 @@ def test_targets(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
                 "backend": "toy",
                 "available": False,
                 "reason": "toys is not installed",
+                "versions": {},
             }
         ],
     }

@@ -136,7 +136,9 @@ def test_providers_that_are_broken_or_lack_something_are_set_aside(
 ) -> None:
     now = PROVIDER_API_VERSION
     providers = {
-        "fast": FakeProvider("fast", ProviderStatus("fast", "good", True), now),
+        "fast": FakeProvider(
+            "fast", ProviderStatus("fast", "good", True, versions={"compiler": "7.1"}), now
+        ),
         "idle": FakeProvider("idle", ProviderStatus("idle", "good", False, "no compiler"), now),
         "late": FakeProvider("late", ProviderStatus("late", "good", True), now + 1),
         "mute": FakeProvider("mute", RuntimeError("cannot say"), now),
@@ -166,4 +168,7 @@ def test_providers_that_are_broken_or_lack_something_are_set_aside(
         "twin": "kernel provider 'twin' is provided by somewhere 1.0 and somewhere 1.0",
     }
     assert [provider.name for provider in discovery.kernel_providers("good")] == ["fast"]
+    assert discovery.provider_versions("good") == {
+        "fast": {"compiler": "7.1", "distribution": "somewhere 1.0"}
+    }
     assert [status.name for status in discovery.list_targets()][:1] == ["broken"]
