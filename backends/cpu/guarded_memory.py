@@ -21,6 +21,10 @@ class GuardedMemory:
     The usable bytes are pushed against the guard page behind them (up to 64-byte alignment); one
     more guard page stands in front. Some megabytes and more are whole large pages, for rows far
     apart are then found without a walk through the page tables.
+
+    Attributes:
+        bytes: the usable ones, uint8.
+        address: where they start, 64-byte aligned.
     """
 
     def __init__(self, size_bytes: int) -> None:
@@ -37,11 +41,7 @@ class GuardedMemory:
         _protect(base + first + body)
         start = first + body - self.size_bytes
         self.bytes: NDArray[np.uint8] = whole[start : start + self.size_bytes]
-
-    @property
-    def address(self) -> int:
-        """Where the usable bytes start, 64-byte aligned."""
-        return int(self.bytes.ctypes.data)
+        self.address = int(base + start)
 
 
 def _protect(address: int) -> None:

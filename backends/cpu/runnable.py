@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infc.backends.cpu.call_frame import CallFrame
 from infc.backends.cpu.guarded_memory import GuardedMemory
 from infc.backends.cpu.kernels.kv_layout import kv_layout_of
 from infc.backends.cpu.lowering import abi
@@ -20,20 +21,19 @@ from infc.backends.cpu.team import Team
 from infc.diagnostics import Code, InternalError, UserError
 from infc.target.backend import LoadedPrograms
 from infc.target.runnable import (
-    TOP_ENTRY,
     Call,
     Cancellation,
     KVBlock,
     KVCache,
-    OutputKind,
     Phase,
     kv_shape_of,
     limits_of,
 )
 from infc.target.schema import Target
 
-_NEVER = ctypes.c_int32(0)
-"""The flag of calls that nobody cancels."""
+_NO_FLAG = ctypes.c_int32(0)
+_NEVER = ctypes.addressof(_NO_FLAG)
+"""The address of the flag of calls that nobody cancels."""
 
 
 class CpuKV:
@@ -119,6 +119,10 @@ class CpuRunnable:
         self._weights = np.frombuffer(programs.weights, np.uint8)
         if self._weights.ctypes.data % 64:
             raise InternalError("the packed weights are not mapped at a 64-byte boundary")
+        self._frames = {
+            phase: CallFrame(phase, self.limits, self.vocab_size, self._weights.ctypes.data)
+            for phase in Phase
+        }
         self._arenas: dict[tuple[Phase, int], GuardedMemory] = {}
         self._team: Team | None = None
         self._lock = threading.Lock()
@@ -194,52 +198,22 @@ class CpuRunnable:
         trace: NDArray[np.uint64] | None,
     ) -> NDArray[Any]:
         """One call at a time: all share an arena, a barrier and the helper threads."""
-        rows = len(call.logit_rows)
-        logits = np.empty((rows, self.vocab_size), np.float32)
-        best = np.empty(rows, np.int32)
-        top_logits = np.empty((rows, self.limits.max_top_k), np.float32)
-        top_ids = np.empty((rows, self.limits.max_top_k), np.int32)
-        flag = _NEVER if cancel is None else cancel.flag
-        arrays = [
-            np.ascontiguousarray(a, np.int32)
-            for a in (call.tokens, call.row_offsets, call.slots, call.positions, call.logit_rows)
-        ]
-        tokens, offsets, slots, positions, wanted = arrays
-        native = abi.InfcCall(
-            abi_version=abi.ABI_VERSION,
-            struct_size=ctypes.sizeof(abi.InfcCall),
-            n_tokens=len(tokens),
-            n_sequences=len(slots),
-            n_logit_rows=rows,
-            output_kind=int(call.output),
-            tokens=tokens.ctypes.data,
-            row_offsets=offsets.ctypes.data,
-            slots=slots.ctypes.data,
-            positions=positions.ctypes.data,
-            logit_rows=wanted.ctypes.data,
+        frame = self._frames[phase]
+        frame.fill(
+            call,
             arena=self.arena(phase, threads).address,
-            weights=self._weights.ctypes.data,
             kv=kv.memory.address,
-            logits=logits.ctypes.data,
-            best=best.ctypes.data,
-            cancel=ctypes.addressof(flag),
+            cancel=_NEVER if cancel is None else ctypes.addressof(cancel.flag),
             trace=None if trace is None else trace.ctypes.data,
-            top_logits=top_logits.ctypes.data,
-            top_ids=top_ids.ctypes.data,
-            top_k=call.top_k,
         )
-        status = self._team_of(threads).run(phase, ctypes.addressof(native))
+        status = self._team_of(threads).run(phase, frame.address)
         if status == abi.CANCELLED:
             raise UserError(Code.CANCELLED, "the call was cancelled")
         if status != abi.OK:
             raise InternalError(
                 f"the {phase.name.lower()} program refused the call: status {status}"
             )
-        if call.output is OutputKind.TOP_K:
-            top = np.empty((rows, call.top_k), TOP_ENTRY)
-            top["logit"], top["id"] = top_logits[:, : call.top_k], top_ids[:, : call.top_k]
-            return top
-        return best if call.output is OutputKind.ARGMAX else logits
+        return frame.result(call)
 
     def _team_of(self, threads: int) -> Team:
         """The team of so many threads, kept until a call wants another number."""
