@@ -8,9 +8,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from infc.backends.dataflow.codegen.contents import Key, WeightFile
+from infc.backends.dataflow.codegen.scope import factor_key
 from infc.backends.dataflow.codegen.tables import RopeSource
 from infc.backends.dataflow.codegen.weights import Cut
-from infc.backends.dataflow.tiles import U8, Matrix, lines
+from infc.backends.dataflow.tiles import U8, Matrix, lines, scale_factor
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import TensorType
@@ -31,7 +32,12 @@ class Packer:
 
     def __init__(self, weights: WeightData, types: dict[str, TensorType]) -> None:
         self._weights, self._types = weights, types
+        self._factors = {factor_key(source): source for source in types}
         self._matrix = lru_cache(_KEPT_MATRICES)(self._open)
+
+    def factor(self, source: str) -> float:
+        """By which products with a matrix are multiplied."""
+        return scale_factor(self._weights(source), self._types[source].element)
 
     def write(self, file: WeightFile, out: BinaryIO) -> None:
         """All keys in order, each filled up to a line."""
@@ -61,6 +67,8 @@ class Packer:
         return Matrix(self._weights(source), kind.element, (n, k))
 
     def _vector(self, source: str) -> U8:
+        if source in self._factors:
+            return np.array([self.factor(self._factors[source])], np.float32).view(np.uint8)
         kind = self._types[source]
         shape = [int(d) for d in kind.shape]
         numbers = STORAGE_TYPES[kind.element].dequantize(self._weights(source), shape)

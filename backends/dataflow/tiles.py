@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.backends.dataflow.isa import CODES4, GROUP16, MINS, Float
-from infc.ir.storage import STORAGE_TYPES, Codes
+from infc.ir.storage import STORAGE_TYPES
 
 U8 = NDArray[np.uint8]
 
@@ -22,6 +22,8 @@ LINE_BYTES = 64
 _LARGEST, _SMALLEST = 2.0**15, 2.0**-10
 """The largest scale of a matrix lies between them, or is brought there: scales a thousand times
 smaller still have four digits."""
+_LARGEST_MULTIPLE = {"q2_k": 15, "q3_k": 32, "q4_k": 63, "q5_k": 63, "q6_k": 128}
+"""By which a block multiplies its f16 field to get a scale or a minimum, at most."""
 
 
 def lines(size_bytes: int) -> int:
@@ -99,7 +101,7 @@ class Matrix:
             self._floats = raw.view(np.uint16).reshape(shape)
             return
         codes = STORAGE_TYPES[storage].unpack(raw, shape)
-        self.factor = _factor(codes)
+        self.factor = scale_factor(raw, storage)
         # The hardware's 4-bit codes mean code - 8 where there are no mins, code where there are.
         zero = 0 if codes.mins is not None or found.bits == 8 else 8
         self._codes = (codes.codes.astype(np.int16) - codes.zero_point + zero).astype(np.int8)
@@ -162,13 +164,19 @@ def _side_by_side(parts: list[U8], row_bytes: int) -> U8:
     return out.reshape(-1)
 
 
-def _factor(codes: Codes) -> float:
-    """A power of two that brings the largest scale into range; 1 where it is there already."""
+def scale_factor(raw: U8, storage: str) -> float:
+    """A power of two that brings the scales of a matrix into the range of f16; mostly 1.
+
+    The f16 fields of its blocks say enough: a scale is such a field times a whole number.
+    """
+    kind = STORAGE_TYPES[storage]
+    if kind.is_float:
+        return 1.0
+    blocks = raw.reshape(-1, kind.block_bytes)
     largest = max(
-        float(np.abs(part).max(initial=0.0))
-        for part in (codes.scales, codes.mins)
-        if part is not None
+        float(np.abs(blocks[:, at : at + 2].view(np.float16)).max()) for at in kind.half_offsets
     )
+    largest *= _LARGEST_MULTIPLE.get(storage, 1)
     if largest == 0.0 or _SMALLEST <= largest <= _LARGEST:
         return 1.0
     return float(2.0 ** np.floor(np.log2(largest)))

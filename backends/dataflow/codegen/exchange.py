@@ -41,7 +41,7 @@ def exchange(
         # In a loop others may write into it while this core ends the turn before.
         scope.receives += receives
     scope.last_exchange = sram.step
-    arrived = f"arrived{scope.site}"
+    arrived = f"arrived {scope.part}{scope.site}"
     scope.site += 1
     for core in scope.cores:
         core.hand(core.vector, core.send)

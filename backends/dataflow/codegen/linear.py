@@ -15,9 +15,19 @@ from dataclasses import dataclass
 from infc.backends.dataflow.codegen.builder import CoreProgram
 from infc.backends.dataflow.codegen.exchange import exchange
 from infc.backends.dataflow.codegen.memory import Address, Buffer
+from infc.backends.dataflow.codegen.rows import quantize_rows
 from infc.backends.dataflow.codegen.scope import Kernel, Scope
 from infc.backends.dataflow.codegen.stream import Count, Register
-from infc.backends.dataflow.codegen.values import Codes, Columns, Halves, RowSpace, Value, Weight
+from infc.backends.dataflow.codegen.values import (
+    Codes,
+    Columns,
+    Halves,
+    Rows,
+    RowSpace,
+    Value,
+    Weight,
+    deal,
+)
 from infc.backends.dataflow.codegen.weights import Cut
 from infc.backends.dataflow.isa import BLOCK, Binary, Conversion, Unary
 from infc.backends.dataflow.tiles import tile_format
@@ -37,10 +47,11 @@ def emit_product(kernel: Kernel, scope: Scope) -> list[Value]:
     operations = body(kernel.function)
     products = [op for op in operations if op.operation.name == "infc.linear"]
     gate = any(op.operation.name == "infc.mul" for op in operations)
-    source = as_operand(values[products[0].operation.operands[0]])
+    source = as_operand(scope, values[products[0].operation.operands[0]])
     weights = [values[op.operation.operands[1]] for op in products]
     for op, columns in zip(products, multiply(scope, source, weights, gate=gate), strict=True):
         values[op.operation.results[0]] = columns
+        _scale(scope, columns, values[op.operation.operands[1]])
         if len(op.operation.operands) == 3:
             _add_bias(scope, columns, values[op.operation.operands[2]])
     for op in operations:
@@ -84,20 +95,17 @@ class Operand:
         return self.k * self.element_bytes
 
 
-def as_operand(value: Value) -> Operand:
-    """What a product reads."""
+def as_operand(scope: Scope, value: Value) -> Operand:
+    """What a product reads; float32 numbers are rounded to f16."""
+    if isinstance(value, Columns):
+        value = quantize_columns(scope, value, "f16")
+    elif isinstance(value, Rows):
+        value = quantize_rows(scope, value, "f16", "x")
     if isinstance(value, Codes):
         return Operand(value.space, value.codes, value.scales, value.k)
     if isinstance(value, Halves):
         return Operand(value.space, value.buffer, None, value.k)
     raise InternalError(f"a product reads {type(value).__name__}")
-
-
-def deal(width: int, unit: int, cores: int) -> tuple[tuple[int, int], ...]:
-    """Columns [first, stop) of each core: as even as whole units allow."""
-    units = -(-width // unit)
-    ends = [min(width, unit * (units * (core + 1) // cores)) for core in range(cores)]
-    return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def multiply(
@@ -289,6 +297,19 @@ def _pieces(scope: Scope, core: CoreProgram, columns: Columns) -> Sequence[tuple
     return scope.group.pieces(stop - first)
 
 
+def _scale(scope: Scope, columns: Columns, weight: Value) -> None:
+    """The factor of a matrix whose scales were brought into range, in place."""
+    for core in scope.cores:
+        factor = scope.factor_of(core, weight) if isinstance(weight, Weight) else None
+        if factor is None:
+            return
+        v = core.vector
+        with v.stepping(scope.total(v, columns.space), columns.row_bytes) as (row,):
+            for at, count in _pieces(scope, core, columns):
+                place = columns.buffer.at(4 * at, row)
+                v.v_bins(Binary.MUL, place, place, factor, count)
+
+
 def _add_bias(scope: Scope, columns: Columns, bias: Value) -> None:
     """The bias of each column, in place."""
     if not isinstance(bias, Weight):
@@ -341,11 +362,12 @@ def _multiply_each(scope: Scope, value: Value, other: Value) -> Columns:
 
 
 def quantize_columns(scope: Scope, value: Value, form: str) -> Value:
-    """Columns as a8 or bf16, all of them on every core."""
+    """Columns as a8, bf16 or f16, all of them on every core."""
     columns = _own(scope, value)
     space, k = columns.space, columns.width
     if form == A8:
         return _columns_to_codes(scope, columns, space, k)
+    kind = Conversion.F32_F16 if form == "f16" else Conversion.F32_BF16
     own = scope.buffer("halves.own", space.most * columns.row_bytes // 2)
     whole = scope.buffer("halves", space.most * 2 * k)
     for core in scope.cores:
@@ -354,7 +376,7 @@ def quantize_columns(scope: Scope, value: Value, form: str) -> Value:
         with v.stepping(scope.total(v, space), *strides) as (row, half):
             for at, count in _pieces(scope, core, columns):
                 source = columns.buffer.at(4 * at, row)
-                v.v_cvt(Conversion.F32_BF16, own.at(2 * at, half), source, count)
+                v.v_cvt(kind, own.at(2 * at, half), source, count)
     _gather(scope, columns, [(own, whole, 2.0)])
     return Halves(space, whole, k)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infc.backends.dataflow.codegen.builder import CoreProgram, Group
@@ -18,6 +18,11 @@ from infc.ir.mlir import ir
 
 ARG_TOKENS, ARG_LOGIT_ROWS, ARG_POSITION, ARG_FIRST_TOKEN = 0, 1, 3, 8
 """Where the host puts the counts, the first position and the tokens of a call in `args`."""
+
+
+def factor_key(source: str) -> str:
+    """The name of a matrix's factor among the vectors."""
+    return f"factor of {source}"
 
 
 @dataclass
@@ -65,8 +70,10 @@ class Scope:
         cache_base: for each stream the register with the bytes of KV cache in front of the layer.
         kv: the buffer with the caches of all layers, in SRAM; None where they are in far memory.
         kv_far: per core the buffer in far memory of tier `kv_tier`, whose address counts lines.
+        factor: by which the product with a matrix is to be multiplied, by its name: a power of two.
         prefix: in front of the names of the kernel's buffers.
-        site: exchanges in this layer so far.
+        part: of the program: `head`, `layer` or `tail`.
+        site: exchanges in this part, or in this layer, so far.
         last_exchange: step of the exchange before.
         body_start: first step of a loop that is being made.
         receives: buffers that others write first in a turn of the loop.
@@ -88,7 +95,9 @@ class Scope:
     kv: Buffer | None = None
     kv_far: list[Buffer] = field(default_factory=list)
     kv_tier: int = 0
+    factor: Callable[[str], float] = lambda source: 1.0
     prefix: str = ""
+    part: str = "head"
     site: int = 0
     last_exchange: int = 0
     body_start: int | None = None
@@ -117,6 +126,13 @@ class Scope:
     def buffer(self, name: str, size_bytes: int) -> Buffer:
         """A buffer of the kernel at hand: its name is made unique by the kernel's."""
         return self.group.buffer(f"{self.prefix}{name}", size_bytes)
+
+    def factor_of(self, core: CoreProgram, weight: Weight) -> Address | None:
+        """Where the factor of a product with a matrix lies; None where it is 1."""
+        offset = self.vector_offsets.get(factor_key(weight.sources[0]))
+        if offset is None or self.vectors is None:
+            return None
+        return self.vectors.at(offset, self.vector_base.get(core.index, 0))
 
     def vector(self, core: CoreProgram, weight: Weight) -> Address:
         """Where the f32 numbers of a norm or a bias lie, for the vector stream."""

@@ -15,6 +15,7 @@ from infc.backends.dataflow.codegen.scope import (
     Kernel,
     RowCounts,
     Scope,
+    factor_key,
 )
 from infc.backends.dataflow.codegen.stream import Stream
 from infc.backends.dataflow.codegen.tables import RopeSource, fetch_rope
@@ -30,6 +31,7 @@ from infc.backends.dataflow.isa import Unary
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
+from infc.ir.types import TensorType
 from infc.passes.walk import body
 
 Emitter = Callable[[Kernel, Scope], list[Value]]
@@ -120,8 +122,9 @@ class StageEmitter:
         scope.group.sram.next_step()
         return result
 
-    def calls(self, calls: Sequence[CallSite], prefix: str) -> None:
-        """Kernels outside of layers; their results are kept in `values`."""
+    def calls(self, calls: Sequence[CallSite], part: str) -> None:
+        """Kernels in front of layers or behind; their results are kept in `values`."""
+        self.scope.part, self.scope.site = part, 0
         weights = tuple(o for call in calls for o in call.operands)
         base = self._vector_bytes
         self._block(weights)
@@ -130,7 +133,7 @@ class StageEmitter:
         kept, scope.vector_base = scope.vector_base, {}
         for number, call in enumerate(calls):
             operands = tuple(self._value(value) for value in call.operands)
-            results = self.kernel(call.function, operands, f"{prefix}{number}.")
+            results = self.kernel(call.function, operands, f"{part}.{number}.")
             self.values.update(zip(call.results, results, strict=True))
         scope.vector_base = kept
 
@@ -158,7 +161,7 @@ class StageEmitter:
 
     def _function(self, function: ir.OpView, operands: Sequence[Value], prefix: str) -> Value:
         """The kernels of a layer; its one result."""
-        self.scope.site = 0
+        self.scope.part, self.scope.site = "layer", 0
         values: dict[ir.Value, Value] = dict(
             zip(function.regions[0].blocks[0].arguments, operands, strict=True)
         )
@@ -179,7 +182,7 @@ class StageEmitter:
     def _block(self, operands: Sequence[Operand]) -> int:
         """Give the vectors among the operands their places; bytes of one turn."""
         vectors = tuple(o for o in operands if isinstance(o, Weight) and len(o.type.shape) == 1)
-        vectors = tuple(dict.fromkeys(vectors))
+        vectors = tuple(dict.fromkeys([*vectors, *self._factors(operands)]))
         at, offsets = 0, {}
         for weight in vectors:
             offsets[weight.sources[0]] = at
@@ -189,6 +192,15 @@ class StageEmitter:
         turns = len(vectors[0].sources) if vectors else 0
         self._vector_bytes += turns * at
         return at
+
+    def _factors(self, operands: Sequence[Operand]) -> list[Weight]:
+        """Factors of matrices, as vectors of one number, where one of them is not 1."""
+        return [
+            Weight(tuple(map(factor_key, o.sources)), TensorType((1,), "f32"))
+            for o in operands
+            if isinstance(o, Weight) and len(o.type.shape) == 2
+            if any(self.scope.factor(source) != 1.0 for source in o.sources)
+        ]
 
     def _cache_bytes(self, operands: Sequence[Operand]) -> int:
         caches = [o for o in operands if isinstance(o, Cache)]

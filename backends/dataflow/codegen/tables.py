@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from infc.backends.dataflow.codegen.builder import CoreProgram
 from infc.backends.dataflow.codegen.exchange import exchange, rows_of
-from infc.backends.dataflow.codegen.linear import deal
 from infc.backends.dataflow.codegen.memory import Address, Buffer
 from infc.backends.dataflow.codegen.scope import ARG_FIRST_TOKEN, Scope
 from infc.backends.dataflow.codegen.stream import Count, Register, Stream
-from infc.backends.dataflow.codegen.values import RopeTable, Rows, RowSpace, Weight
+from infc.backends.dataflow.codegen.values import RopeTable, Rows, RowSpace, Weight, deal
 from infc.backends.dataflow.isa import Binary, Conversion, Float, Unary
 from infc.backends.dataflow.tiles import LINE_BYTES, TileFormat, lines, tile_format
 from infc.diagnostics import InternalError
@@ -53,6 +52,7 @@ def emit_embed(scope: Scope, table: Weight, scale: float) -> Rows:
         _records_of_cores(scope, table, space, records, record)
     else:
         _records_of_far(scope, table, space, records, record)
+    factor = scale * scope.factor(table.sources[0])
     rows = Rows(space, scope.buffer("embedded", space.owned * 4 * width), width)
     for core in scope.cores:
         v = core.vector
@@ -60,8 +60,8 @@ def emit_embed(scope: Scope, table: Weight, scale: float) -> Rows:
             for at, count in scope.group.pieces(width):
                 place = rows.buffer.at(4 * at, target)
                 _decode(v, place, records.at(0, source), at, count, width, form)
-                if scale != 1.0:
-                    v.v_imm(Binary.MUL, place, place, scale, count)
+                if factor != 1.0:
+                    v.v_imm(Binary.MUL, place, place, factor, count)
     return rows
 
 
