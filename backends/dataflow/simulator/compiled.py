@@ -19,10 +19,7 @@ _FORMAT = ("../operations.py", "../instruction.py", "compiled.py")
 
 def part(function: _Function) -> _Function:
     """Compile as a part of functions that are an `entry`; it cannot be called from Python."""
-    # Without wrappers for Python, which take long to compile; numba's types do not know of them.
-    njit: Any = numba.njit
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast(_Function, njit(nogil=True, error_model="numpy", **options)(function))
+    return _compiled(function, **_INNER)
 
 
 def entry(function: _Function) -> _Function:
@@ -32,12 +29,41 @@ def entry(function: _Function) -> _Function:
     have a last parameter that nobody passes, `sources: str = digest("walk", ...)`: numba keeps
     results by the values of such parameters.
     """
-    njit: Any = numba.njit
+    return _kept(function)
+
+
+def bare_part(function: _Function) -> _Function:
+    """A `part` that makes no arrays: without the counts of references, which take most of the time
+    of short functions that get many arrays."""
+    return _compiled(function, **_INNER, **_BARE)
+
+
+def inlined_part(function: _Function) -> _Function:
+    """A `bare_part` that is called from one or two places, where its code goes."""
+    return _compiled(function, forceinline=True, **_INNER, **_BARE)
+
+
+def bare_entry(function: _Function) -> _Function:
+    """An `entry` that makes no arrays; see `bare_part`."""
+    return _kept(function, **_BARE)
+
+
+# Without wrappers for Python, which take long to compile.
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_BARE = {"_nrt": False}
+
+
+def _kept(function: _Function, **options: bool) -> _Function:
     try:
-        return cast(_Function, njit(nogil=True, error_model="numpy", cache=True)(function))
+        return _compiled(function, cache=True, **options)
     except RuntimeError:
         # Neither this folder nor one of the user's can be written: compiled in each process.
-        return cast(_Function, njit(nogil=True, error_model="numpy")(function))
+        return _compiled(function, **options)
+
+
+def _compiled(function: _Function, **options: bool) -> _Function:
+    njit: Any = numba.njit  # numba's types do not know of all options
+    return cast(_Function, njit(nogil=True, error_model="numpy", **options)(function))
 
 
 def digest(*modules: str) -> str:

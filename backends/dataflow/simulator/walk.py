@@ -7,7 +7,7 @@ simulator runs them with `advance` and acts itself on the instructions between t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +35,11 @@ from infc.backends.dataflow.isa import (
     Unit,
     decode_table,
 )
-from infc.backends.dataflow.simulator.compiled import part
+from infc.backends.dataflow.program import Image
+from infc.backends.dataflow.simulator.compiled import bare_part
 from infc.backends.dataflow.simulator.errors import Fault, SimulationError
 from infc.backends.dataflow.validity import find_stream_problem
 from infc.diagnostics import InternalError
-
-if TYPE_CHECKING:
-    from infc.backends.dataflow.image import Image
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -91,7 +89,7 @@ def load_streams(image: Image) -> Streams:
     halt = np.zeros((1, len(FIELDS)), np.int64)
     halt[0, F_OP] = Op.HALT
     starts = np.cumsum([0, *(len(table) for table in tables)])
-    count = image.chips * image.rows * image.cols * UNITS
+    count = image.cores * UNITS
     # A stream that the image does not have is at the halt behind all programs.
     first = np.full(count, starts[-1], np.int64)
     for (core, unit), program in image.streams.items():
@@ -154,18 +152,17 @@ def scalar_fault(streams: Streams, s: int, args: NDArray[np.int32]) -> tuple[Fau
     return Fault.OPERAND, f"expected a count of at least 0, got {registers[row[F_RN]] + row[F_N]}"
 
 
-@part
+@bare_part
 def advance(streams: Streams, s: int, args: NDArray[np.int32]) -> int:
     """Execute scalar instructions of stream `s` until the next one is of another kind.
 
     Returns:
         How many there were, or `STUCK`; `streams.at[s]` is the instruction to go on with.
     """
-    table, registers = streams.table, streams.registers[s]
+    table, registers = streams.table, streams.registers
     at, count = streams.at[s], 0
     while True:
-        row = table[at]
-        op = row[F_OP]
+        op = table[at, F_OP]
         if op == Op.ENDLOOP:
             top = streams.depth[s] - 1
             left = streams.loop_left[s, top] - 1
@@ -179,10 +176,10 @@ def advance(streams: Streams, s: int, args: NDArray[np.int32]) -> int:
             continue
         if op < Op.LOOP or op > Op.ARG:
             break
-        a = registers[row[F_RA]] + row[F_A]
+        a = registers[s, table[at, F_RA]] + table[at, F_A]
         value = a
         if op == Op.LOOP:
-            times = registers[row[F_RN]] + row[F_N]
+            times = registers[s, table[at, F_RN]] + table[at, F_N]
             if times < 0:
                 streams.at[s] = at
                 return STUCK
@@ -194,43 +191,43 @@ def advance(streams: Streams, s: int, args: NDArray[np.int32]) -> int:
                 streams.loop_left[s, top] = times
                 streams.depth[s] = top + 1
         elif op == Op.ADD:
-            value = a + registers[row[F_RB]]
+            value = a + registers[s, table[at, F_RB]]
         elif op == Op.MUL:
-            value = registers[row[F_RA]] * row[F_A]
+            value = registers[s, table[at, F_RA]] * table[at, F_A]
         elif op == Op.DIV:
-            value = registers[row[F_RA]] // row[F_A]
+            value = registers[s, table[at, F_RA]] // table[at, F_A]
         elif op == Op.MOD:
-            value = registers[row[F_RA]] % row[F_A]
+            value = registers[s, table[at, F_RA]] % table[at, F_A]
         elif op == Op.MIN:
-            value = min(a, registers[row[F_RB]] + row[F_B])
+            value = min(a, registers[s, table[at, F_RB]] + table[at, F_B])
         elif op == Op.MAX:
-            value = max(a, registers[row[F_RB]] + row[F_B])
+            value = max(a, registers[s, table[at, F_RB]] + table[at, F_B])
         elif op == Op.WRAP:
-            value = registers[row[F_RD]]
-            if value >= row[F_A]:
-                value -= row[F_B]
+            value = registers[s, table[at, F_RD]]
+            if value >= table[at, F_A]:
+                value -= table[at, F_B]
         elif op == Op.ARG:
             if a < 0 or a >= args.size:
                 streams.at[s] = at
                 return STUCK
             value = np.int64(args[a])
         if op != Op.LOOP:
-            registers[row[F_RD]] = value
+            registers[s, table[at, F_RD]] = value
         at += 1
         count += 1
     streams.at[s] = at
     return count
 
 
-@part
+@bare_part
 def operands(streams: Streams, s: int) -> Operands:
     """The operands of the instruction at which stream `s` is."""
-    row, registers = streams.table[streams.at[s]], streams.registers[s]
+    table, registers, at = streams.table, streams.registers, streams.at[s]
     return Operands(
-        registers[row[F_RD]] + row[F_D],
-        registers[row[F_RA]] + row[F_A],
-        registers[row[F_RB]] + row[F_B],
-        registers[row[F_RC]] + row[F_C],
-        registers[row[F_RN]] + row[F_N],
-        registers[row[F_RM]] + row[F_M],
+        registers[s, table[at, F_RD]] + table[at, F_D],
+        registers[s, table[at, F_RA]] + table[at, F_A],
+        registers[s, table[at, F_RB]] + table[at, F_B],
+        registers[s, table[at, F_RC]] + table[at, F_C],
+        registers[s, table[at, F_RN]] + table[at, F_N],
+        registers[s, table[at, F_RM]] + table[at, F_M],
     )
