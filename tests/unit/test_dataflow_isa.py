@@ -210,10 +210,8 @@ def test_programs_that_cores_share_are_stored_once() -> None:
     body = assemble("v_fill d=0 x=0.0 n=8\n" * 100 + "halt")
 
     def size(chips: int, programs: int) -> int:
-        streams = {
-            (core, Unit.VECTOR): encode([Instruction(Op.V_FILL, n=1000 + core % programs), *body])
-            for core in range(chips * 1000)
-        }
+        some = [encode([Instruction(Op.V_FILL, n=1000 + i), *body]) for i in range(programs)]
+        streams = {(core, Unit.VECTOR): some[core % programs] for core in range(chips * 1000)}
         shared, different = share_streams(streams)
         return len(write_image(Image(chips, 50, 20, 64, 1, 1, shared, different, [""], [], [])))
 
