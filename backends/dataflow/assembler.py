@@ -256,7 +256,7 @@ def _float_bits(text: str) -> tuple[int] | None:
         return None
     with np.errstate(over="ignore"):
         value = np.float32(text)
-    return None if np.isinf(value) and "inf" not in text else (float_bits(value),)
+    return None if np.isinf(value) and "inf" not in text else (float_bits(float(value)),)
 
 
 def _show(instruction: Instruction) -> str:

@@ -94,9 +94,7 @@ def _check_streams(image: Image, tables: Sequence[Table]) -> None:
     for index, unit in sorted(used):
         problem = find_stream_problem(tables[index], unit)
         if problem is not None:
-            raise ImageError(
-                f"{problem.message}, in instruction {problem.index} of program {index}"
-            )
+            raise ImageError(f"{problem.message}, in instruction {problem.at} of program {index}")
     waited = [_waited(table) for table in tables]
     checked: set[tuple[int, ...]] = set()
     for core, programs in sorted(of_core.items()):

@@ -157,7 +157,7 @@ def encode(instructions: Iterable[Instruction]) -> bytes:
     table = to_table(instructions)
     problem = find_problem(table)
     if problem is not None:
-        raise InternalError(f"instruction {problem.index} cannot be encoded: {problem.message}")
+        raise InternalError(f"instruction {problem.at} cannot be encoded: {problem.message}")
     records = np.zeros(len(table), _RECORD)
     for column, field in enumerate(FIELDS):
         records[field] = table[:, column]
@@ -187,14 +187,14 @@ def decode_table(data: bytes, name: str = "program") -> Table:
         table[:, column] = records[field]
     problem = find_problem(table)
     padded = np.flatnonzero(records["zero"])
-    if len(padded) and (problem is None or padded[0] < problem.index):
+    if len(padded) and (problem is None or padded[0] < problem.at):
         index = int(padded[0])
         problem = Problem(index, f"expected 0 in byte 3, got {records['zero'][index]}")
     if problem is not None:
         raise UserError(
             Code.PROGRAM_FORMAT,
             problem.message,
-            location=f"{name}: instruction {problem.index}",
+            location=f"{name}: instruction {problem.at}",
             hint=_HINT,
         )
     return table

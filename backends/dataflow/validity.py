@@ -43,9 +43,9 @@ from infc.backends.dataflow.operations import (
 
 
 class Problem(NamedTuple):
-    """What is wrong with an instruction: its index, a sentence, and the field, if it is one's."""
+    """What is wrong with the instruction `at`: a sentence, and the field, if it is in one."""
 
-    index: int
+    at: int
     message: str
     field: str | None = None
 
@@ -90,7 +90,7 @@ def find_problem(table: Table) -> Problem | None:
             if wrong.any():
                 first = int(np.argmax(wrong))
                 found.append(_problem(int(at[first]), rows[first], column, expected))
-    return min(found, key=lambda problem: problem.index, default=None)
+    return min(found, key=lambda problem: problem.at, default=None)
 
 
 def find_stream_problem(table: Table, unit: Unit) -> Problem | None:

@@ -201,7 +201,7 @@ def outputs(draw: st.DrawFn, cores: int) -> list[Output]:
     return found
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(images())
 def test_an_image_is_read_as_it_was_written(image: Image) -> None:
     data = write_image(image)
@@ -236,7 +236,7 @@ def damage(data: bytearray, rng: random.Random) -> None:
         data += bytes(length)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(images(), st.integers(0, 2**32))
 def test_damage_is_refused_or_changes_nothing(image: Image, seed: int) -> None:
     """With a right checksum other fields may be right too: then the file says just what is read."""
