@@ -39,6 +39,7 @@ class CallFrame:
         self._best = np.empty(rows, np.int32)
         self._top_logits = np.empty((rows, limits.max_top_k), np.float32)
         self._top_ids = np.empty((rows, limits.max_top_k), np.int32)
+        self._unseen_logits = np.empty((rows, vocab_size), np.float32)
         made = self._inputs | {
             "best": self._best,
             "top_logits": self._top_logits,
@@ -73,7 +74,8 @@ class CallFrame:
         native.top_k = call.top_k
         native.arena, native.kv = arena, kv
         native.cancel, native.trace = cancel, trace
-        self._logits = np.empty((0, self._vocab_size), np.float32)
+        # Without an exact reduced head the best tokens are looked for among all logits.
+        self._logits = self._unseen_logits
         if call.output is OutputKind.LOGITS:
             self._logits = np.empty((len(call.logit_rows), self._vocab_size), np.float32)
         native.logits = self._logits.ctypes.data
