@@ -191,14 +191,14 @@ def _packed_bytes(fmt: int, k: int) -> int:
 
 
 def _plain_weights(k: int, stride_b: int, stride_c: int) -> _Access:
-    """`w` of MM_F, `[n, k]` elements of two bytes; either dimension may be the contiguous one."""
+    """`w` of MM_F, `[k, n]` elements of two bytes; either dimension may be the contiguous one."""
     both = 1 << N | 1 << M
-    if stride_c == 2:
-        return _Access(READ, C, rows=N, step=stride_b, const=2 * k, needs=both, align=2)
     if stride_b == 2:
-        return _Access(READ, C, row_count=k, step=stride_c, num=2, needs=both, align=2)
+        return _Access(READ, C, rows=N, step=stride_c, const=2 * k, needs=both, align=2)
+    if stride_c == 2:
+        return _Access(READ, C, row_count=k, step=stride_b, num=2, needs=both, align=2)
     return _Access(
-        READ, C, rows=N, step=stride_b, const=2, outer=k, outer_step=stride_c, needs=both, align=2
+        READ, C, rows=N, step=stride_c, const=2, outer=k, outer_step=stride_b, needs=both, align=2
     )
 
 

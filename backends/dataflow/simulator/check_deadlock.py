@@ -33,19 +33,25 @@ def deadlock(walked: Walked, ops: SyncOps, at: Ints, counters: Ints) -> Simulati
     notes = tuple(_link(walked, ops, at, stream) for stream in chain[1:])
     stream = chain[0]
     op = int(at[stream])
-    needed, message = int(ops.count[op]), _wanted(ops, op, counters)
-    if len(chain) == 1 and _poster(ops, at, stream) is None:
-        semaphore = ops.semaphore == ops.semaphore[op]
-        posts = int(ops.count[semaphore & (ops.kind != WAIT)].sum())
-        begin = ops.starts[stream]
-        taken = int(ops.count[begin:op][semaphore[begin:op] & (ops.kind[begin:op] == WAIT)].sum())
-        message += (
-            f": the program has {count(posts, 'post')} of it, and this and earlier waits take "
-            f"{taken + needed}"
-        )
+    message = _wanted(ops, op, counters)
+    if poster is None:
+        message += _missing(ops, stream, op)
+    elif len(chain) == 1:
+        message += ": the stream itself would post it later"
     else:
         message += ": the streams wait for one another"
     return walked.error(stream, int(ops.step[op]), Fault.DEADLOCK, message, notes)
+
+
+def _missing(ops: SyncOps, stream: int, op: int) -> str:
+    """Posts that there are, and that waits take."""
+    here = ops.semaphore == ops.semaphore[op]
+    posts = int(ops.count[here & (ops.kind != WAIT)].sum())
+    waits = np.flatnonzero(here & (ops.kind == WAIT))
+    taken = int(ops.count[waits[(waits >= ops.starts[stream]) & (waits <= op)]].sum())
+    return (
+        f": the program has {count(posts, 'post')} of it, and this and earlier waits take {taken}"
+    )
 
 
 def _from_smallest(chain: list[int]) -> list[int]:

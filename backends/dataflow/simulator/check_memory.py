@@ -202,19 +202,3 @@ def _granule(walked: Walked, written: Ints, initial: Ints) -> int:
         inside = (at >= 0) & (edges < end[at])
         together |= int(np.bitwise_or.reduce(edges[inside]))
     return together & -together
-
-
-def output_ranges(walked: Walked, rows: int) -> list[tuple[int, int, int]]:
-    """Core, begin and end of what the host reads after a call."""
-    return [
-        (output.core, start, start + (4 * output.columns if output.kind == "logits" else 8))
-        for output in walked.image.outputs
-        for start in range(
-            output.address_bytes,
-            output.address_bytes + rows * output.row_stride_bytes,
-            max(output.row_stride_bytes, 1),
-        )
-    ]
-
-
-__all__ = ["find_memories", "memory_name", "new_shadow", "output_ranges"]

@@ -136,7 +136,7 @@ def _waiters(
         raise walked.error(
             int(stream[op]),
             int(step[op]),
-            Fault.LIMIT,
+            Fault.OPERAND,
             f"expected one stream that waits on semaphore {number} of core {core}, got two",
             (f"the other: {walked.place(int(stream[first]), int(step[first]))}",),
         )

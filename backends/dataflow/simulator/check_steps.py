@@ -314,7 +314,8 @@ def _check_memory(walked: Walked, first: _FirstFault) -> None:
         accesses = walked.accesses[steps.row, slot]
         found = spans(accesses, steps.values)
         touched = found.rows > 0
-        odd = (found.start | accesses[:, A_STEP] | accesses[:, A_OUTER_STEP]) % accesses[:, A_ALIGN]
+        step = np.where(found.rows > 1, accesses[:, A_STEP], 0)
+        odd = (found.start | step | accesses[:, A_OUTER_STEP]) % accesses[:, A_ALIGN]
         align = accesses[:, A_ALIGN]
         for bytes_ in (2, 4):
             wrong = touched & (odd != 0) & (align == bytes_)
@@ -322,13 +323,13 @@ def _check_memory(walked: Walked, first: _FirstFault) -> None:
             first.add(wrong, Fault.ALIGNMENT, limit, found.start)
         outside = touched & ((found.start < 0) | (found.stop > sizes[accesses[:, A_SPACE]]))
         if outside.any():
-            step = int(np.argmin(np.where(outside, first.key, np.iinfo(np.int64).max)))
-            access = accesses[step]
+            at = int(np.argmin(np.where(outside, first.key, np.iinfo(np.int64).max)))
+            access = accesses[at]
             verb = "reads" if access[A_USE] == READ else "writes"
             size = int(sizes[access[A_SPACE]])
             first.add_message(
-                step,
+                at,
                 Fault.BOUNDS,
-                f"{walked.mnemonic(step)} {verb} bytes {found.start[step]} to {found.stop[step]} "
+                f"{walked.mnemonic(at)} {verb} bytes {found.start[at]} to {found.stop[at]} "
                 f"of the {PLACES[int(access[A_SPACE])]}, which has {size}",
             )

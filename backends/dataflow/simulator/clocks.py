@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from infc.backends.dataflow.isa import F_OP, Op
-from infc.backends.dataflow.simulator.check_accesses import M, N
+from infc.backends.dataflow.simulator.check_accesses import READ, M, N
 from infc.backends.dataflow.simulator.compiled import digest, entry, part
 from infc.backends.dataflow.simulator.shadow import (
     FINE,
@@ -25,8 +25,12 @@ from infc.backends.dataflow.simulator.shadow import (
     NOBODY,
     NOT_POSTED,
     P_ACCESS,
+    P_BEGIN,
+    P_END,
     P_KIND,
+    P_MEMORY,
     P_OTHER,
+    P_OTHER_USE,
     P_STEP,
     P_STREAM,
     PAGE_BYTES,
@@ -37,6 +41,7 @@ from infc.backends.dataflow.simulator.shadow import (
     Memories,
     Program,
     Shadow,
+    is_over,
     touch_all,
 )
 from infc.backends.dataflow.simulator.turns import SIGNAL, Order, SyncOps
@@ -89,6 +94,13 @@ class _Snapshots(NamedTuple):
 
 
 @part
+def _copy(to: Clocks, clock: Clocks) -> None:
+    """Assignments of whole arrays would take numba many seconds to compile."""
+    for i in range(clock.size):
+        to[i] = clock[i]
+
+
+@part
 def _new_snapshots(lines: int, size: int) -> _Snapshots:
     return _Snapshots(
         np.zeros((lines, size), np.int32),
@@ -103,8 +115,10 @@ def _more_snapshots(old: _Snapshots) -> _Snapshots:
     """Twice the lines, where none is free."""
     lines, size = old.clocks.shape
     new = _new_snapshots(2 * lines, size)
-    new.clocks[:lines], new.uses[:lines] = old.clocks, old.uses
-    new.free[:lines] = np.arange(lines, 2 * lines)
+    for line in range(lines):
+        _copy(new.clocks[line], old.clocks[line])
+        new.uses[line] = old.uses[line]
+        new.free[line] = lines + line
     new.frees[0] = lines
     return new
 
@@ -114,7 +128,9 @@ def _more_far_reads(shadow: Shadow, room: int) -> Shadow:
     """Room for so many more reads of far memory."""
     count = shadow.far_count[0]
     reads = np.empty((max(2 * shadow.far_reads.shape[0], count + room), 4), np.int64)
-    reads[:count] = shadow.far_reads[:count]
+    for line in range(count):
+        for column in range(4):
+            reads[line, column] = shadow.far_reads[line, column]
     return Shadow(shadow.written, shadow.read, shadow.far_head, reads, shadow.far_count)
 
 
@@ -217,7 +233,7 @@ def _post(
         return
     snapshots.frees[0] -= 1
     line = snapshots.free[snapshots.frees[0]]
-    snapshots.clocks[line] = state.clocks[s]
+    _copy(snapshots.clocks[line], state.clocks[s])
     snapshots.uses[line] = uses
     state.clocks[s, s // UNITS * PARTS + s % UNITS] += 1
     target = 0
@@ -228,6 +244,20 @@ def _post(
             target += 1
         if ops.kind[op] >= SIGNAL and source != arrival:
             state.source[op] = source
+
+
+@part
+def _is_other(log: Clocks, clock: Clocks, race: Ints, unwritten: Ints) -> bool:
+    """Whether a race is with this read of what was unwritten, or with one of its unit's since."""
+    return (
+        race[P_KIND] == RACE
+        and race[P_OTHER_USE] == READ
+        and race[P_MEMORY] == unwritten[P_MEMORY]
+        and race[P_BEGIN] < unwritten[P_END]
+        and unwritten[P_BEGIN] < race[P_END]
+        and log[race[P_OTHER], L_STREAM] == unwritten[P_STREAM]
+        and not is_over(log, unwritten[P_ACCESS], clock)
+    )
 
 
 @entry
@@ -304,7 +334,8 @@ def follow_clocks(
                         if problem[P_KIND] == RACE:
                             return
                         unwritten = problem.copy()
-                    elif problem[P_KIND] == RACE and problem[P_OTHER] == unwritten[P_ACCESS]:
+                    elif _is_other(log, clocks[s], problem, unwritten):
+                        problem[P_OTHER] = unwritten[P_ACCESS]
                         return
                     problem[P_KIND] = FINE
             if snapshots.frees[0] == 0:
@@ -312,4 +343,5 @@ def follow_clocks(
             _post(program, ops, order, state, snapshots, s, step, source, arrival)
             step += 1
         state.step[s] = step
-    problem[:] = unwritten
+    for column in range(problem.size):
+        problem[column] = unwritten[column]

@@ -166,7 +166,7 @@ class Access(NamedTuple):
 
 
 @part
-def _is_over(log: Clocks, number: int, clock: Clocks) -> bool:
+def is_over(log: Clocks, number: int, clock: Clocks) -> bool:
     """Whether an access is certain to be over for a stream with this clock."""
     entry_ = log[number, L_PART]
     if entry_ >= 0:
@@ -222,7 +222,7 @@ def _read(
     for granule in range(first, last):
         writer = written[granule]
         if writer != good:
-            if writer == NOBODY or not _is_over(log, writer, clock):
+            if writer == NOBODY or not is_over(log, writer, clock):
                 problem[P_KIND] = UNWRITTEN if writer == NOBODY else RACE
                 problem[P_BEGIN], problem[P_END] = granule, _same(written, granule, last)
                 problem[P_OTHER], problem[P_OTHER_USE] = writer, WRITE
@@ -244,7 +244,7 @@ def _write(
         for granule in range(first, last):
             before = values[granule]
             if before != good:
-                if before != NOBODY and not _is_over(log, before, clock):
+                if before != NOBODY and not is_over(log, before, clock):
                     problem[P_KIND] = RACE
                     problem[P_BEGIN], problem[P_END] = granule, _same(values, granule, last)
                     problem[P_OTHER] = before
@@ -261,7 +261,7 @@ def _write(
         while at >= 0:
             begin = max(first, shadow.far_reads[at, 1])
             end = min(last, shadow.far_reads[at, 2])
-            if begin < end and not _is_over(log, shadow.far_reads[at, 0], clock):
+            if begin < end and not is_over(log, shadow.far_reads[at, 0], clock):
                 problem[P_KIND], problem[P_BEGIN], problem[P_END] = RACE, begin, end
                 problem[P_OTHER], problem[P_OTHER_USE] = shadow.far_reads[at, 0], READ
                 return
