@@ -97,8 +97,9 @@ class StageEmitter:
         scope, number = self.scope, len(self._vector_blocks)
         scope.weights.body(run.turns)
         block = self._block(run.operands)
-        operands = [self._value(value) for value in run.operands]
-        operands[run.x] = x
+        operands = [
+            x if place == run.x else self._value(value) for place, value in enumerate(run.operands)
+        ]
         scope.body_start, scope.receives = scope.group.sram.step, []
         with ExitStack() as stack:
             if run.turns > 1:

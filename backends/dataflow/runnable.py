@@ -1,0 +1,279 @@
+"""Runs the programs on the functional simulator: bit-exact, not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infc.backends.dataflow.codegen.kv_home import KVHome
+from infc.backends.dataflow.image import Image, read_image
+from infc.backends.dataflow.machine import Machine
+from infc.backends.dataflow.simulator.execute import Executor
+from infc.backends.dataflow.simulator.memory import Memory
+from infc.diagnostics import Code, InternalError, UserError
+from infc.ir.kv_storage import load_kv, store_kv
+from infc.ir.types import KVType
+from infc.target.backend import LoadedPrograms
+from infc.target.runnable import (
+    TOP_ENTRY,
+    Call,
+    Cancellation,
+    KVBlock,
+    KVCache,
+    OutputKind,
+    Phase,
+    kv_shape_of,
+    limits_of,
+)
+
+U8 = NDArray[np.uint8]
+_ARGS = 8
+"""Words of `args` in front of the tokens."""
+
+
+class DataflowKV:
+    """The caches of all layers as the machine holds them; implements `KVCache`.
+
+    Attributes:
+        bytes: of all cores that keep a part, one after the other.
+    """
+
+    def __init__(self, layout: CacheLayout) -> None:
+        self.layout = layout
+        self.bytes: U8 = np.zeros(layout.size_bytes, np.uint8)
+
+    def kv_export(self, slot: int, start: int, stop: int) -> KVBlock:
+        """Positions `[start, stop)` of a slot, in the logical form."""
+        starts, keys, values = [], [], []
+        for layer, home in enumerate(self.layout.homes):
+            first = max(start, stop - home.kind.capacity)
+            shape = (stop - first, home.kind.kv_heads, home.kind.head_dim)
+            k, v = np.empty(shape, np.float16), np.empty(shape, np.float16)
+            for row, head, where, behind in self.layout.places(layer, range(first, stop)):
+                k[row, head] = self._numbers(where, home.kind.head_dim)
+                v[row, head] = self._numbers(behind, home.kind.head_dim)
+            starts.append(first)
+            keys.append(k.astype(np.float32))
+            values.append(v.astype(np.float32))
+        return KVBlock(start, stop, tuple(starts), keys, values)
+
+    def kv_import(self, slot: int, block: KVBlock) -> None:
+        """Write a block into a slot, at the block's own positions."""
+        for layer, home in enumerate(self.layout.homes):
+            first = block.layer_starts[layer]
+            kept = max(first, block.stop - home.kind.capacity)
+            keys, values = block.keys[layer][kept - first :], block.values[layer][kept - first :]
+            rounded = load_kv(store_kv(keys, values, home.kind.dtype))
+            k, v = (part.astype(np.float16) for part in rounded)
+            for row, head, where, behind in self.layout.places(layer, range(kept, block.stop)):
+                self._numbers(where, home.kind.head_dim)[:] = k[row, head]
+                self._numbers(behind, home.kind.head_dim)[:] = v[row, head]
+
+    def copy(self) -> DataflowKV:
+        """An independent copy."""
+        other = DataflowKV(self.layout)
+        other.bytes[:] = self.bytes
+        return other
+
+    def _numbers(self, at: int, count: int) -> NDArray[np.float16]:
+        return self.bytes[at : at + 2 * count].view(np.float16)
+
+
+class CacheLayout:
+    """Where each head's rows are among the bytes that the host keeps.
+
+    Attributes:
+        homes: of each layer.
+    """
+
+    def __init__(self, signature: Mapping[str, Any], machine: Machine) -> None:
+        self.size_bytes: int = signature["cache_bytes"]
+        self._starts: list[list[int]] = signature["cache_starts"]
+        self._layers: list[list[int]] = signature["cache_layers"]
+        kinds = [
+            KVType(
+                signature["kv_dtype"],
+                signature["kv_heads"],
+                signature["head_dim"],
+                capacity,
+                window,
+            )
+            for capacity, window in zip(signature["capacity"], signature["windows"], strict=True)
+        ]
+        self.homes = [
+            KVHome.of(kind, len(self._starts[stage]), machine)
+            for kind, (stage, _) in zip(kinds, self._layers, strict=True)
+        ]
+
+    def places(self, layer: int, positions: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+        """(row, head, byte of the keys, byte of the values) of some positions."""
+        home, (stage, offset) = self.homes[layer], self._layers[layer]
+        for row, position in enumerate(positions):
+            for head in range(home.kind.kv_heads):
+                core, at = home.place(head, position)
+                where = self._starts[stage][core] + offset + at
+                yield row, head, where, where + home.value_offset
+
+
+class _Program:
+    """One phase's image and the machine it is in."""
+
+    def __init__(self, image: Image, machine: Machine, weights: U8) -> None:
+        self.image = image
+        self.memory = Memory.of(image)
+        self._executor = Executor(image, machine, self.memory)
+        self.caches: list[tuple[U8, int]] = []
+        for region in image.regions:
+            if region.space == "sram":
+                whole = self.memory.sram[region.core]
+            else:
+                whole = self.memory.far[int(region.space == "far1")][region.chip]
+            part = whole[region.address_bytes : region.address_bytes + region.size_bytes]
+            if region.kind in ("weights", "table"):
+                stop = region.source_offset + region.size_bytes
+                part[:] = weights[region.source_offset : stop]
+            elif region.kind == "kv":
+                self.caches.append((part, region.source_offset))
+
+    def run(self, args: NDArray[np.int32], kv: DataflowKV) -> None:
+        """One call; the cache is the machine's while it runs."""
+        for part, start in self.caches:
+            part[:] = kv.bytes[start : start + len(part)]
+        self._executor.run(args)
+        for part, start in self.caches:
+            kv.bytes[start : start + len(part)] = part
+
+    def logits(self, rows: int, vocabulary: int) -> NDArray[np.float32]:
+        """`[rows, vocabulary]` of the last call."""
+        found = np.empty((rows, vocabulary), np.float32)
+        for output in self.image.outputs:
+            if output.kind == "logits":
+                stop = output.first_column + output.columns
+                for row in range(rows):
+                    at = output.address_bytes + row * output.row_stride_bytes
+                    numbers = self.memory.sram[output.core, at : at + 4 * output.columns]
+                    found[row, output.first_column : stop] = numbers.view(np.float32)
+        return found
+
+    def best(self, rows: int) -> NDArray[np.int32]:
+        """The best token of each row of the last call."""
+        output = next(output for output in self.image.outputs if output.kind == "best")
+        starts = [output.address_bytes + row * output.row_stride_bytes for row in range(rows)]
+        pairs = [self.memory.sram[output.core, at + 4 : at + 8].view(np.int32) for at in starts]
+        return np.concatenate([np.zeros(0, np.int32), *pairs])
+
+
+class DataflowRunnable:
+    """Implements `infc.target.runnable.Runnable`."""
+
+    def __init__(self, programs: LoadedPrograms) -> None:
+        signature = programs.signature
+        self.vocab_size: int = signature["vocab_size"]
+        self.limits = limits_of(signature)
+        self.kv_shape = kv_shape_of(signature)
+        self.planned_bytes: int = signature["planned_bytes"]
+        self._check = programs.check
+        machine = Machine.of(programs.target)
+        self._layout = CacheLayout(signature, machine)
+        weights = np.frombuffer(programs.weights, np.uint8)
+        self._programs = {}
+        for phase in Phase:
+            name = f"{phase.name.lower()}.dfx"
+            image = read_image(bytes(programs.member(name)), name)
+            self._programs[phase] = _Program(image, machine, weights)
+
+    def new_kv(self) -> DataflowKV:
+        """An empty cache of every layer."""
+        return DataflowKV(self._layout)
+
+    def run(
+        self,
+        phase: Phase,
+        call: Call,
+        kv: KVCache,
+        *,
+        threads: int,
+        cancel: Cancellation | None = None,
+    ) -> NDArray[Any]:
+        """Run one program on the simulator; `threads` changes nothing.
+
+        A call of more rows, or of more rows of logits, than the program takes is cut.
+        """
+        if not isinstance(kv, DataflowKV):
+            raise InternalError("the KV cache belongs to another backend")
+        if len(call.slots) != 1:
+            raise UserError(
+                Code.OPTION,
+                f"expected one sequence a call, got {len(call.slots)}",
+                hint="programs of a dataflow target take one sequence at a time",
+            )
+        self._check()
+        program, found = self._programs[phase], []
+        rows, places = np.unique(call.logit_rows, return_inverse=True)
+        call = replace(call, logit_rows=rows)
+        for part in _parts(call, program.image.max_tokens, program.image.max_logit_rows):
+            if cancel is not None and cancel.is_set():
+                raise UserError(Code.CANCELLED, "the call was cancelled")
+            program.run(_args(part, program.image), kv)
+            found.append(self._output(program, part))
+        return np.asarray(np.concatenate(found)[places])
+
+    def _output(self, program: _Program, call: Call) -> NDArray[Any]:
+        rows = len(call.logit_rows)
+        if call.output is OutputKind.ARGMAX:
+            return program.best(rows)
+        logits = program.logits(rows, self.vocab_size)
+        return top_entries(logits, call.top_k) if call.output is OutputKind.TOP_K else logits
+
+    def trace(self, phase: Phase, call: Call, kv: KVCache, *, threads: int) -> None:
+        """The simulator of time answers that, not this one."""
+
+    def close(self) -> None:
+        """Forget the machine."""
+        self._programs.clear()
+
+
+def top_entries(logits: NDArray[np.float32], count: int) -> NDArray[Any]:
+    """The largest logits of each row, the largest first, of equals the lowest index."""
+    values = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    found = np.empty(order.shape, TOP_ENTRY)
+    found["logit"] = np.take_along_axis(values, order, 1)
+    found["id"] = np.where(np.isneginf(found["logit"]), 0, order)
+    return found
+
+
+def _parts(call: Call, max_tokens: int, max_logit_rows: int) -> Iterator[Call]:
+    """A call as calls that the program takes; their outputs one after the other are the whole's.
+
+    The rows of logits must ascend.
+    """
+    start, wanted = 0, list(map(int, call.logit_rows))
+    while start < len(call.tokens):
+        stop = min(start + max_tokens, len(call.tokens))
+        inside = [row for row in wanted if start <= row < stop]
+        if len(inside) > max_logit_rows:
+            stop = inside[max_logit_rows]
+            inside = inside[:max_logit_rows]
+        yield replace(
+            call,
+            tokens=call.tokens[start:stop],
+            positions=call.positions[start:stop],
+            row_offsets=np.array([0, stop - start], np.int32),
+            logit_rows=np.array(inside, np.int32) - np.int32(start),
+        )
+        start = stop
+
+
+def _args(call: Call, image: Image) -> NDArray[np.int32]:
+    args = np.zeros(_ARGS + image.max_tokens + image.max_logit_rows, np.int32)
+    args[:4] = len(call.tokens), len(call.logit_rows), int(call.output), call.positions[0]
+    args[4] = call.slots[0]
+    args[_ARGS : _ARGS + len(call.tokens)] = call.tokens
+    first = _ARGS + image.max_tokens
+    args[first : first + len(call.logit_rows)] = call.logit_rows
+    return args
