@@ -17,11 +17,12 @@ from infc.backends.dataflow.codegen.attention_shape import (
     AttentionShape,
     emit_queries,
 )
-from infc.backends.dataflow.codegen.attention_tiles import AttentionTiles, Partial
+from infc.backends.dataflow.codegen.attention_tiles import AttentionTiles, Partial, Source
 from infc.backends.dataflow.codegen.exchange import as_rows
 from infc.backends.dataflow.codegen.linear import quantize_columns
 from infc.backends.dataflow.codegen.rows import quantize_rows
 from infc.backends.dataflow.codegen.scope import Kernel, Scope
+from infc.backends.dataflow.codegen.stream import Count, Stream
 from infc.backends.dataflow.codegen.values import Appended, Rows, Value
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
@@ -98,11 +99,20 @@ def _attend_by_positions(scope: Scope, shape: AttentionShape, q: Rows) -> Value:
             attention = AttentionTiles(scope.group, scope.machine.matrix, tile, partial)
             place = halves.at(_F16 * head * width)
             rows = scope.total(core.matrix, space)
-            sources = shape.sources(core.matrix, head, NO_REGISTER, rows)
+            sources = _sources(shape, core.matrix, head, rows)
             attention.emit_matrix(core.matrix, place, rows, sources)
             rows = scope.total(core.vector, space)
-            sources = shape.sources(core.vector, head, NO_REGISTER, rows)
+            sources = _sources(shape, core.vector, head, rows)
             attention.emit_vector(core.vector, rows, sources)
     merged = merge_stripes(scope, shape, space, stats, output)
     shape.emit_append()
     return merged
+
+
+def _sources(shape: AttentionShape, stream: Stream, head: int, rows: Count) -> list[Source]:
+    """What a core's stripe adds: the first one the call's own rows too."""
+    queries = shape.queries(stream, NO_REGISTER, rows)
+    found = [shape.home_tiles(queries, head)]
+    if stream.core.index % shape.home.stripes == 0:
+        found.append(shape.own_rows(queries, head))
+    return found

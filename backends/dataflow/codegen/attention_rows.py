@@ -156,7 +156,11 @@ class _ByRows:
             s.add(place, place, imm=self.rows * step)
 
     def _sources(self, s: Stream, head: int, row: Register, rows: Register) -> list[Source]:
-        return self.shape.sources(s, head, row, rows)
+        queries = self.shape.queries(s, row, rows)
+        found = [self.shape.own_rows(queries, head)]
+        if self.home.stripes == 1:
+            found.append(self.shape.home_tiles(queries, head))
+        return found
 
     def _emit_outputs(self, v: Stream, rows: Register, here: Register) -> None:
         """What the tile made, divided by its sums, to its place among all."""

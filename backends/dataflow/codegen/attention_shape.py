@@ -62,21 +62,19 @@ class AttentionShape:
             kind.window,
         )
 
-    def sources(self, stream: Stream, head: int, row: Register, rows: Count) -> list[Source]:
-        """What the queries `[row, row + rows)` of a call see of a head of the core's group: the
-        stripe's part of what earlier calls left, and on the first stripe the call's own rows.
-        """
-        core, home = stream.core, self.home
-        key = core.index, stream.unit
-        queries = Queries(stream, self.scope.position[key], row, rows, home.kind.window)
-        found: list[Source] = []
+    def queries(self, stream: Stream, row: Register, rows: Count) -> Queries:
+        """The rows `[row, row + rows)` of a call."""
+        position = self.scope.position[stream.core.index, stream.unit]
+        return Queries(stream, position, row, rows, self.home.kind.window)
+
+    def home_tiles(self, queries: Queries, head: int) -> Source:
+        """What earlier calls left of the core's own stripe."""
         if self.scope.kv is None:
             raise InternalError("the cache is not in SRAM")
-        stripe, base = core.index % home.stripes, self.scope.cache_base[key]
-        found.append(HomeTiles(queries, home, stripe, self.scope.kv, base, head, home.tile))
-        if stripe == 0:
-            found.append(self.own_rows(queries, head))
-        return found
+        core, home = queries.stream.core, self.home
+        base = self.scope.cache_base[core.index, queries.stream.unit]
+        stripe = core.index % home.stripes
+        return HomeTiles(queries, home, stripe, self.scope.kv, base, head, home.tile)
 
     def own_rows(self, queries: Queries, head: int) -> Source:
         """The call's own rows of a head of the core's group."""
