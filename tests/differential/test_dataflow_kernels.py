@@ -229,6 +229,17 @@ CASES = {
         cores=2, rows=50, most=64, shared=True, kv_heads=4, heads=8
     ),
     "prefill, later": Case(cores=2, rows=50, most=64, shared=True, start=70),
+    "prefill, stripes, later": Case(rows=50, most=64, shared=True, start=70),
+    "prefill, stripes, much later": Case(rows=64, most=64, shared=True, start=180),
+    "prefill, stripes, ring": Case(
+        rows=60, most=64, shared=True, start=700, window=100, capacity=192
+    ),
+    "prefill, stripes, one kv head": Case(
+        rows=33, most=64, shared=True, start=33, kv_heads=1, softcap=3.0
+    ),
+    "prefill, stripes, small window": Case(
+        rows=60, most=64, shared=True, start=100, window=5, capacity=96
+    ),
     "prefill on one core": Case(cores=1, rows=30, most=32),
     "prefill on one core, later": Case(cores=1, rows=30, most=32, start=100, kv_heads=1, heads=3),
     "prefill on one core, ring": Case(cores=1, rows=30, most=32, start=500, window=50, capacity=96),

@@ -11,7 +11,9 @@ from infc.backends.dataflow.codegen.attention_shape import AttentionShape, emit_
 from infc.backends.dataflow.codegen.attention_tiles import AttentionTiles, Partial, Source
 from infc.backends.dataflow.codegen.builder import CoreProgram
 from infc.backends.dataflow.codegen.exchange import rows_of
+from infc.backends.dataflow.codegen.kv_gather import gather_earlier
 from infc.backends.dataflow.codegen.kv_rows import exchange_in_part
+from infc.backends.dataflow.codegen.memory import Buffer
 from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.stream import Register, Stream
 from infc.backends.dataflow.codegen.values import Rows
@@ -24,6 +26,7 @@ def attend_by_rows(scope: Scope, shape: AttentionShape, q: Rows) -> Rows:
     """The attention of all heads, by rows."""
     attention = _ByRows(scope, shape, q)
     attention.queries()
+    attention.earlier = gather_earlier(scope, shape)
     for core in scope.cores:
         for head in range(shape.home.heads):
             attention.emit(core, head)
@@ -38,7 +41,11 @@ class _ByRows:
         queries_at: f16 `[head of the group][turn][row][query head][e]`; in its turn are the rows of
             one core that owns them.
         outputs_at: f32, the same.
+        earlier: keys and values that earlier calls left, of all stripes; None where the core has
+            them at home.
     """
+
+    earlier: Buffer | None = None
 
     def __init__(self, scope: Scope, shape: AttentionShape, q: Rows) -> None:
         self.scope, self.shape, self.q = scope, shape, q
@@ -157,10 +164,11 @@ class _ByRows:
 
     def _sources(self, s: Stream, head: int, row: Register, rows: Register) -> list[Source]:
         queries = self.shape.queries(s, row, rows)
-        found = [self.shape.own_rows(queries, head)]
-        if self.home.stripes == 1:
-            found.append(self.shape.home_tiles(queries, head))
-        return found
+        if self.earlier is None:
+            earlier = self.shape.home_tiles(queries, head)
+        else:
+            earlier = self.shape.gathered_tiles(queries, head, self.earlier)
+        return [earlier, self.shape.own_rows(queries, head)]
 
     def _emit_outputs(self, v: Stream, rows: Register, here: Register) -> None:
         """What the tile made, divided by its sums, to its place among all."""

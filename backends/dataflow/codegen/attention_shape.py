@@ -76,6 +76,11 @@ class AttentionShape:
         stripe = core.index % home.stripes
         return HomeTiles(queries, home, stripe, self.scope.kv, base, head, home.tile)
 
+    def gathered_tiles(self, queries: Queries, head: int, rows: Buffer) -> Source:
+        """What earlier calls left of all stripes; see `kv_gather`."""
+        home = self.home.gathered
+        return HomeTiles(queries, home, 0, rows, NO_REGISTER, head, home.tile)
+
     def own_rows(self, queries: Queries, head: int) -> Source:
         """The call's own rows of a head of the core's group."""
         keys = own_keys(self.scope, self.own.space)

@@ -56,7 +56,7 @@ class HomeTiles:
 
     Attributes:
         buffer: that holds the cache.
-        base: bytes in front of the layer.
+        base: bytes in front of the layer; register 0 for none.
         head: of the group.
         keys: the home's tile.
     """

@@ -10,7 +10,7 @@ transfer moves both. A layer on a core is `[head of the group][local position][r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 from infc.backends.dataflow.machine import LINE_BYTES, Machine
@@ -85,6 +85,11 @@ class KVHome:
     def layer_bytes(self) -> int:
         """Of the layer on one core, for one sequence."""
         return self.heads * self.head_bytes
+
+    @property
+    def gathered(self) -> KVHome:
+        """All positions of a group's heads in one place: position p at row p modulo `held`."""
+        return replace(self, stripes=1, tiles=self.tiles * self.stripes)
 
     def place(self, head: int, position: int) -> tuple[int, int]:
         """The core (index in its stage) of a head's row, and the row's first byte in the layer."""
