@@ -76,12 +76,22 @@ class Executor:
         counts, problem = np.zeros((len(streams.at), 2), np.int64), np.zeros(4, np.int64)
         grid = Grid(image.chips, image.rows, image.cols)
         places = self._memory.places()
-        parts = (tuple(part) for part in (streams, semaphores, places, self._tile, grid))
-        s, fault = run(*parts, self._vector, args, counts, problem)
-        if fault == SCALAR:
-            raise error_at(image, streams, s, *scalar_fault(streams, s, args))
+        s, fault = run(
+            tuple(streams),
+            tuple(semaphores),
+            tuple(places),
+            tuple(self._tile),
+            tuple(grid),
+            self._vector,
+            args,
+            counts,
+            problem,
+        )
         if fault:
-            raise error_at(image, streams, s, *_reason(streams, s, fault, problem))
+            scalar = scalar_fault(streams, s, args) if fault == SCALAR else None
+            kind, text = scalar or _reason(streams, s, fault, problem)
+            name = FORMS[Op(streams.table[streams.at[s], F_OP])].mnemonic
+            raise error_at(image, streams, s, kind, f"{name}: {text}")
         if (streams.table[streams.at, F_OP] != Op.HALT).any():
             raise _deadlock(image, streams, semaphores)
         return ExecutionReport(
@@ -107,7 +117,7 @@ def _reason(streams: Streams, s: int, fault: int, problem: NDArray[np.int64]) ->
         kind, text = REFUSALS[fault]
         name = "the count" if op in (Op.WAIT, Op.POST) else OPERANDS[min(operand, 6)]
         text = text.format(operand=name, expected=expected, got=got, end=end)
-    return kind, f"{FORMS[op].mnemonic}: {text}"
+    return kind, text
 
 
 def _deadlock(image: Image, streams: Streams, semaphores: Semaphores) -> SimulationError:

@@ -17,6 +17,9 @@ from numba.extending import intrinsic
 
 _BYTE: Final = ir.IntType(8)
 _WORD: Final = ir.IntType(32)
+# numba's types of these are not those of what they make.
+_made: Final[Any] = intrinsic
+_declared: Final[Any] = cgutils.get_or_insert_function
 
 
 def _place(builder: Any, base: Any, index: Any, of: Any) -> Any:
@@ -26,36 +29,35 @@ def _place(builder: Any, base: Any, index: Any, of: Any) -> Any:
 def _load(number: Any) -> Callable[[int, int], Any]:
     """The function of (base, i): the number there."""
 
-    @intrinsic
     def load(typing: Any, base: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            place = _place(builder, *values, context.get_value_type(number))
+            place = _place(builder, values[0], values[1], context.get_value_type(number))
             return builder.load(place, align=1)
 
         return number(types.int64, types.int64), generate
 
-    return load  # type: ignore[no-any-return]
+    made: Callable[[int, int], Any] = _made(load)
+    return made
 
 
 def _store(number: Any) -> Callable[[int, int, Any], None]:
     """The function of (base, i, value): the number is there from now on."""
 
-    @intrinsic
     def store(typing: Any, base: Any, index: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            place = _place(builder, *values[:2], context.get_value_type(number))
+            place = _place(builder, values[0], values[1], context.get_value_type(number))
             builder.store(values[2], place, align=1)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, number), generate
 
-    return store  # type: ignore[no-any-return]
+    made: Callable[[int, int, Any], None] = _made(store)
+    return made
 
 
 def _dot(length: int) -> Callable[[int, int, int], Any]:
     """The function of (x, w, i): the sum of `length` products of int8 from i on, an int32."""
 
-    @intrinsic
     def dot(typing: Any, x: Any, w: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             narrow, wide = ir.VectorType(_BYTE, length), ir.VectorType(_WORD, length)
@@ -73,27 +75,32 @@ def _dot(length: int) -> Callable[[int, int, int], Any]:
             ]
             kind = ir.FunctionType(_WORD, [wide])
             name = f"llvm.vector.reduce.add.v{length}i32"
-            add = cgutils.get_or_insert_function(builder.module, kind, name)
+            add = _declared(builder.module, kind, name)
             return builder.call(add, [builder.mul(*factors)])
 
         return types.int32(types.int64, types.int64, types.int64), generate
 
-    return dot  # type: ignore[no-any-return]
+    made: Callable[[int, int, int], Any] = _made(dot)
+    return made
 
 
-@intrinsic
-def copy_bytes(typing: Any, d: Any, a: Any, count: Any) -> Any:
-    """`count` bytes from address `a` to address `d`; they may overlap."""
+def _copy() -> Callable[[int, int, int], None]:
+    """The function of (d, a, count): `count` bytes from address a to d, which may overlap."""
 
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointer = _BYTE.as_pointer()
-        places = [builder.inttoptr(value, pointer) for value in values[:2]]
-        kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, ir.IntType(64), ir.IntType(1)])
-        move = cgutils.get_or_insert_function(builder.module, kind, "llvm.memmove.p0.p0.i64")
-        builder.call(move, [*places, values[2], ir.Constant(ir.IntType(1), 0)])
-        return context.get_dummy_value()
+    def copy(typing: Any, d: Any, a: Any, count: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            pointer, volatile = _BYTE.as_pointer(), ir.Constant(ir.IntType(1), 0)
+            places = [builder.inttoptr(value, pointer) for value in values[:2]]
+            kinds = [pointer, pointer, ir.IntType(64), ir.IntType(1)]
+            kind = ir.FunctionType(ir.VoidType(), kinds)
+            move = _declared(builder.module, kind, "llvm.memmove.p0.p0.i64")
+            builder.call(move, [*places, values[2], volatile])
+            return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), generate
+        return types.void(types.int64, types.int64, types.int64), generate
+
+    made: Callable[[int, int, int], None] = _made(copy)
+    return made
 
 
 u8: Final = _load(types.uint8)
@@ -107,3 +114,4 @@ put_i32: Final = _store(types.int32)
 put_f32: Final = _store(types.float32)
 dot_16: Final = _dot(16)
 dot_32: Final = _dot(32)
+copy_bytes: Final = _copy()

@@ -58,7 +58,7 @@ def next_stream(semaphores: Semaphores) -> int:
     s = queue[ends[0]]
     ends[0] = (ends[0] + 1) % queue.size
     ends[1] -= 1
-    return np.int64(s)
+    return int(s)
 
 
 @bare_part

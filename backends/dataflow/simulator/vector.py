@@ -257,7 +257,7 @@ def _argmax(go_on: int, o: Operands, sram: int, size: int, problem: Ints) -> int
     d = sram + o.d
     best, index = _LEAST, o.c
     if go_on:
-        best, index = f32(d, 0), np.int64(i32(d, 1))
+        best, index = f32(d, 0), int(i32(d, 1))
     for i in range(o.n):
         v = f32(sram + o.a, i)
         if _better(v, o.c + i, best, index):
