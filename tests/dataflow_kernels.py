@@ -14,6 +14,7 @@ from infc.backends.dataflow.codegen.contents import Contents, FarPlan, WeightFil
 from infc.backends.dataflow.codegen.emit import EMITTERS
 from infc.backends.dataflow.codegen.home import Home
 from infc.backends.dataflow.codegen.kv_home import KVHome
+from infc.backends.dataflow.codegen.kv_ring import KVRing
 from infc.backends.dataflow.codegen.memory import FOREVER, Buffer
 from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.stage import StageEmitter
@@ -80,6 +81,27 @@ class KernelRun:
         buffer = self.scope.home.sram_table(name, entries, kind)
         self.fills.append((buffer, fill))
         return buffer
+
+    def cache(self, size_bytes: int, fill: Fill, *, slot_bytes: int = 0) -> None:
+        """The KV cache; in far memory where there are slots to read it through."""
+        if not slot_bytes:
+            self.scope.kv = self.filled("kv", size_bytes, fill, "kv")
+            return
+        for core in self.group.cores:
+            buffer = Buffer(f"kv.{core.index}", size_bytes)
+            self.scope.home.place(buffer, core, ("kv", core.index), "kv")
+            self.scope.kv_far.append(buffer)
+        self.far_fill = fill
+        if not self.shared:
+            self.scope.kv_ring = KVRing(self.scope, 2, slot_bytes)
+
+    def cached(self, memory: Memory, core: int, size_bytes: int) -> NDArray[np.uint8]:
+        """The KV cache of a core."""
+        if self.scope.kv is not None:
+            return self.bytes_of(memory, core, self.scope.kv, size_bytes)
+        address = self.scope.kv_far[core].address
+        assert address is not None
+        return memory.far[0][0, 64 * address : 64 * address + size_bytes]
 
     def columns(self, name: str, x: F32, unit: int = 4) -> Columns:
         """Rows by columns, as a product leaves them."""
@@ -151,6 +173,9 @@ class KernelRun:
                 self.bytes_of(memory, core.index, buffer, fill(core.index).nbytes)[:] = (
                     np.ascontiguousarray(fill(core.index)).reshape(-1).view(np.uint8)
                 )
+        for core in range(len(self.scope.kv_far)):
+            raw = self.far_fill(core).view(np.uint8)
+            self.cached(memory, core, len(raw))[:] = raw
         check(self.image, machine, args)
         execute(self.image, machine, memory, args)
         return memory

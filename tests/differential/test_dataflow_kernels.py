@@ -44,6 +44,7 @@ class Case:
     interleaved: bool = False
     norms: bool = False
     softcap: float = 0.0
+    far: bool = False
 
 
 def layer(case: Case) -> str:
@@ -171,7 +172,8 @@ def attend(case: Case) -> tuple[F32, KernelRun, Any, KVHome]:
         run = KernelRun(MACHINE, AREAS[case.cores], case.most, case.rows, case.shared)
         home = KVHome.of(kind, case.cores, MACHINE)
         held = home_halves(case, home, inputs.old, case.start)
-        run.scope.kv = run.filled("kv", home.layer_bytes, lambda core: held[core].filled(0), "kv")
+        slot = home.tile * home.row_bytes if case.far else 0
+        run.cache(home.layer_bytes, lambda core: held[core].filled(0), slot_bytes=slot)
         weights = run.vectors({"gq": inputs.gains[0], "gk": inputs.gains[1]})
         pairs = inputs.table.shape[1]
         table = inputs.table[case.start :]
@@ -218,6 +220,20 @@ CASES = {
     "window within a block": Case(window=7, capacity=32, start=65),
     "several rows": Case(rows=5, most=8, start=60),
     "several rows, window": Case(rows=8, most=8, start=60, window=20, capacity=32),
+    "far, first token": Case(far=True),
+    "far, later token": Case(far=True, start=200),
+    "far, one core": Case(far=True, cores=1, start=250),
+    "far, several tiles": Case(far=True, cores=2, start=900, capacity=1024),
+    "far, head of 80": Case(far=True, head_dim=80, start=130),
+    "far, two kv heads a core": Case(far=True, cores=2, kv_heads=4, heads=8, start=50),
+    "far, ring that wraps": Case(far=True, window=100, capacity=128, start=1000),
+    "far, ring of one core": Case(far=True, cores=1, window=300, capacity=320, start=2000),
+    "far, several rows": Case(far=True, rows=5, most=8, start=61, window=40, capacity=64),
+    "far, prefill": Case(far=True, rows=40, most=64, shared=True),
+    "far, prefill, later": Case(far=True, rows=50, most=64, shared=True, start=70),
+    "far, prefill, ring": Case(
+        far=True, cores=2, rows=60, most=64, shared=True, start=700, window=100, capacity=192
+    ),
     "prefill": Case(rows=40, most=64, shared=True),
     "prefill of one row": Case(rows=1, most=64, shared=True),
     "prefill, all rows": Case(rows=64, most=64, shared=True, norms=True),
@@ -255,7 +271,7 @@ def test_attention_is_the_references(name: str) -> None:
     np.testing.assert_allclose(made, wanted, atol=4e-3, rtol=4e-3)
     held = home_halves(case, home, inputs.old, case.start + case.rows)
     for core in range(case.cores):
-        kept = run.array(memory, core, run.scope.kv, (home.layer_bytes // 2,), "<f2")
+        kept = run.cached(memory, core, home.layer_bytes).view("<f2")
         np.testing.assert_allclose(
             kept[~held[core].mask].astype(np.float32),
             held[core].compressed().astype(np.float32),

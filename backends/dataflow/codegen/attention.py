@@ -98,6 +98,7 @@ def _attend_by_positions(scope: Scope, shape: AttentionShape, q: Rows) -> Value:
             )
             attention = AttentionTiles(scope.group, scope.machine.matrix, tile, partial)
             place = halves.at(_F16 * head * width)
+            shape.emit_loads(core, head)
             rows = scope.total(core.matrix, space)
             sources = _sources(shape, core.matrix, head, rows)
             attention.emit_matrix(core.matrix, place, rows, sources)
@@ -112,7 +113,7 @@ def _attend_by_positions(scope: Scope, shape: AttentionShape, q: Rows) -> Value:
 def _sources(shape: AttentionShape, stream: Stream, head: int, rows: Count) -> list[Source]:
     """What a core's stripe adds: the first one the call's own rows too."""
     queries = shape.queries(stream, NO_REGISTER, rows)
-    found = [shape.home_tiles(queries, head)]
+    found = [shape.earlier_tiles(queries, head)]
     if stream.core.index % shape.home.stripes == 0:
         found.append(shape.own_rows(queries, head))
     return found

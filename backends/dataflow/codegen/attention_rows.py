@@ -165,7 +165,7 @@ class _ByRows:
     def _sources(self, s: Stream, head: int, row: Register, rows: Register) -> list[Source]:
         queries = self.shape.queries(s, row, rows)
         if self.earlier is None:
-            earlier = self.shape.home_tiles(queries, head)
+            earlier = self.shape.earlier_tiles(queries, head)
         else:
             earlier = self.shape.gathered_tiles(queries, head, self.earlier)
         return [earlier, self.shape.own_rows(queries, head)]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infc.backends.dataflow.codegen.attention_sources import HomeTiles, OwnRows, Queries
+from infc.backends.dataflow.codegen.attention_sources import (
+    EarlierTiles,
+    HomeTiles,
+    OwnRows,
+    Queries,
+)
 from infc.backends.dataflow.codegen.attention_tiles import Source, TileShape
 from infc.backends.dataflow.codegen.builder import CoreProgram
 from infc.backends.dataflow.codegen.kv_home import KVHome
+from infc.backends.dataflow.codegen.kv_ring import RingTiles
 from infc.backends.dataflow.codegen.kv_rows import emit_home, own_keys
 from infc.backends.dataflow.codegen.memory import Buffer
 from infc.backends.dataflow.codegen.scope import Scope
@@ -67,19 +73,30 @@ class AttentionShape:
         position = self.scope.position[stream.core.index, stream.unit]
         return Queries(stream, position, row, rows, self.home.kind.window)
 
-    def home_tiles(self, queries: Queries, head: int) -> Source:
-        """What earlier calls left of the core's own stripe."""
-        if self.scope.kv is None:
-            raise InternalError("the cache is not in SRAM")
-        core, home = queries.stream.core, self.home
-        base = self.scope.cache_base[core.index, queries.stream.unit]
-        stripe = core.index % home.stripes
-        return HomeTiles(queries, home, stripe, self.scope.kv, base, head, home.tile)
+    def earlier_tiles(self, queries: Queries, head: int) -> Source:
+        """What earlier calls left of the core's own stripe; from far memory it comes by itself."""
+        scope, home, core = self.scope, self.home, queries.stream.core
+        base, stripe = scope.cache_base[core.index, queries.stream.unit], core.index % home.stripes
+        if scope.kv is not None:
+            return HomeTiles(queries, home, stripe, base, head, home.tile, scope.kv)
+        if scope.kv_ring is None:
+            raise InternalError("a cache in far memory without a ring")
+        return RingTiles(queries, home, stripe, base, head, home.tile, scope.kv_ring)
+
+    def emit_loads(self, core: CoreProgram, head: int) -> None:
+        """What earlier calls left, for the tile of all rows; nothing where it is in SRAM."""
+        scope, home, space = self.scope, self.home, self.own.space
+        if scope.kv_ring is None:
+            return
+        queries = self.queries(core.load, NO_REGISTER, scope.total(core.load, space))
+        base, stripe = scope.cache_base[core.index, core.load.unit], core.index % home.stripes
+        source = EarlierTiles(queries, home, stripe, base, head, home.tile)
+        scope.kv_ring.emit_loads(core, source)
 
     def gathered_tiles(self, queries: Queries, head: int, rows: Buffer) -> Source:
         """What earlier calls left of all stripes; see `kv_gather`."""
         home = self.home.gathered
-        return HomeTiles(queries, home, 0, rows, NO_REGISTER, head, home.tile)
+        return HomeTiles(queries, home, 0, NO_REGISTER, head, home.tile, rows)
 
     def own_rows(self, queries: Queries, head: int) -> Source:
         """The call's own rows of a head of the core's group."""

@@ -51,12 +51,11 @@ def emit_tiles(stream: Stream, count: Register, first: Register, keys: int) -> N
 
 
 @dataclass(frozen=True)
-class HomeTiles:
-    """What earlier calls left of one stripe, in the core's own SRAM, by local positions.
+class EarlierTiles:
+    """What earlier calls left of one stripe, by local positions, wherever it is.
 
     Attributes:
-        buffer: that holds the cache.
-        base: bytes in front of the layer; register 0 for none.
+        base: bytes of the cache in front of the layer; register 0 for none.
         head: of the group.
         keys: the home's tile.
     """
@@ -64,28 +63,29 @@ class HomeTiles:
     queries: Queries
     home: KVHome
     stripe: int
-    buffer: Buffer
     base: Register
     head: int
     keys: int
 
+    def emit_stop(self, target: Register) -> None:
+        """target = the positions that there are."""
+        emit_local(self.queries.stream, self.home, self.stripe, target, self.queries.start)
+
     def emit_range(self, count: Register, first: Register) -> None:
         """See `Source`."""
-        stream = self.queries.stream
-        emit_local(stream, self.home, self.stripe, count, self.queries.start)
+        self.emit_stop(count)
         if self.queries.window:
             self._emit_since(first, 0)
         else:
-            stream.mov(first, 0)
-        emit_tiles(stream, count, first, self.keys)
+            self.queries.stream.mov(first, 0)
+        emit_tiles(self.queries.stream, count, first, self.keys)
 
     def emit_seen(self, row: Register, until: Register, since: Register | None) -> None:
         """See `Source`."""
-        stream = self.queries.stream
-        emit_local(stream, self.home, self.stripe, until, self.queries.start)
+        self.emit_stop(until)
         if since is not None:
             self._emit_since(since, row)
-            stream.least(since, since, 0, until)
+            self.queries.stream.least(since, since, 0, until)
 
     def _emit_since(self, since: Register, row: int) -> None:
         stream = self.queries.stream
@@ -93,6 +93,17 @@ class HomeTiles:
         stream.add(since, since, self.queries.start)
         stream.most(since, since)
         emit_local(stream, self.home, self.stripe, since, since)
+
+
+@dataclass(frozen=True)
+class HomeTiles(EarlierTiles):
+    """What earlier calls left of one stripe, in the core's own SRAM.
+
+    Attributes:
+        buffer: that holds the cache.
+    """
+
+    buffer: Buffer
 
     def emit_start(self, at: Register, first: Register) -> None:
         """See `Source`."""

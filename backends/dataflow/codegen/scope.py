@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from infc.backends.dataflow.codegen.builder import CoreProgram, Group
 from infc.backends.dataflow.codegen.home import Home
@@ -15,6 +16,9 @@ from infc.backends.dataflow.isa import Unit
 from infc.backends.dataflow.machine import Machine
 from infc.diagnostics import InternalError
 from infc.ir.mlir import ir
+
+if TYPE_CHECKING:
+    from infc.backends.dataflow.codegen.kv_ring import KVRing
 
 ARG_TOKENS, ARG_LOGIT_ROWS, ARG_POSITION, ARG_FIRST_TOKEN = 0, 1, 3, 8
 """Where the host puts the counts, the first position and the tokens of a call in `args`."""
@@ -70,6 +74,7 @@ class Scope:
         cache_base: for each stream the register with the bytes of KV cache in front of the layer.
         kv: the buffer with the caches of all layers, in SRAM; None where they are in far memory.
         kv_far: per core the buffer in far memory of tier `kv_tier`, whose address counts lines.
+        kv_ring: through which decoding reads a cache in far memory.
         factor: by which the product with a matrix is to be multiplied, by its name: a power of two.
         prefix: in front of the names of the kernel's buffers.
         part: of the program: `head`, `layer` or `tail`.
@@ -95,6 +100,7 @@ class Scope:
     kv: Buffer | None = None
     kv_far: list[Buffer] = field(default_factory=list)
     kv_tier: int = 0
+    kv_ring: KVRing | None = None
     factor: Callable[[str], float] = lambda source: 1.0
     prefix: str = ""
     part: str = "head"
