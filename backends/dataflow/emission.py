@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Named
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -10,6 +10,7 @@ from typing import Any
 
 from infc.backends.dataflow.codegen.contents import WeightFile, regions
 from infc.backends.dataflow.codegen.emit import Emitted, ProgramEmitter
+from infc.backends.dataflow.codegen.memory import SramPlan
 from infc.backends.dataflow.codegen.model import ModelProgram, read_program
 from infc.backends.dataflow.image import Image, share_streams, write_image
 from infc.backends.dataflow.machine import Machine
@@ -81,7 +82,8 @@ def emit_programs(module: ir.Module, target: Target, weights: WeightData) -> Pro
                 list(model.emitted["decode"].cache_layers[layer])
                 for layer in range(len(signature["capacity"]))
             ],
-            "planned_bytes": max(max(e.heights) for e in model.emitted.values()),
+            "planned_bytes": max(e.height_bytes for e in model.emitted.values()),
+            "sram": {phase: _sram_plans(e.plans) for phase, e in model.emitted.items()},
         },
     )
 
@@ -119,7 +121,7 @@ def _fitting(
     """The code of a program, for fewer rows at once where it would not fit."""
     while True:
         emitted = ProgramEmitter(program, machine, mapping, factor).emit()
-        height = max(emitted.heights)
+        height = emitted.height_bytes
         overflow = None if emitted.far is None else emitted.far.overflow()
         if overflow is not None:
             raise _too_large(*overflow, machine, "far memory")
@@ -129,6 +131,16 @@ def _fitting(
         if fixed or rows <= _FEWEST_TOKENS:
             raise _too_large("sram", height, machine.sram_bytes, machine, "SRAM of a core")
         mapping = replace(mapping, max_tokens=max(_FEWEST_TOKENS, rows // 2))
+
+
+def _sram_plans(plans: Sequence[SramPlan]) -> list[dict[str, Any]]:
+    """Each different plan once, with the stages that have it."""
+    records = [plan.record() for plan in plans]
+    return [
+        {"stages": [stage for stage, other in enumerate(records) if other == record], **record}
+        for number, record in enumerate(records)
+        if record not in records[:number]
+    ]
 
 
 def _too_large(name: str, needed: int, there: int, machine: Machine, what: str) -> UserError:

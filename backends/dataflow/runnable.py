@@ -1,4 +1,4 @@
-"""Runs the programs on the functional simulator: bit-exact, not timed."""
+"""Runs the programs on the functional simulator, bit for bit, and asks the other one for times."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from infc.backends.dataflow.codegen.kv_home import KVHome
 from infc.backends.dataflow.image import Image, read_image
+from infc.backends.dataflow.layout import layout_of
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.simulator.execute import Executor
 from infc.backends.dataflow.simulator.memory import Memory
+from infc.backends.dataflow.timed_calls import call_timeline, simulate_call
 from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.kv_storage import load_kv, store_kv
 from infc.ir.types import KVType
@@ -29,6 +31,7 @@ from infc.target.runnable import (
     kv_shape_of,
     limits_of,
 )
+from infc.target.simulated import MachineLayout, SimulatedCall, Timeline
 
 U8 = NDArray[np.uint8]
 _ARGS = 8
@@ -168,7 +171,7 @@ class _Program:
 
 
 class DataflowRunnable:
-    """Implements `infc.target.runnable.Runnable`."""
+    """Implements `infc.target.runnable.Runnable`, and `SimulatedRunnable` next to it."""
 
     def __init__(self, programs: LoadedPrograms) -> None:
         signature = programs.signature
@@ -177,14 +180,16 @@ class DataflowRunnable:
         self.kv_shape = kv_shape_of(signature)
         self.planned_bytes: int = signature["planned_bytes"]
         self._check = programs.check
-        machine = Machine.of(programs.target)
-        self._layout = CacheLayout(signature, machine)
-        weights = np.frombuffer(programs.weights, np.uint8)
-        self._programs = {}
+        self._signature = signature
+        self._machine = Machine.of(programs.target)
+        self._layout = CacheLayout(signature, self._machine)
+        self._weights = np.frombuffer(programs.weights, np.uint8)
+        self._images: dict[Phase, Image] = {}
         for phase in Phase:
             name = f"{phase.name.lower()}.dfx"
-            image = read_image(bytes(programs.member(name)), name)
-            self._programs[phase] = _Program(image, machine, weights)
+            self._images[phase] = read_image(bytes(programs.member(name)), name)
+        # Filled when they first run: how long they take needs no memories.
+        self._programs: dict[Phase, _Program] = {}
 
     def new_kv(self) -> DataflowKV:
         """An empty cache of every layer."""
@@ -205,22 +210,30 @@ class DataflowRunnable:
         """
         if not isinstance(kv, DataflowKV):
             raise InternalError("the KV cache belongs to another backend")
+        parts, places = self._cut(phase, call)
+        self._check()
+        if phase not in self._programs:
+            self._programs[phase] = _Program(self._images[phase], self._machine, self._weights)
+        program, found = self._programs[phase], []
+        for part in parts:
+            if cancel is not None and cancel.is_set():
+                raise UserError(Code.CANCELLED, "the call was cancelled")
+            program.run(_args(part, program.image), kv)
+            found.append(self._output(program, part))
+        return np.asarray(np.concatenate(found)[places])
+
+    def _cut(self, phase: Phase, call: Call) -> tuple[list[Call], NDArray[np.intp]]:
+        """What the program takes one after the other, and where in their rows the wanted are."""
         if len(call.slots) != 1:
             raise UserError(
                 Code.OPTION,
                 f"expected one sequence a call, got {len(call.slots)}",
                 hint="programs of a dataflow target take one sequence at a time",
             )
-        self._check()
-        program, found = self._programs[phase], []
+        image = self._images[phase]
         rows, places = np.unique(call.logit_rows, return_inverse=True)
         call = replace(call, logit_rows=rows)
-        for part in _parts(call, program.image.max_tokens, program.image.max_logit_rows):
-            if cancel is not None and cancel.is_set():
-                raise UserError(Code.CANCELLED, "the call was cancelled")
-            program.run(_args(part, program.image), kv)
-            found.append(self._output(program, part))
-        return np.asarray(np.concatenate(found)[places])
+        return list(_parts(call, image.max_tokens, image.max_logit_rows)), places
 
     def _output(self, program: _Program, call: Call) -> NDArray[Any]:
         rows = len(call.logit_rows)
@@ -230,7 +243,24 @@ class DataflowRunnable:
         return top_entries(logits, call.top_k) if call.output is OutputKind.TOP_K else logits
 
     def trace(self, phase: Phase, call: Call, kv: KVCache, *, threads: int) -> None:
-        """The simulator of time answers that, not this one."""
+        """`simulate` tells more: kernels overlap."""
+
+    def simulate(self, phase: Phase, call: Call) -> SimulatedCall:
+        """See `infc.target.simulated`."""
+        return simulate_call(self._images[phase], self._machine, self._arguments(phase, call))
+
+    def timeline(self, phase: Phase, call: Call, *, most_events: int) -> Timeline:
+        """See `infc.target.simulated`."""
+        args = self._arguments(phase, call)
+        return call_timeline(self._images[phase], self._machine, args, most_events=most_events)
+
+    def layout(self, phase: Phase) -> MachineLayout:
+        """See `infc.target.simulated`."""
+        return layout_of(self._images[phase], self._machine, phase.name.lower(), self._signature)
+
+    def _arguments(self, phase: Phase, call: Call) -> list[NDArray[np.int32]]:
+        parts, _ = self._cut(phase, call)
+        return [_args(part, self._images[phase]) for part in parts]
 
     def close(self) -> None:
         """Forget the machine."""

@@ -15,7 +15,7 @@ from infc.backends.dataflow.codegen.contents import Content, Contents, FarPlan
 from infc.backends.dataflow.codegen.head import PAIR_BYTES, emit_best
 from infc.backends.dataflow.codegen.home import Home
 from infc.backends.dataflow.codegen.kv_home import KVHome
-from infc.backends.dataflow.codegen.memory import FOREVER, Buffer
+from infc.backends.dataflow.codegen.memory import FOREVER, Buffer, SramPlan
 from infc.backends.dataflow.codegen.model import ModelProgram, runs_of
 from infc.backends.dataflow.codegen.scope import Kernel, Scope
 from infc.backends.dataflow.codegen.stage import Emitters, StageEmitter
@@ -68,7 +68,7 @@ class Emitted:
         origins: texts.
         contents: what the host fills.
         outputs: of a call.
-        heights: bytes of SRAM that each stage plans.
+        plans: of the SRAM of each stage's cores.
         far: far memory and how full it is.
         cache_layers: per layer its stage and the bytes in front of it in the cache of a core.
         max_tokens, max_logit_rows: of a call.
@@ -78,11 +78,16 @@ class Emitted:
     origins: list[str]
     contents: Contents
     outputs: list[Output]
-    heights: list[int]
+    plans: list[SramPlan]
     far: FarPlan | None
     cache_layers: dict[int, tuple[int, int]]
     max_tokens: int
     max_logit_rows: int
+
+    @property
+    def height_bytes(self) -> int:
+        """SRAM of a core that the largest plan takes."""
+        return max(plan.height_bytes for plan in self.plans)
 
 
 @dataclass
@@ -145,7 +150,7 @@ class ProgramEmitter:
             origins=self.origins.names,
             contents=self.contents,
             outputs=_outputs(scopes[-1], *outputs),
-            heights=[scope.group.sram.height_bytes for scope in scopes],
+            plans=[scope.group.sram for scope in scopes],
             far=self.far,
             cache_layers=self.cache_layers,
             max_tokens=scopes[0].spaces["t"].most,

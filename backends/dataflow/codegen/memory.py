@@ -8,6 +8,7 @@ SEND can write into all of them. A buffer lives from the first to the last step 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from infc.diagnostics import InternalError
 from infc.memory.buffer import Buffer as PlannedBuffer
@@ -71,11 +72,17 @@ class Address:
 
 @dataclass
 class SramPlan:
-    """The buffers of one group, and the step that code is being made for."""
+    """The buffers of one group, and the step that code is being made for.
+
+    Attributes:
+        height_bytes: of all that is placed.
+        lower_bound_bytes: no plan of these buffers can need less.
+    """
 
     step: int = 0
     buffers: dict[str, Buffer] = field(default_factory=dict)
     height_bytes: int = 0
+    lower_bound_bytes: int = 0
 
     def buffer(
         self, name: str, size_bytes: int, *, forever: bool = False, filled: bool = False
@@ -115,3 +122,16 @@ class SramPlan:
         for name, offset in planned.offsets.items():
             self.buffers[name].address = base + offset
         self.height_bytes = base + planned.height_bytes
+        self.lower_bound_bytes = base + planned.lower_bound_bytes
+
+    def record(self) -> dict[str, Any]:
+        """The plan as JSON values; a buffer is (name, offset, size, first step, last step)."""
+        return {
+            "height_bytes": self.height_bytes,
+            "lower_bound_bytes": self.lower_bound_bytes,
+            "buffers": [
+                [buffer.name, buffer.address, buffer.size_bytes, first, min(last, self.step)]
+                for buffer in self.buffers.values()
+                if (first := buffer.first) is not None and (last := buffer.last) is not None
+            ],
+        }

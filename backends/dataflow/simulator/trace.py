@@ -40,12 +40,13 @@ def write_trace(timing: Timing, origins: list[str], path: Path) -> None:
             "slices left out": timing.spans.left_out,
             "program_seconds": timing.program_seconds,
         },
-        "traceEvents": list(_events(timing, origins)),
+        "traceEvents": list(trace_events(timing, origins)),
     }
     path.write_text(json.dumps(document, separators=(",", ":")) + "\n")
 
 
-def _events(timing: Timing, origins: list[str]) -> Iterator[dict[str, Any]]:
+def trace_events(timing: Timing, origins: list[str]) -> Iterator[dict[str, Any]]:
+    """Names of tracks, then what happened in them, in order of time; microseconds from 0."""
     rows = timing.spans.rows
     # Of equal beginnings the order is that of the tracks.
     rows = rows[rows[:, 0].argsort(kind="stable")]
