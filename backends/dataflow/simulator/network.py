@@ -10,8 +10,10 @@ port` between chips, ports up and down (ring), out and in (switch), or again the
 
 from __future__ import annotations
 
+import numpy as np
+
 from infc.backends.dataflow.isa import NONE, SEMAPHORES
-from infc.backends.dataflow.simulator.compiled import bare_part, inlined_part
+from infc.backends.dataflow.simulator.compiled import bare_part
 from infc.backends.dataflow.simulator.resources import ONE_CHIP, RING, SWITCH, Rates
 from infc.backends.dataflow.simulator.timing_state import (
     BYTES,
@@ -20,6 +22,7 @@ from infc.backends.dataflow.simulator.timing_state import (
     E_POST,
     FREE_AT,
     LINK,
+    NOTHING,
     P_AMOUNT,
     P_BRANCHES,
     P_CAUSE,
@@ -41,17 +44,26 @@ from infc.backends.dataflow.simulator.timing_state import (
     PACKETS_FREE,
     POSTED,
     READ,
-    SENT,
+    WAY_BITS,
     State,
     push,
     tally,
     use_port,
 )
-from infc.backends.dataflow.simulator.transfers import FRESH, on_arrival, on_left
+from infc.backends.dataflow.simulator.transfers import (
+    EAST,
+    FRESH,
+    FROM_ENGINE,
+    NORTH,
+    SOUTH,
+    WEST,
+    on_arrival,
+    on_left,
+)
 
-EAST, WEST, SOUTH, NORTH = range(4)
-UP, DOWN = 0, 1
-OUT, IN, ENTERED = 0, 1, 2
+UP, DOWN = np.arange(2)
+OUT, IN, ENTERED = np.arange(3)
+NEXT, PREVIOUS = np.array((1, -1))
 CHIP_BITS = 16
 """Of a chip's number."""
 
@@ -60,7 +72,7 @@ CHIP_BITS = 16
 def on_core(
     state: State, rates: Rates, packet: int, core: int, way: int, head: int, tail: int
 ) -> None:
-    """The head of a packet is at a core, where it came moving `way`, or is `FRESH`."""
+    """The head of a packet is at a core, where it came moving `way`, or comes from elsewhere."""
     p = state.packets[packet]
     chip, here = core // rates.chip_cores, core % rates.chip_cores
     row, col = here // rates.cols, here % rates.cols
@@ -81,9 +93,9 @@ def on_core(
             north, south = min(north, gate_row), max(south, gate_row)
     left_at = tail
     if (way == EAST or way >= FRESH) and east > col:
-        left_at = max(left_at, _step(state, rates, packet, core, EAST, 1, head, tail))
+        left_at = max(left_at, _step(state, rates, packet, core, EAST, NEXT, head, tail))
     if (way == WEST or way >= FRESH) and west < col:
-        left_at = max(left_at, _step(state, rates, packet, core, WEST, -1, head, tail))
+        left_at = max(left_at, _step(state, rates, packet, core, WEST, PREVIOUS, head, tail))
     if way != NORTH and south > row:
         left_at = max(left_at, _step(state, rates, packet, core, SOUTH, rates.cols, head, tail))
     if way != SOUTH and north < row:
@@ -92,12 +104,12 @@ def on_core(
         left_at = max(left_at, _leave(state, rates, packet, chip, head, tail))
     if inside and top <= row <= bottom and left <= col <= right:
         _deliver(state, rates, packet, core, head, tail)
-    if way > FRESH and p[P_KIND] == SENT:
+    if way == FROM_ENGINE:
         on_left(state, rates, packet, head, left_at)
     _arrived(state, packet)
 
 
-@inlined_part
+@bare_part
 def on_chip(
     state: State, rates: Rates, packet: int, chip: int, way: int, head: int, tail: int
 ) -> None:
@@ -107,7 +119,9 @@ def on_chip(
         # The switch holds it until the chip's way in is free.
         link = rates.cores * 4 + chip * rates.chip_ports + IN
         begin, end = _use_link(state, packet, link, rates.chip_per_byte, head)
-        push(state.agenda, begin, E_CHIP, chip << 4 | ENTERED, packet, 0, max(tail, end))
+        push(
+            state.agenda, begin, E_CHIP, chip << WAY_BITS | ENTERED, packet, NOTHING, max(tail, end)
+        )
         return
     if rates.topology == RING:
         home = p[P_HOME] // rates.chip_cores
@@ -117,13 +131,14 @@ def on_chip(
     elif rates.topology != SWITCH:
         _chip_mesh(state, rates, packet, chip, way, head, tail)
     if p[P_FIRST] <= chip < p[P_STOP]:
-        p[P_BRANCHES] += 1
         gateway = chip * rates.chip_cores + rates.gateway
-        on_core(state, rates, packet, gateway, FRESH, head, tail)
-    _arrived(state, packet)
+        place = gateway << WAY_BITS | (FRESH + way)
+        push(state.agenda, head, E_CORE, place, packet, NOTHING, tail)
+    else:
+        _arrived(state, packet)
 
 
-@inlined_part
+@bare_part
 def _leave(state: State, rates: Rates, packet: int, chip: int, head: int, tail: int) -> int:
     """Send a packet from its own chip towards all others; when its last byte has left."""
     p = state.packets[packet]
@@ -137,9 +152,9 @@ def _leave(state: State, rates: Rates, packet: int, chip: int, head: int, tail: 
             if other != chip:
                 p[P_BRANCHES] += 1
                 # Packets of several chips may come to one at the same time.
-                place = chip << CHIP_BITS + 4 | other << 4 | IN
+                place = chip << CHIP_BITS + WAY_BITS | other << WAY_BITS | IN
                 late = max(tail, end) + rates.chip_hop
-                push(state.agenda, begin + rates.chip_hop, E_CHIP, place, packet, 0, late)
+                push(state.agenda, begin + rates.chip_hop, E_CHIP, place, packet, NOTHING, late)
         return max(left_at, end)
     if rates.topology == RING:
         up, down = 0, 0
@@ -155,7 +170,7 @@ def _leave(state: State, rates: Rates, packet: int, chip: int, head: int, tail: 
         if down > 0:
             left_at = max(left_at, _chip_step(state, rates, packet, chip, DOWN, head, tail))
         return left_at
-    return _chip_mesh(state, rates, packet, chip, FRESH, head, tail)
+    return int(_chip_mesh(state, rates, packet, chip, FRESH, head, tail))
 
 
 @bare_part
@@ -207,7 +222,7 @@ def _chip_step(
         state.agenda,
         begin + rates.chip_hop,
         E_CHIP,
-        other << 4 | port,
+        other << WAY_BITS | port,
         packet,
         0,
         late + rates.chip_hop,
@@ -223,10 +238,9 @@ def _step(
     begin, end = _use_link(state, packet, core * 4 + way, rates.mesh_per_byte, head)
     state.packets[packet, P_BRANCHES] += 1
     late = max(tail, end)
-    push(
-        state.agenda, begin + rates.mesh_hop, E_CORE, (core + step) << 4 | way, packet, 0,
-        late + rates.mesh_hop,
-    )  # fmt: skip
+    place = (core + step) << WAY_BITS | way
+    hop = rates.mesh_hop
+    push(state.agenda, begin + hop, E_CORE, place, packet, NOTHING, late + hop)
     return int(late)
 
 
@@ -242,7 +256,7 @@ def _use_link(state: State, packet: int, link: int, per_byte: float, head: int) 
     return begin, begin + ticks
 
 
-@inlined_part
+@bare_part
 def _deliver(state: State, rates: Rates, packet: int, core: int, head: int, tail: int) -> None:
     """A packet is at a destination: what it brings is written or posted there."""
     p = state.packets[packet]
@@ -267,7 +281,7 @@ def _deliver(state: State, rates: Rates, packet: int, core: int, head: int, tail
         push(state.agenda, tail, E_POST, post, p[P_AMOUNT], p[P_CAUSE], p[P_CAUSED])
 
 
-@inlined_part
+@bare_part
 def _arrived(state: State, packet: int) -> None:
     """One of the places of a packet needs it no more."""
     p = state.packets[packet]

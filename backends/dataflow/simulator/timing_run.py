@@ -21,7 +21,7 @@ from infc.backends.dataflow.isa import (
     Unit,
 )
 from infc.backends.dataflow.machine import MESSAGE_BYTES
-from infc.backends.dataflow.simulator.compiled import bare_entry, digest, inlined_part
+from infc.backends.dataflow.simulator.compiled import bare_entry, bare_part, digest, inlined_part
 from infc.backends.dataflow.simulator.network import CHIP_BITS, on_chip, on_core
 from infc.backends.dataflow.simulator.resources import Costs, Rates
 from infc.backends.dataflow.simulator.timing_state import (
@@ -43,7 +43,10 @@ from infc.backends.dataflow.simulator.timing_state import (
     KEY_SHIFT,
     M_COUNT,
     M_WAITER,
+    NOBODY,
+    NOTHING,
     NOW,
+    ONE,
     P_AMOUNT,
     P_CAUSE,
     P_CAUSED,
@@ -64,6 +67,7 @@ from infc.backends.dataflow.simulator.timing_state import (
     WAIT_PORT,
     WAIT_SEMAPHORE,
     WAITING,
+    WAY_BITS,
     WORK,
     State,
     crowded,
@@ -77,7 +81,7 @@ from infc.backends.dataflow.simulator.timing_state import (
     wait,
 )
 from infc.backends.dataflow.simulator.transfers import (
-    FRESH,
+    FROM_STREAM,
     address,
     find_channel,
     new_packet,
@@ -136,10 +140,10 @@ def run(
         elif kind == E_ENGINE:
             on_engine(state, rates, place, now)
         elif kind == E_CORE:
-            on_core(state, rates, a, place >> 4, place & 15, now, c)
+            on_core(state, rates, a, place >> WAY_BITS, place & (1 << WAY_BITS) - 1, now, c)
         elif kind == E_CHIP:
-            chip = place >> 4 & ((1 << CHIP_BITS) - 1)
-            on_chip(state, rates, a, chip, place & 15, now, c)
+            chip = place >> WAY_BITS & (1 << CHIP_BITS) - 1
+            on_chip(state, rates, a, chip, place & (1 << WAY_BITS) - 1, now, c)
         else:
             on_retire(state, rates, place, now)
             _unstall(streams, rates, state, place, now)
@@ -184,7 +188,7 @@ def _on_stream(
             or (clock[HEAP] > 0 and heap[0, 0] < time)
             or (clock[HEAP] > 0 and heap[0, 0] == time and heap[0, 1] < s)
         ):
-            push(state.agenda, time, E_STREAM, s, 0, 0, 0)
+            push(state.agenda, time, E_STREAM, s, NOTHING, NOTHING, NOTHING)
             return DONE
         now = time
         clock[NOW] = now
@@ -236,7 +240,7 @@ def _start(streams: Streams, costs: Costs, rates: Rates, state: State, s: int, n
     state.stream[s, S_FREE] = end
     if row[F_SIGNAL] != NONE:
         post = s // UNITS * SEMAPHORES + row[F_SIGNAL]
-        push(state.agenda, end, E_POST, post, 1, s, end)
+        push(state.agenda, end, E_POST, post, ONE, s, end)
     streams.at[s] = at + 1
     return DONE
 
@@ -270,8 +274,8 @@ def _synchronise(streams: Streams, rates: Rates, state: State, s: int, now: int)
         p[P_WIRE], p[P_SIGNAL], p[P_AMOUNT] = MESSAGE_BYTES, ops.d, ops.n
         p[P_CAUSE], p[P_CAUSED] = s, now + rates.cycle
         address(state, rates, packet, row[F_X])
-        place = core << 4 | (FRESH + 1 + s % UNITS)
-        push(state.agenda, now + rates.cycle, E_CORE, place, packet, 0, now + rates.cycle)
+        place = core << WAY_BITS | (FROM_STREAM + s % UNITS)
+        push(state.agenda, now + rates.cycle, E_CORE, place, packet, NOTHING, now + rates.cycle)
         return DONE
     channel = -1
     if op != Op.SEND:
@@ -288,7 +292,7 @@ def _synchronise(streams: Streams, rates: Rates, state: State, s: int, now: int)
     return DONE
 
 
-@inlined_part
+@bare_part
 def _outside(rates: Rates, cores: int, chips: int) -> bool:
     """Whether destinations of a SEND are none, or not all in the machine."""
     rows, cols = cores >> 16 & 255, cores >> 24 & 255
@@ -330,10 +334,10 @@ def _on_post(
     elapse(state.books, s, origin, now + rates.cycle)
     state.stream[s, S_PHASE] = RUNNING
     streams.at[s] += 1
-    push(state.agenda, now + rates.cycle, E_STREAM, s, 0, 0, 0)
+    push(state.agenda, now + rates.cycle, E_STREAM, s, NOTHING, NOTHING, NOTHING)
 
 
-@inlined_part
+@bare_part
 def _unstall(streams: Streams, rates: Rates, state: State, engine: int, now: int) -> None:
     """An engine has room; its stream may go on."""
     s = stream_of(engine)
@@ -346,8 +350,8 @@ def _unstall(streams: Streams, rates: Rates, state: State, engine: int, now: int
     cause = WAIT_LINK if sent else WAIT_CHANNEL
     wait(state.books, s, state.stream[s, S_SINCE], now, origin, cause)
     elapse(state.books, s, origin, state.stream[s, S_SINCE])
-    note(state.books, s, state.stream[s, S_SINCE], origin, cause, -1, 0)
+    note(state.books, s, state.stream[s, S_SINCE], origin, cause, NOBODY, NOTHING)
     elapse(state.books, s, origin, now)
-    note(state.books, s, now, origin, WORK, -1, 0)
+    note(state.books, s, now, origin, WORK, NOBODY, NOTHING)
     state.stream[s, S_PHASE] = RUNNING
-    push(state.agenda, now, E_STREAM, s, 0, 0, 0)
+    push(state.agenda, now, E_STREAM, s, NOTHING, NOTHING, NOTHING)

@@ -6,6 +6,8 @@ A core has two engines: 0 serves its LOADs, 1 its STOREs and SENDs. An engine's 
 
 from __future__ import annotations
 
+import numpy as np
+
 from infc.backends.dataflow.isa import (
     F_FMT,
     F_K,
@@ -48,6 +50,8 @@ from infc.backends.dataflow.simulator.timing_state import (
     G_LAST,
     G_SERVED,
     G_SETTLED,
+    NOTHING,
+    ONE,
     P_AMOUNT,
     P_BRANCHES,
     P_CAUSE,
@@ -85,6 +89,7 @@ from infc.backends.dataflow.simulator.timing_state import (
     Q_TIER,
     READ,
     SENT,
+    WAY_BITS,
     WORK,
     State,
     push,
@@ -94,9 +99,10 @@ from infc.backends.dataflow.simulator.timing_state import (
 )
 from infc.backends.dataflow.simulator.walk import UNITS, Operands
 
-FRESH = 4
-"""Way of a packet that enters the mesh: from another chip; + 1 + unit: from a stream of the core;
-+ 5 + tier: from a channel."""
+EAST, WEST, SOUTH, NORTH = np.arange(4)
+FRESH, FROM_STREAM, FROM_ENGINE, FROM_CHANNEL = np.array((4, 8, 12, 13))
+"""Ways that a packet comes to a core: moving east, ...; + port, from another chip; + unit, from one
+of the core's streams; from its sending engine; + tier, from a channel that is at the core."""
 
 
 @inlined_part
@@ -105,7 +111,7 @@ def stream_of(engine: int) -> int:
     return (engine >> 1) * UNITS + (Unit.SEND if engine & 1 else Unit.LOAD)
 
 
-@inlined_part
+@bare_part
 def find_channel(rates: Rates, row: Ints, core: int, ops: Operands) -> int:
     """The global channel of a LOAD or STORE; -1: there is none, -2: it is not in one channel."""
     tier, chip = row[F_FMT], core // rates.chip_cores
@@ -121,7 +127,7 @@ def find_channel(rates: Rates, row: Ints, core: int, ops: Operands) -> int:
     return int(chip * rates.channel_total + rates.channel_first[tier] + channel)
 
 
-@inlined_part
+@bare_part
 def path_ticks(rates: Rates, core: int, tier: int, channel: int) -> int:
     """Of the way between a core and a channel of its chip: none where it is the core's own."""
     here = core % rates.chip_cores
@@ -135,7 +141,7 @@ def path_ticks(rates: Rates, core: int, tier: int, channel: int) -> int:
     return int(hops * rates.mesh_hop)
 
 
-@inlined_part
+@bare_part
 def request(
     state: State, rates: Rates, engine: int, row: Ints, ops: Operands, channel: int, now: int
 ) -> None:
@@ -153,13 +159,13 @@ def request(
     q[Q_PATH] = 0 if channel < 0 else path_ticks(rates, engine >> 1, row[F_FMT], channel)
     q[Q_ISSUED], q[Q_READY] = now, now + rates.dma_startup + q[Q_PATH]
     if engine & 1 == 0:
-        push(state.agenda, q[Q_READY], E_ELIGIBLE, number, 0, 0, 0)
+        push(state.agenda, q[Q_READY], E_ELIGIBLE, number, NOTHING, NOTHING, NOTHING)
     elif g[G_ACTIVE] == 0:
         g[G_ACTIVE] = 1
-        push(state.agenda, max(q[Q_READY], g[G_FREE]), E_ENGINE, engine, 0, 0, 0)
+        push(state.agenda, max(q[Q_READY], g[G_FREE]), E_ENGINE, engine, NOTHING, NOTHING, NOTHING)
 
 
-@inlined_part
+@bare_part
 def on_eligible(state: State, rates: Rates, number: int, now: int) -> None:
     """A LOAD may be served: behind the older ones of its engine at the same channel."""
     engine, slot = number // rates.outstanding, number % rates.outstanding
@@ -190,10 +196,10 @@ def queue(state: State, number: int, now: int) -> None:
     c[C_LAST] = number
     if c[C_ACTIVE] == 0:
         c[C_ACTIVE] = 1
-        push(state.agenda, now, E_CHANNEL, channel, 0, 0, 0)
+        push(state.agenda, now, E_CHANNEL, channel, NOTHING, NOTHING, NOTHING)
 
 
-@inlined_part
+@bare_part
 def on_channel(state: State, rates: Rates, channel: int, now: int) -> None:
     """A channel has served a burst, and serves one of the first request in its queue."""
     c = state.channels[channel]
@@ -218,7 +224,7 @@ def on_channel(state: State, rates: Rates, channel: int, now: int) -> None:
     tally(state.books.tallies, q[Q_ORIGIN], CHANNEL, channel, ticks)
     q[Q_LEFT] -= count
     c[C_FIRST] = q[Q_NEXT]
-    push(state.agenda, c[C_FREE], E_CHANNEL, channel, 0, 0, 0)
+    push(state.agenda, c[C_FREE], E_CHANNEL, channel, NOTHING, NOTHING, NOTHING)
     if q[Q_OP] == Op.STORE:
         _store(state, rates, number, count, now)
         return
@@ -232,10 +238,18 @@ def on_channel(state: State, rates: Rates, channel: int, now: int) -> None:
     p = state.packets[packet]
     p[P_WIRE], p[P_OWNER] = count, number
     address(state, rates, packet, core)
-    push(state.agenda, head, E_CORE, source << 4 | (FRESH + 5 + tier), packet, 0, head + ticks)
+    push(
+        state.agenda,
+        head,
+        E_CORE,
+        source << WAY_BITS | (FROM_CHANNEL + tier),
+        packet,
+        NOTHING,
+        head + ticks,
+    )
 
 
-@inlined_part
+@bare_part
 def _store(state: State, rates: Rates, number: int, count: int, now: int) -> None:
     """Read a burst of a STORE from its core's SRAM while the channel takes it."""
     q, engine = state.requests[number], number // rates.outstanding
@@ -252,7 +266,7 @@ def _store(state: State, rates: Rates, number: int, count: int, now: int) -> Non
         served(state, rates, engine, end, end + rates.far_latency[q[Q_TIER]] + q[Q_PATH])
 
 
-@inlined_part
+@bare_part
 def on_arrival(state: State, rates: Rates, number: int, count: int, head: int, tail: int) -> None:
     """A burst of a LOAD reaches its core: through the engine and the SRAM port."""
     engine = number // rates.outstanding
@@ -284,10 +298,10 @@ def settle(state: State, rates: Rates, number: int, end: int) -> None:
             break
         g[G_LAST] = max(g[G_LAST], done)
         g[G_SETTLED] += 1
-        push(state.agenda, g[G_LAST], E_RETIRE, engine, 0, 0, 0)
+        push(state.agenda, g[G_LAST], E_RETIRE, engine, NOTHING, NOTHING, NOTHING)
 
 
-@inlined_part
+@bare_part
 def on_retire(state: State, rates: Rates, engine: int, now: int) -> None:
     """The oldest request of an engine ends."""
     g = state.engines[engine]
@@ -299,7 +313,7 @@ def on_retire(state: State, rates: Rates, engine: int, now: int) -> None:
         g[G_SERVED] -= 1
     if q[Q_SIGNAL] != NONE and q[Q_OP] != Op.SEND:
         post = (engine >> 1) * SEMAPHORES + q[Q_SIGNAL]
-        push(state.agenda, now, E_POST, post, 1, stream_of(engine), q[Q_ISSUED])
+        push(state.agenda, now, E_POST, post, ONE, stream_of(engine), q[Q_ISSUED])
 
 
 @bare_part
@@ -312,12 +326,12 @@ def served(state: State, rates: Rates, engine: int, read: int, end: int) -> None
     g[G_FREE] = read
     if q[Q_LOCAL] != NONE:
         post = (engine >> 1) * SEMAPHORES + q[Q_LOCAL]
-        push(state.agenda, read, E_POST, post, 1, stream_of(engine), q[Q_ISSUED])
-    push(state.agenda, read, E_ENGINE, engine, 0, 0, 0)
+        push(state.agenda, read, E_POST, post, ONE, stream_of(engine), q[Q_ISSUED])
+    push(state.agenda, read, E_ENGINE, engine, NOTHING, NOTHING, NOTHING)
     settle(state, rates, number, end)
 
 
-@inlined_part
+@bare_part
 def on_engine(state: State, rates: Rates, engine: int, now: int) -> None:
     """The sending engine begins a request, or sends the next packet of it."""
     g = state.engines[engine]
@@ -327,7 +341,7 @@ def on_engine(state: State, rates: Rates, engine: int, now: int) -> None:
     number = engine * rates.outstanding + (g[G_HEAD] + g[G_SERVED]) % rates.outstanding
     q, core = state.requests[number], engine >> 1
     if q[Q_READY] > now:
-        push(state.agenda, q[Q_READY], E_ENGINE, engine, 0, 0, 0)
+        push(state.agenda, q[Q_READY], E_ENGINE, engine, NOTHING, NOTHING, NOTHING)
         return
     if q[Q_OP] == Op.STORE:
         if q[Q_LEFT] == 0:
@@ -352,10 +366,10 @@ def on_engine(state: State, rates: Rates, engine: int, now: int) -> None:
         state.port, state.books.tallies, rates.port_per_byte, core, q[Q_ORIGIN], now, count
     )
     tail = max(read, begin + streamed)
-    push(state.agenda, begin, E_CORE, core << 4 | (FRESH + 4), packet, 0, tail)
+    push(state.agenda, begin, E_CORE, core << WAY_BITS | FROM_ENGINE, packet, NOTHING, tail)
 
 
-@inlined_part
+@bare_part
 def on_left(state: State, rates: Rates, packet: int, now: int, time: int) -> None:
     """A packet of a SEND has left its core at `time`; `now` is when its head did."""
     p = state.packets[packet]
@@ -363,7 +377,7 @@ def on_left(state: State, rates: Rates, packet: int, now: int, time: int) -> Non
     if p[P_LAST]:
         served(state, rates, p[P_OWNER], time, time)
     else:
-        push(state.agenda, time, E_ENGINE, p[P_OWNER], 0, 0, 0)
+        push(state.agenda, time, E_ENGINE, p[P_OWNER], NOTHING, NOTHING, NOTHING)
 
 
 @bare_part
