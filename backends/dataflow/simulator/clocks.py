@@ -12,7 +12,7 @@ import numpy as np
 
 from infc.backends.dataflow.isa import F_OP, Op
 from infc.backends.dataflow.simulator.check_accesses import READ, M, N
-from infc.backends.dataflow.simulator.compiled import digest, entry, part
+from infc.backends.dataflow.simulator.compiled import borrowing_part, digest, entry, part
 from infc.backends.dataflow.simulator.shadow import (
     FINE,
     FIRST_ACCESS,
@@ -93,7 +93,7 @@ class _Snapshots(NamedTuple):
     frees: Ints
 
 
-@part
+@borrowing_part
 def _copy(to: Clocks, clock: Clocks) -> None:
     """Assignments of whole arrays would take numba many seconds to compile."""
     for i in range(clock.size):
@@ -134,14 +134,14 @@ def _more_far_reads(shadow: Shadow, room: int) -> Shadow:
     return Shadow(shadow.written, shadow.read, shadow.far_head, reads, shadow.far_count)
 
 
-@part
+@borrowing_part
 def _far_pages(program: Program, step: int) -> int:
     """At most so many lines of `far_reads` are needed for a LOAD."""
     values = program.values[step]
     return max(values[M], 1) * (max(values[N], 0) // PAGE_BYTES + 2) + 1
 
 
-@part
+@borrowing_part
 def _new_access(
     log: Clocks, state: _State, part_: int, time: int, s: int, step: int, before: int
 ) -> int:
@@ -154,7 +154,7 @@ def _new_access(
     return number
 
 
-@part
+@borrowing_part
 def _enter(program: Program, log: Clocks, state: _State, s: int, step: int) -> tuple[int, int]:
     """Enter the accesses of a step: what it reads, and the first of what it writes."""
     row, core, unit = program.row[step], s // UNITS, s % UNITS
@@ -180,7 +180,7 @@ def _enter(program: Program, log: Clocks, state: _State, s: int, step: int) -> t
     return source, source + 1
 
 
-@part
+@borrowing_part
 def _join(
     log: Clocks, order: Order, state: _State, snapshots: _Snapshots, s: int, wait: int
 ) -> bool:
@@ -210,7 +210,7 @@ def _join(
     return True
 
 
-@part
+@borrowing_part
 def _post(
     program: Program,
     ops: SyncOps,
@@ -246,7 +246,7 @@ def _post(
             state.source[op] = source
 
 
-@part
+@borrowing_part
 def _is_other(log: Clocks, clock: Clocks, race: Ints, unwritten: Ints) -> bool:
     """Whether a race is with this read of what was unwritten, or with one of its unit's since."""
     return (

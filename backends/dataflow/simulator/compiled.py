@@ -6,10 +6,12 @@ No `fastmath`: a product and a sum are never contracted, and sums keep their ord
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 
 _Function = TypeVar("_Function")
 
@@ -20,6 +22,16 @@ _FORMAT = ("../operations.py", "../instruction.py", "compiled.py")
 def part(function: _Function) -> _Function:
     """Compile as a part of functions that are an `entry`; it cannot be called from Python."""
     return _compiled(function, **_INNER)
+
+
+def borrowing_part(function: _Function) -> _Function:
+    """A `part` that makes no arrays, and does not count references to those that it is given.
+
+    Counting them at every call takes several times as long as what a small function does.
+    """
+    njit: Any = numba.njit
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+    return cast(_Function, njit(nogil=True, error_model="numpy", **options)(function))
 
 
 def entry(function: _Function) -> _Function:
@@ -70,3 +82,11 @@ def digest(*modules: str) -> str:
     """A digest of these modules of this folder and of those with the numbers of the format."""
     files = (*_FORMAT, *(f"{module}.py" for module in modules))
     return hashlib.sha256(b"".join((_HERE / file).read_bytes() for file in files)).hexdigest()
+
+
+def opaque(values: Iterable[int]) -> list[int]:
+    """The same numbers as NumPy's.
+
+    Where a function gets one of Python's constants as an argument, numba compiles it anew for each.
+    """
+    return cast("list[int]", list(np.array(list(values))))

@@ -43,7 +43,7 @@ from infc.backends.dataflow.simulator.check_accesses import (
     M,
     N,
 )
-from infc.backends.dataflow.simulator.compiled import part
+from infc.backends.dataflow.simulator.compiled import borrowing_part
 from infc.backends.dataflow.simulator.walk import UNITS, Ints
 
 Clocks = NDArray[np.int32]
@@ -165,7 +165,7 @@ class Access(NamedTuple):
     last: int
 
 
-@part
+@borrowing_part
 def is_over(log: Clocks, number: int, clock: Clocks) -> bool:
     """Whether an access is certain to be over for a stream with this clock."""
     entry_ = log[number, L_PART]
@@ -179,7 +179,7 @@ def is_over(log: Clocks, number: int, clock: Clocks) -> bool:
     return False
 
 
-@part
+@borrowing_part
 def _find(ranges: Ints, begin: int, end: int, at: int) -> int:
     """The first of the sorted ranges from `begin` to `end` that ends behind `at`."""
     while begin < end:
@@ -191,16 +191,17 @@ def _find(ranges: Ints, begin: int, end: int, at: int) -> int:
     return begin
 
 
-@part
-def _same(values: Clocks, first: int, last: int) -> int:
-    """Where the values that are equal to the first end."""
-    end = first + 1
-    while end < last and values[end] == values[first]:
-        end += 1
-    return end
+@borrowing_part
+def _run_end(values: Clocks, at: int, last: int) -> int:
+    """Where the values that are equal to the one at `at` end."""
+    value = values[at]
+    for end in range(at + 1, last):
+        if values[end] != value:
+            return end
+    return last
 
 
-@part
+@borrowing_part
 def _read(
     memories: Memories, shadow: Shadow, log: Clocks, clock: Clocks, access: Access, problem: Ints
 ) -> None:
@@ -218,19 +219,18 @@ def _read(
             shadow.far_reads[at, 3] = shadow.far_head[page]
             shadow.far_head[page] = at
             shadow.far_count[0] = at + 1
-    good = INITIAL
-    for granule in range(first, last):
-        writer = written[granule]
-        if writer != good:
-            if writer == NOBODY or not is_over(log, writer, clock):
-                problem[P_KIND] = UNWRITTEN if writer == NOBODY else RACE
-                problem[P_BEGIN], problem[P_END] = granule, _same(written, granule, last)
-                problem[P_OTHER], problem[P_OTHER_USE] = writer, WRITE
-                return
-            good = writer
+    at = first
+    while at < last:
+        writer, end = written[at], _run_end(written, at, last)
+        if writer == NOBODY or not is_over(log, writer, clock):
+            problem[P_KIND] = UNWRITTEN if writer == NOBODY else RACE
+            problem[P_BEGIN], problem[P_END] = at, end
+            problem[P_OTHER], problem[P_OTHER_USE] = writer, WRITE
+            return
+        at = end
 
 
-@part
+@borrowing_part
 def _write(
     memories: Memories, shadow: Shadow, log: Clocks, clock: Clocks, access: Access, problem: Ints
 ) -> None:
@@ -240,18 +240,16 @@ def _write(
     for plane in range(planes):
         values = shadow.written if plane == 0 else shadow.read[plane - 1]
         new = access.number if plane == 0 else NOBODY
-        good = NOBODY
-        for granule in range(first, last):
-            before = values[granule]
-            if before != good:
-                if before != NOBODY and not is_over(log, before, clock):
-                    problem[P_KIND] = RACE
-                    problem[P_BEGIN], problem[P_END] = granule, _same(values, granule, last)
-                    problem[P_OTHER] = before
-                    problem[P_OTHER_USE] = WRITE if plane == 0 else READ
-                    return
-                good = before
-            values[granule] = new
+        at = first
+        while at < last:
+            before, end = values[at], _run_end(values, at, last)
+            if before != NOBODY and not is_over(log, before, clock):
+                problem[P_KIND], problem[P_BEGIN], problem[P_END] = RACE, at, end
+                problem[P_OTHER] = before
+                problem[P_OTHER_USE] = WRITE if plane == 0 else READ
+                return
+            at = end
+        values[first:last] = new
     if planes == 4:
         return
     page_granules = PAGE_BYTES // memories.granule_bytes
@@ -268,7 +266,7 @@ def _write(
             at = shadow.far_reads[at, 3]
 
 
-@part
+@borrowing_part
 def _touch(
     memories: Memories,
     shadow: Shadow,
@@ -324,7 +322,7 @@ def _touch(
         problem[P_MEMORY], problem[P_USE] = access.memory, access.use
 
 
-@part
+@borrowing_part
 def _touch_rows(
     program: Program,
     memories: Memories,
@@ -355,7 +353,7 @@ def _touch_rows(
                 return
 
 
-@part
+@borrowing_part
 def touch_all(
     program: Program,
     memories: Memories,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.backends.dataflow.isa import SEMAPHORES
-from infc.backends.dataflow.simulator.compiled import digest, entry, part
+from infc.backends.dataflow.simulator.compiled import borrowing_part, digest, entry, part
 from infc.backends.dataflow.simulator.walk import UNITS, Ints
 
 WAIT: Final = 0
@@ -102,7 +102,7 @@ def _new_run(ops: SyncOps, first_slot: int, slots: int) -> _Run:
     )
 
 
-@part
+@borrowing_part
 def _post(ops: SyncOps, run: _Run, op: int, top: int) -> int:
     """Execute a post; the height of the stack of ready streams."""
     semaphore = ops.semaphore[op]
@@ -123,7 +123,7 @@ def _post(ops: SyncOps, run: _Run, op: int, top: int) -> int:
     return top
 
 
-@part
+@borrowing_part
 def _take_turn(ops: SyncOps, run: _Run, top: int) -> int:
     """Let the stream on top of the stack go on until it waits or ends; the height of the stack."""
     top -= 1
