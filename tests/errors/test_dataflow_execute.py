@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from dataflow_programs import MACHINE, NO_ARGS, image
+from dataflow_programs import MACHINE, NO_ARGS, image, image_of
 
+from infc.backends.dataflow.isa import Instruction, Op, Unit
 from infc.backends.dataflow.simulator.errors import Fault, SimulationError
 from infc.backends.dataflow.simulator.execute import execute
 from infc.backends.dataflow.simulator.memory import Memory
@@ -152,6 +153,15 @@ def test_an_image_of_another_machine() -> None:
     other = replace(MACHINE, cols=3)
     with pytest.raises(InternalError, match="expected an image for 1 chips of 2 x 3 cores, got"):
         execute(made, other, Memory.of(made), NO_ARGS)
+
+
+def test_a_program_that_is_no_stream() -> None:
+    """An image that comes from no file has not been checked yet; compiled code relies on it."""
+    made = image_of({(0, Unit.LOAD): [Instruction(Op.LOOP, n=2), Instruction(Op.HALT)]})
+    with pytest.raises(InternalError) as caught:
+        execute(made, MACHINE, Memory.of(made), NO_ARGS)
+    expected = "program 0, instruction 1: expected endloop for every loop, got 1 too few"
+    assert caught.value.diagnostic.message == expected
 
 
 def test_memory_of_another_kind() -> None:
