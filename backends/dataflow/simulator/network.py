@@ -10,10 +10,8 @@ port` between chips, ports up and down (ring), out and in (switch), or again the
 
 from __future__ import annotations
 
-import numpy as np
-
 from infc.backends.dataflow.isa import NONE, SEMAPHORES
-from infc.backends.dataflow.simulator.compiled import bare_part
+from infc.backends.dataflow.simulator.compiled import bare_part, opaque
 from infc.backends.dataflow.simulator.resources import ONE_CHIP, RING, SWITCH, Rates
 from infc.backends.dataflow.simulator.timing_state import (
     BYTES,
@@ -61,9 +59,9 @@ from infc.backends.dataflow.simulator.transfers import (
     on_left,
 )
 
-UP, DOWN = np.arange(2)
-OUT, IN, ENTERED = np.arange(3)
-NEXT, PREVIOUS = np.array((1, -1))
+UP, DOWN = opaque(range(2))
+OUT, IN, ENTERED = opaque(range(3))
+NEXT, PREVIOUS = opaque((1, -1))
 CHIP_BITS = 16
 """Of a chip's number."""
 

@@ -11,28 +11,24 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from infc.backends.dataflow.isa import SEMAPHORES
-from infc.backends.dataflow.simulator.compiled import bare_part, inlined_part
+from infc.backends.dataflow.simulator.compiled import bare_part, inlined_part, opaque
 from infc.backends.dataflow.simulator.resources import Ints, Rates
 from infc.backends.dataflow.simulator.walk import UNITS
 
-# What functions get as an argument are NumPy's integers: numba would compile a function anew for
-# each of Python's.
-E_STREAM, E_POST, E_ELIGIBLE, E_CHANNEL, E_ARRIVAL, E_ENGINE, E_CORE, E_CHIP, E_RETIRE = np.arange(
-    9
-)
+E_STREAM, E_POST, E_ELIGIBLE, E_CHANNEL, E_ARRIVAL = opaque(range(5))
+E_ENGINE, E_CORE, E_CHIP, E_RETIRE = opaque(range(5, 9))
 """Kinds of events, which are the high bits of a key."""
 KEY_SHIFT: Final = 48
 WAY_BITS: Final = 5
 """Of a key of `E_CORE` and `E_CHIP`: how the packet came; see `network`."""
-NOBODY, NOTHING, ONE = np.arange(-1, 2)
+NOBODY, NOTHING, ONE = opaque((-1, 0, 1))
 
 RUNNING, STARTING, WAITING, STALLED, HALTED = range(5)
 """Phases of a stream: its sequencer goes on; its unit begins an instruction; it waits for a
 semaphore; it waits for a DMA engine to take a request; its end."""
 
-ELAPSED, BUSY, WAIT_SEMAPHORE, WAIT_PORT, WAIT_CHANNEL, WAIT_LINK, PORT, CHANNEL, LINK = np.arange(
-    9
-)
+ELAPSED, BUSY, WAIT_SEMAPHORE, WAIT_PORT, WAIT_CHANNEL, WAIT_LINK = opaque(range(6))
+PORT, CHANNEL, LINK = opaque(range(6, 9))
 """What ticks are tallied for: the first six of streams, the others of cores, channels and links."""
 
 NOW, HEAP, PACKETS_FREE, TALLIED, LOGGED, SPANS, SPANS_LEFT_OUT, FAULT_STREAM, EVENTS = range(9)
@@ -69,14 +65,14 @@ when it was issued."""
 packet, and by how much; origin; its engine or request; whether it is the last; on a ring, how many
 chips it goes up and down; the next one that is free;
 the stream that sent it, and when."""
-SENT, POSTED, READ = np.arange(3)
+SENT, POSTED, READ = opaque(range(3))
 """Kinds of packets: of a SEND, of a POST, of a LOAD from a channel that is at another core."""
 
 C_FREE, C_FIRST, C_LAST, C_ACTIVE, C_BYTES, C_SERVED = range(6)
 """Of a channel: when it is free; ends of its queue of requests, or -1; whether an event will look
 at it; bytes; the request whose burst was served last, or -1."""
 
-(WORK,) = np.arange(1)
+(WORK,) = opaque((0,))
 """Kind of a span in which a stream gets on; the others are `WAIT_SEMAPHORE` .. `WAIT_LINK`."""
 _ROOM: Final = 64
 

@@ -6,8 +6,6 @@ A core has two engines: 0 serves its LOADs, 1 its STOREs and SENDs. An engine's 
 
 from __future__ import annotations
 
-import numpy as np
-
 from infc.backends.dataflow.isa import (
     F_FMT,
     F_K,
@@ -24,7 +22,7 @@ from infc.backends.dataflow.isa import (
     Unit,
 )
 from infc.backends.dataflow.machine import LINE_BYTES, MESSAGE_BYTES
-from infc.backends.dataflow.simulator.compiled import bare_part, inlined_part
+from infc.backends.dataflow.simulator.compiled import bare_part, inlined_part, opaque
 from infc.backends.dataflow.simulator.resources import Ints, Rates
 from infc.backends.dataflow.simulator.timing_state import (
     BUSY,
@@ -99,8 +97,8 @@ from infc.backends.dataflow.simulator.timing_state import (
 )
 from infc.backends.dataflow.simulator.walk import UNITS, Operands
 
-EAST, WEST, SOUTH, NORTH = np.arange(4)
-FRESH, FROM_STREAM, FROM_ENGINE, FROM_CHANNEL = np.array((4, 8, 12, 13))
+EAST, WEST, SOUTH, NORTH = opaque(range(4))
+FRESH, FROM_STREAM, FROM_ENGINE, FROM_CHANNEL = opaque((4, 8, 12, 13))
 """Ways that a packet comes to a core: moving east, ...; + port, from another chip; + unit, from one
 of the core's streams; from its sending engine; + tier, from a channel that is at the core."""
 
