@@ -21,7 +21,7 @@ from infc.backends.dataflow.codegen.stage import StageEmitter
 from infc.backends.dataflow.codegen.values import Columns, Rows, RowSpace, Value, Weight, deal
 from infc.backends.dataflow.codegen.weights import WeightStream
 from infc.backends.dataflow.image import Image, share_streams
-from infc.backends.dataflow.isa import encode
+from infc.backends.dataflow.isa import encode_table
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.simulator.check import check
 from infc.backends.dataflow.simulator.execute import execute
@@ -155,7 +155,7 @@ class KernelRun:
         """Place buffers, check the program, execute it."""
         self.group.sram.place()
         streams = {
-            (core.number, stream.unit): encode(stream.finish())
+            (core.number, stream.unit): encode_table(stream.finish())
             for core in self.group.cores
             for stream in core.streams
             if len(stream)

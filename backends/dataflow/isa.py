@@ -117,6 +117,7 @@ __all__ = [
     "decode",
     "decode_table",
     "encode",
+    "encode_table",
     "float_bits",
     "rectangle",
     "to_table",
@@ -154,7 +155,11 @@ def float_bits(value: float) -> int:
 
 def encode(instructions: Iterable[Instruction]) -> bytes:
     """The binary form. Raises InternalError where an instruction has none."""
-    table = to_table(instructions)
+    return encode_table(to_table(instructions))
+
+
+def encode_table(table: Table) -> bytes:
+    """The binary form of rows; raises like `encode`."""
     problem = find_problem(table)
     if problem is not None:
         raise InternalError(f"instruction {problem.at} cannot be encoded: {problem.message}")

@@ -15,13 +15,14 @@ from infc.backends.dataflow.codegen.contents import Content, Contents, FarPlan
 from infc.backends.dataflow.codegen.head import PAIR_BYTES, emit_best
 from infc.backends.dataflow.codegen.home import Home
 from infc.backends.dataflow.codegen.kv_home import KVHome
+from infc.backends.dataflow.codegen.kv_ring import KVRing
 from infc.backends.dataflow.codegen.memory import FOREVER, Buffer, SramPlan
 from infc.backends.dataflow.codegen.model import ModelProgram, runs_of
 from infc.backends.dataflow.codegen.scope import Kernel, Scope
 from infc.backends.dataflow.codegen.stage import Emitters, StageEmitter
 from infc.backends.dataflow.codegen.values import Cache, Columns, Rows, RowSpace, Value
 from infc.backends.dataflow.codegen.weights import WeightStream
-from infc.backends.dataflow.isa import Unit, encode
+from infc.backends.dataflow.isa import Unit, encode_table
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.partition import Mapping, Stage
 from infc.backends.dataflow.program import Output
@@ -30,6 +31,11 @@ from infc.diagnostics import InternalError
 from infc.ir.mlir import ir
 from infc.ir.types import TensorType
 from infc.passes.walk import body
+
+_CACHE_SHARE = 4
+"""A cache that takes more than this part of SRAM lies in far memory, where there is some."""
+_CACHE_SLOTS = 3
+"""Tiles of such a cache that a core has room for."""
 
 
 def _best(kernel: Kernel, scope: Scope) -> list[Value]:
@@ -141,7 +147,7 @@ class ProgramEmitter:
             scope.group.sram.place()
         return Emitted(
             streams={
-                (core.number, stream.unit): encode(stream.finish())
+                (core.number, stream.unit): encode_table(stream.finish())
                 for scope in scopes
                 for core in scope.cores
                 for stream in core.streams
@@ -182,15 +188,24 @@ class ProgramEmitter:
 
     def _caches(self, scope: Scope, calls: Sequence[object], stage: int) -> None:
         """One buffer with the caches of all layers of the stage."""
-        size, cores = 0, len(scope.cores)
+        size, slot, cores = 0, 0, len(scope.cores)
         first = self.mapping.stages[stage].first_layer
         for number, call in enumerate(self.program.layers[first : first + len(calls)]):
             for operand in call.operands:
                 if isinstance(operand, Cache):
+                    home = KVHome.of(operand.kind, cores, self.machine)
                     self.cache_layers[first + number] = (stage, size)
-                    size += KVHome.of(operand.kind, cores, self.machine).layer_bytes
+                    size += home.layer_bytes
+                    slot = max(slot, home.tile * home.row_bytes)
         entries = [(("kv", stage, core.index), size) for core in scope.cores]
-        scope.kv = scope.home.sram_table("kv", entries, "kv")
+        if self.far is None or size <= self.machine.sram_bytes // _CACHE_SHARE:
+            scope.kv = scope.home.sram_table("kv", entries, "kv")
+            return
+        for core, (key, _) in zip(scope.cores, entries, strict=True):
+            scope.kv_far.append(Buffer(f"kv.{stage}.{core.index}", size))
+            scope.home.place(scope.kv_far[-1], core, key, "kv")
+        if self.program.phase == "decode":
+            scope.kv_ring = KVRing(scope, _CACHE_SLOTS, slot)
 
     def _hand_over(self, scope: Scope, after: Scope, x: Rows) -> None:
         """Rows to the stage behind, the same to the same core where they are shared."""

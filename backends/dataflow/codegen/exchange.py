@@ -75,10 +75,16 @@ def as_rows(scope: Scope, value: Value) -> Rows:
 
     def to_owners(core: CoreProgram, arrived: str, sent: str) -> int:
         first, stop = value.slices[core.index]
-        with core.send.registers(2) as (at, rows):
+        with core.send.registers(6) as (share, minus, left, at, step, rows):
+            _share(scope, core.send, space, share)
+            core.send.mul(minus, share, -1)
+            core.send.mul(step, share, value.row_bytes)
+            core.send.mov(left, 0, scope.total(core.send, space))
+            core.send.mov(at, 0)
             for other in range(space.cores):
-                rows_of(scope, core.send, space, other, at, rows)
-                core.send.mul(at, at, value.row_bytes)
+                core.send.least(rows, left, 0, share)
+                core.send.most(rows, rows)
+                core.send.add(left, left, minus)
                 core.send.send(
                     target.at(4 * first),
                     value.buffer.at(0, at),
@@ -90,6 +96,7 @@ def as_rows(scope: Scope, value: Value) -> Rows:
                     signal=arrived,
                     sent=sent,
                 )
+                core.send.add(at, at, step)
         return space.cores
 
     exchange(scope, to_owners if space.shared else to_all, space.cores, [target])
@@ -101,16 +108,22 @@ def rows_of(
 ) -> None:
     """Which rows a core of the group owns: its first one and how many, in registers."""
     total = scope.total(stream, space)
-    if not space.shared or not isinstance(total, Register):
-        raise InternalError(f"rows {space.symbol!r} are not shared")
     with stream.registers(1) as (share,):
-        stream.mov(share, space.cores - 1, total)
-        stream.div(share, share, space.cores)
+        _share(scope, stream, space, share)
         stream.mul(first, share, core)
         stream.least(first, first, 0, total)  # rows that are all taken
         stream.mul(rows, first, -1)
         stream.add(rows, rows, total)
         stream.least(rows, rows, 0, share)
+
+
+def _share(scope: Scope, stream: Stream, space: RowSpace, share: Register) -> None:
+    """share = rows of a core, of all but the last ones."""
+    total = scope.total(stream, space)
+    if not space.shared or not isinstance(total, Register):
+        raise InternalError(f"rows {space.symbol!r} are not shared")
+    stream.mov(share, space.cores - 1, total)
+    stream.div(share, share, space.cores)
 
 
 def rows_to_all(scope: Scope, space: RowSpace, parts: Sequence[tuple[Buffer, Buffer, int]]) -> None:

@@ -10,18 +10,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from infc.backends.dataflow.codegen.memory import Address, Buffer
 from infc.backends.dataflow.isa import (
     ACC,
+    F_OP,
+    F_ORIGIN,
+    FIELDS,
     NONE,
     REGISTERS,
     REMOTE,
     Binary,
     Conversion,
-    Instruction,
     Op,
     Pairing,
     Reduction,
+    Table,
     Unary,
     Unit,
     float_bits,
@@ -30,6 +35,12 @@ from infc.diagnostics import InternalError
 
 if TYPE_CHECKING:
     from infc.backends.dataflow.codegen.builder import CoreProgram, Destination
+
+
+_COLUMNS = {name: column for column, name in enumerate(FIELDS)}
+_SUMS = {name: (_COLUMNS[name], _COLUMNS[f"r{name}"]) for name in ("d", "a", "b", "c", "n", "m")}
+"""Columns of operands that are an immediate and a register."""
+_UNUSED = [NONE if name in ("signal", "signal_local") else 0 for name in FIELDS]
 
 
 class Register(int):
@@ -50,23 +61,23 @@ class Stream:
 
     def __init__(self, core: CoreProgram, unit: Unit) -> None:
         self.core, self.unit = core, unit
-        self._rows: list[tuple[dict[str, int], tuple[tuple[str, Buffer], ...]]] = []
+        self._rows: list[list[int]] = []
+        self._patches: list[tuple[int, int, Buffer]] = []
         self._free = [Register(number) for number in range(REGISTERS - 1, 0, -1)]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def finish(self) -> list[Instruction]:
-        """All instructions and a HALT, with the addresses of the planned buffers."""
-        done = []
-        for fields, patches in self._rows:
-            for name, buffer in patches:
-                if buffer.address is None:
-                    raise InternalError(f"the buffer {buffer.name!r} has no place")
-                fields[name] += buffer.address
-            done.append(Instruction(**fields))
-        self._rows.clear()
-        return [*done, Instruction(int(Op.HALT))]
+    def finish(self) -> Table:
+        """All instructions and a HALT, with the addresses of the planned buffers; once."""
+        self._emit(Op.HALT)
+        for number, column, buffer in self._patches:
+            if buffer.address is None:
+                raise InternalError(f"the buffer {buffer.name!r} has no place")
+            self._rows[number][column] += buffer.address
+        table = np.array(self._rows, np.int64)
+        self._rows, self._patches = [], []
+        return table
 
     def _emit(
         self,
@@ -75,22 +86,24 @@ class Stream:
         counts: Sequence[tuple[str, Count]] = (),
         **fields: int,
     ) -> None:
-        fields = {"op": int(op), "origin": self.core.group.origins.current, **fields}
-        patches = []
+        row = _UNUSED[:]
+        group = self.core.group
+        row[F_OP], row[F_ORIGIN] = op, group.origins.current
+        for name, value in fields.items():
+            row[_COLUMNS[name]] = value
         for name, place in places:
             if place is None:
                 continue
             address = place.at() if isinstance(place, Buffer) else place
-            fields[name], fields[f"r{name}"] = address.offset, int(address.register)
+            column, register = _SUMS[name]
+            row[column], row[register] = address.offset, address.register
             if address.buffer is not None:
-                address.buffer.touch(self.core.group.sram.step)
-                patches.append((name, address.buffer))
-        for name, value in counts:
-            if isinstance(value, Register):
-                fields[f"r{name}"] = int(value)
-            else:
-                fields[name] = value
-        self._rows.append((fields, tuple(patches)))
+                address.buffer.touch(group.sram.step)
+                self._patches.append((len(self._rows), column, address.buffer))
+        for name, count in counts:
+            column, register = _SUMS[name]
+            row[register if isinstance(count, Register) else column] = count
+        self._rows.append(row)
 
     # Registers
 
