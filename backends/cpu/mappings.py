@@ -12,7 +12,8 @@ from infc.backends.cpu.kernels import attention, matmul
 from infc.backends.cpu.kernels.bounded_layout import BoundedLayout
 from infc.backends.cpu.kernels.layouts import PANEL_ROWS, layout_for, packed_bytes, panels_of
 from infc.backends.cpu.kernels.matmul_space import all_candidates
-from infc.backends.cpu.lowering.forms import attention_spec
+from infc.backends.cpu.lowering.forms import attention_spec, matmul_mapping_of
+from infc.backends.cpu.mapping_costs import mapping_speed
 from infc.backends.cpu.packing import planes_for
 from infc.backends.cpu.provided import SPEED, provided_candidates
 from infc.backends.cpu.target import isa_of
@@ -164,5 +165,14 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
         barriers=0 if replicated else 1,
         kernel=name,
         sizes=sizes,
-        speed=int(mapping.get(SPEED, 100)) / 100,
+        speed=_speed(kernel, mapping, target),
     )
+
+
+def _speed(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> float:
+    """What tells mappings of a product apart, and what a provider says of its own functions."""
+    claimed = int(mapping.get(SPEED, 100)) / 100
+    if kernel.kind != "matmul" or kernel.split:
+        return claimed
+    own = matmul_mapping_of(mapping)
+    return claimed * mapping_speed(matmul_spec(kernel), own, kernel.typical_rows, target)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -281,7 +282,7 @@ def test_more_work_takes_no_less_time(machine: Target, profile: MachineProfile) 
             more = sizes | {grown: 2 * sizes[grown]}
             if "context" in sizes:
                 more["context"] = max(more["context"], more["rows"])
-            work = Work(row.work.bytes, row.work.operations, 0, 1, row.work.kernel, more)
+            work = replace(row.work, barriers=1, sizes=more)
             before = estimate_work(row.work, target, row.threads).mid
             assert estimate_work(work, target, row.threads).mid >= before * 0.999
 

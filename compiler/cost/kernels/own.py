@@ -8,6 +8,7 @@ program of that backend holds is left to the roofline.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from infc.cost.estimate import Estimate
@@ -129,4 +130,5 @@ def _attention(query: DecodeAttention | PrefillAttention, target: Target) -> Wor
 
 
 def _work(backend: Backend, kernel: KernelSummary, target: Target) -> Work:
-    return backend.work(kernel, backend.candidates(kernel, target)[0], target)
+    # The constants were fitted to kernels under usual mappings: theirs has no speed of its own.
+    return replace(backend.work(kernel, backend.candidates(kernel, target)[0], target), speed=1.0)
