@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.backends.dataflow.image import Image
-from infc.backends.dataflow.isa import F_OP, Op
+from infc.backends.dataflow.isa import F_OP, SEMAPHORES, Op
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.simulator.check_accesses import READ
 from infc.backends.dataflow.simulator.check_memory import (
@@ -139,7 +139,7 @@ def _uncertain(
     for semaphore in np.unique(ops.semaphore[begin:end][posts]).tolist():
         senders = int(np.diff(ops.slot_starts[semaphore : semaphore + 2])[0])
         if senders > 1 and ops.waiter[semaphore] == stream:
-            core, number = divmod(semaphore, 64)
+            core, number = divmod(semaphore, SEMAPHORES)
             notes.append(
                 f"semaphore {number} of core {core} has {senders} senders: a wait does not say "
                 "whose posts it took, unless it needs all that can have been posted"

@@ -46,9 +46,9 @@ def deadlock(walked: Walked, ops: SyncOps, at: Ints, counters: Ints) -> Simulati
 def _missing(ops: SyncOps, stream: int, op: int) -> str:
     """Posts that there are, and that waits take."""
     here = ops.semaphore == ops.semaphore[op]
-    posts = int(ops.count[here & (ops.kind != WAIT)].sum())
+    posts = int(ops.amount[here & (ops.kind != WAIT)].sum())
     waits = np.flatnonzero(here & (ops.kind == WAIT))
-    taken = int(ops.count[waits[(waits >= ops.starts[stream]) & (waits <= op)]].sum())
+    taken = int(ops.amount[waits[(waits >= ops.starts[stream]) & (waits <= op)]].sum())
     return (
         f": the program has {count(posts, 'post')} of it, and this and earlier waits take {taken}"
     )
@@ -62,7 +62,7 @@ def _from_smallest(chain: list[int]) -> list[int]:
 def _poster(ops: SyncOps, at: Ints, stream: int) -> int | None:
     """The first stream that has not yet come to a post that this one waits for."""
     semaphore = ops.semaphore[at[stream]]
-    later = np.flatnonzero((ops.semaphore == semaphore) & (ops.kind != WAIT) & (ops.count > 0))
+    later = np.flatnonzero((ops.semaphore == semaphore) & (ops.kind != WAIT) & (ops.amount > 0))
     streams = np.searchsorted(ops.starts, later, side="right") - 1
     left = streams[later >= at[streams]]
     return int(left[0]) if len(left) else None
@@ -72,7 +72,7 @@ def _wanted(ops: SyncOps, op: int, counters: Ints) -> str:
     core, number = divmod(int(ops.semaphore[op]), SEMAPHORES)
     has = int(counters[ops.semaphore[op]])
     return (
-        f"deadlock: expected {count(int(ops.count[op]), 'post')} of semaphore {number} "
+        f"deadlock: expected {count(int(ops.amount[op]), 'post')} of semaphore {number} "
         f"of core {core}, got {has}"
     )
 

@@ -145,7 +145,7 @@ def _program_pages(walked: Walked, first: int, last: int) -> list[tuple[int, lis
     """Pages that some steps write, `[ranges, 2]`, by space and destinations."""
     steps, table = walked.steps, walked.streams.table
     row, values = steps.row[first:last], steps.values[first:last]
-    found = []
+    found: list[tuple[int, list[int], Ints]] = []
     for slot in range(MOST):
         accesses = walked.accesses[row, slot]
         writes = np.flatnonzero(accesses[:, A_USE] & WRITE > 0)

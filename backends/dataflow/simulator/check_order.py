@@ -155,7 +155,7 @@ def find_order(walked: Walked, ops: SyncOps) -> Order:
     wait, slot, least = _required(walked, ops)
     posts = np.flatnonzero(ops.slot >= 0)
     posts = posts[np.argsort(ops.slot[posts], kind="stable")]
-    total = np.cumsum(ops.count[posts])
+    total = np.cumsum(ops.amount[posts])
     first = np.searchsorted(ops.slot[posts], np.arange(int(ops.slot_starts[-1])))
     before = np.concatenate([[0], total])[first]
     # Slots follow one another, and so do the sums over all of them.
@@ -171,13 +171,13 @@ def _required(walked: Walked, ops: SyncOps) -> tuple[Ints, Ints, Ints]:
     """Waits, slots, and how many of the slot's posts the wait is certain to follow."""
     senders = np.diff(ops.slot_starts)
     total = np.zeros(len(ops.waiter), np.int64)
-    np.add.at(total, ops.semaphore, np.where(ops.kind == WAIT, 0, ops.count))
+    np.add.at(total, ops.semaphore, np.where(ops.kind == WAIT, 0, ops.amount))
     high = total > MOST_COUNTED
     watched = (senders > 1) | high
-    waits = np.flatnonzero((ops.kind == WAIT) & (ops.count > 0) & ~watched[ops.semaphore])
+    waits = np.flatnonzero((ops.kind == WAIT) & (ops.amount > 0) & ~watched[ops.semaphore])
     waits = waits[np.argsort(ops.semaphore[waits], kind="stable")]
     number = ops.semaphore[waits]
-    consumed = np.cumsum(ops.count[waits])
+    consumed = np.cumsum(ops.amount[waits])
     first = np.searchsorted(number, number)
     least = consumed - np.concatenate([[0], consumed])[first]
     found = [np.stack([waits, ops.slot_starts[number], least], axis=1)]
@@ -191,7 +191,7 @@ def _required(walked: Walked, ops: SyncOps) -> tuple[Ints, Ints, Ints]:
             raise _counts_too_far(walked, ops, beyond)
         found.append(rows[:count])
     left = total - np.bincount(
-        ops.semaphore, np.where(ops.kind == WAIT, ops.count, 0), len(ops.waiter)
+        ops.semaphore, np.where(ops.kind == WAIT, ops.amount, 0), len(ops.waiter)
     )
     if (left > MOST_COUNTED).any():
         semaphore = int(np.argmax(left > MOST_COUNTED))

@@ -138,7 +138,7 @@ def _more_far_reads(shadow: Shadow, room: int) -> Shadow:
 def _far_pages(program: Program, step: int) -> int:
     """At most so many lines of `far_reads` are needed for a LOAD."""
     values = program.values[step]
-    return max(values[M], 1) * (max(values[N], 0) // PAGE_BYTES + 2) + 1
+    return int(max(values[M], 1) * (max(values[N], 0) // PAGE_BYTES + 2))
 
 
 @borrowing_part
@@ -146,7 +146,7 @@ def _new_access(
     log: Clocks, state: _State, part_: int, time: int, s: int, step: int, before: int
 ) -> int:
     """Enter an access in the log; its number."""
-    number = state.accesses[0]
+    number = int(state.accesses[0])
     state.accesses[0] = number + 1
     line = log[number]
     line[L_PART], line[L_TIME], line[L_STREAM], line[L_STEP] = part_, time, s, step

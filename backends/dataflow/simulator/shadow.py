@@ -73,17 +73,6 @@ check itself."""
 ) = range(10)  # fmt: skip
 """Columns of a problem: bytes of a memory, and who does what there."""
 
-L_PART, L_TIME, L_STREAM, L_STEP, L_BEFORE, L_LEARNED = range(6)
-"""Columns of the log: entry of the clock, or -1 - core where it is learned; what it must reach;
-stream and step; the transfer before it that has the same way; time of each unit of the core when it
-learned of it, or 0."""
-LOG_COLUMNS: Final = L_LEARNED + UNITS
-
-READ_UNWRITTEN: Final = 1
-RACE: Final = 2
-NOT_POSTED: Final = 3
-"""A wait joins a post that has not been: the order of the streams is not what it should be."""
-
 
 class Program(NamedTuple):
     """What is followed.
@@ -170,7 +159,7 @@ def is_over(log: Clocks, number: int, clock: Clocks) -> bool:
     """Whether an access is certain to be over for a stream with this clock."""
     entry_ = log[number, L_PART]
     if entry_ >= 0:
-        return clock[entry_] >= log[number, L_TIME]
+        return bool(clock[entry_] >= log[number, L_TIME])
     first = (-1 - entry_) * PARTS
     for unit in range(UNITS):
         learned = log[number, L_LEARNED + unit]

@@ -33,7 +33,7 @@ class SyncOps(NamedTuple):
     Attributes:
         starts: `[streams + 1]`, the first op of each stream.
         semaphore: `[ops]`, core * 64 + number.
-        count: `[ops]`, waited for or posted.
+        amount: `[ops]`, waited for or posted.
         kind: `[ops]`, `WAIT` or how it is posted.
         step: `[ops]`, among all steps.
         slot: `[ops]`, of a post the number of its semaphore and sender; -1 of a wait.
@@ -43,7 +43,7 @@ class SyncOps(NamedTuple):
 
     starts: Ints
     semaphore: Ints
-    count: Ints
+    amount: Ints
     kind: Ints
     step: Ints
     slot: Ints
@@ -106,17 +106,17 @@ def _new_run(ops: SyncOps, first_slot: int, slots: int) -> _Run:
 def _post(ops: SyncOps, run: _Run, op: int, top: int) -> int:
     """Execute a post; the height of the stack of ready streams."""
     semaphore = ops.semaphore[op]
-    run.counters[semaphore] += ops.count[op]
+    run.counters[semaphore] += ops.amount[op]
     slot = ops.slot[op] - run.first_slot[0]
     if 0 <= slot < run.posted.size:
-        run.posted[slot] += ops.count[op]
+        run.posted[slot] += ops.amount[op]
     w = ops.waiter[semaphore]
     if w < 0 or run.busy[w]:
         return top
     waiting = run.at[w]
     if waiting == ops.starts[w + 1] or ops.semaphore[waiting] != semaphore:
         return top
-    if run.counters[semaphore] >= ops.count[waiting]:
+    if run.counters[semaphore] >= ops.amount[waiting]:
         run.ready[top] = w
         run.busy[w] = True
         top += 1
@@ -131,7 +131,7 @@ def _take_turn(ops: SyncOps, run: _Run, top: int) -> int:
     at, end = run.at[s], ops.starts[s + 1]
     while at < end:
         if ops.kind[at] == WAIT:
-            semaphore, count = ops.semaphore[at], ops.count[at]
+            semaphore, count = ops.semaphore[at], ops.amount[at]
             if run.counters[semaphore] < count:
                 break
             run.counters[semaphore] -= count
@@ -203,7 +203,7 @@ def hold_back(
         if ops.kind[at] != WAIT:
             top = _post(ops, run, at, top)
             continue
-        semaphore, count = ops.semaphore[at], ops.count[at]
+        semaphore, count = ops.semaphore[at], ops.amount[at]
         if watched[semaphore] or run.counters[semaphore] < count:
             while top > 0:
                 top = _take_turn(ops, run, top)
