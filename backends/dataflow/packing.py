@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,8 +17,8 @@ from infc.ir.types import TensorType
 from infc.reference.ops import rope_table
 from infc.target.backend import WeightData
 
-_KEPT_MATRICES = 8
-"""Matrices that stay unpacked: those that neighbouring cores read in turns."""
+_KEPT_BYTES = 2**30
+"""Of matrices that stay unpacked: every core reads a part of each."""
 
 
 class Packer:
@@ -33,7 +32,7 @@ class Packer:
     def __init__(self, weights: WeightData, types: dict[str, TensorType]) -> None:
         self._weights, self._types = weights, types
         self._factors = {factor_key(source): source for source in types}
-        self._matrix = lru_cache(_KEPT_MATRICES)(self._open)
+        self._matrices: dict[str, Matrix] = {}
 
     def factor(self, source: str) -> float:
         """By which products with a matrix are multiplied."""
@@ -60,6 +59,17 @@ class Packer:
         if kind == "rows":
             return self._rows(*rest)
         raise InternalError(f"nothing is packed as {kind}")
+
+    def _matrix(self, source: str) -> Matrix:
+        """Unpacked; the oldest ones make way."""
+        found = self._matrices.pop(source, None)
+        if found is None:
+            found = self._open(source)
+            kept = sum(matrix.kept_bytes for matrix in self._matrices.values())
+            while self._matrices and kept + found.kept_bytes > _KEPT_BYTES:
+                kept -= self._matrices.pop(next(iter(self._matrices))).kept_bytes
+        self._matrices[source] = found
+        return found
 
     def _open(self, source: str) -> Matrix:
         kind = self._types[source]

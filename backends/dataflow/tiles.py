@@ -112,6 +112,14 @@ class Matrix:
             else (codes.mins / np.float32(self.factor)).astype(np.float16)
         )
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that it takes."""
+        if self.format.is_float:
+            return self._floats.nbytes
+        parts = (self._codes, self._scales, self._mins)
+        return sum(part.nbytes for part in parts if part is not None)
+
     def rows(self, rows: slice) -> U8:
         """Whole rows as tiles of one row, one after the other."""
         if self.format.is_float:
