@@ -19,10 +19,8 @@ from infc.target.simulated import (
 _TIERS = {"far0": 0, "far1": 1}
 
 
-def layout_of(
-    image: Image, machine: Machine, phase: str, signature: Mapping[str, Any]
-) -> MachineLayout:
-    """From the image's regions, and what the signature says of stages and SRAM."""
+def layout_of(image: Image, machine: Machine, signature: Mapping[str, Any]) -> MachineLayout:
+    """From the image's regions, and what the signature says of stages."""
     in_cores: defaultdict[int, Counter[str]] = defaultdict(Counter)
     in_channels: defaultdict[tuple[int, int, int], Counter[str]] = defaultdict(Counter)
     for region in image.regions:
@@ -35,15 +33,11 @@ def layout_of(
     stages: list[list[int]] = signature["stages"]
     stage_of = {core: number for number, cores in enumerate(stages) for core in cores}
     layers = Counter(stage for stage, _ in signature["cache_layers"])
-    local = [_plan(plan) for plan in signature["sram"][phase]]
-    heights = {stage: plan.height_bytes for plan in local for stage in plan.stages}
     cores = []
     for core in range(machine.cores):
         chip, place = divmod(core, machine.chip_cores)
         row, col = divmod(place, machine.cols)
-        stage = stage_of.get(core)
-        planned = 0 if stage is None else heights[stage]
-        cores.append(PlacedCore(chip, row, col, stage, dict(in_cores[core]), planned))
+        cores.append(PlacedCore(chip, row, col, stage_of.get(core), dict(in_cores[core])))
     return MachineLayout(
         chips=machine.chips,
         rows=machine.rows,
@@ -57,14 +51,17 @@ def layout_of(
             )
             for (chip, tier, channel), held in sorted(in_channels.items())
         ],
-        plans=local,
     )
 
 
-def _plan(plan: Mapping[str, Any]) -> LocalPlan:
-    return LocalPlan(
-        plan["stages"],
-        plan["height_bytes"],
-        plan["lower_bound_bytes"],
-        [LocalBuffer(*buffer) for buffer in plan["buffers"]],
-    )
+def local_plans(signature: Mapping[str, Any], phase: str) -> list[LocalPlan]:
+    """What was planned for the stages' SRAM."""
+    return [
+        LocalPlan(
+            plan["stages"],
+            plan["height_bytes"],
+            plan["lower_bound_bytes"],
+            [LocalBuffer(*buffer) for buffer in plan["buffers"]],
+        )
+        for plan in signature["sram"][phase]
+    ]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from infc.backends.dataflow.codegen.kv_home import KVHome
 from infc.backends.dataflow.image import Image, read_image
-from infc.backends.dataflow.layout import layout_of
+from infc.backends.dataflow.layout import layout_of, local_plans
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.simulator.execute import Executor
 from infc.backends.dataflow.simulator.memory import Memory
@@ -31,7 +31,7 @@ from infc.target.runnable import (
     kv_shape_of,
     limits_of,
 )
-from infc.target.simulated import MachineLayout, SimulatedCall, Timeline
+from infc.target.simulated import LocalPlan, MachineLayout, SimulatedCall, Timeline
 
 U8 = NDArray[np.uint8]
 _ARGS = 8
@@ -256,7 +256,11 @@ class DataflowRunnable:
 
     def layout(self, phase: Phase) -> MachineLayout:
         """See `infc.target.simulated`."""
-        return layout_of(self._images[phase], self._machine, phase.name.lower(), self._signature)
+        return layout_of(self._images[phase], self._machine, self._signature)
+
+    def local_plans(self, phase: Phase) -> list[LocalPlan]:
+        """See `infc.target.simulated`."""
+        return local_plans(self._signature, phase.name.lower())
 
     def _arguments(self, phase: Phase, call: Call) -> list[NDArray[np.int32]]:
         parts, _ = self._cut(phase, call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,20 @@ from infc.backends.dataflow.simulator.utilisation import (
     PORT_NAME,
     OriginTime,
 )
-from infc.target.simulated import OpTime, SimulatedCall, Timeline
+from infc.target.simulated import OpTime, ResourceKind, SimulatedCall, Timeline
 
 UNNAMED = "between operations"
 """What is done for no operation of the model: tables are fetched, rows handed on."""
 _MESH_LINKS = 4
 """Of a core; the links between chips come behind those of all cores."""
+_KINDS: Final[dict[str, ResourceKind]] = {
+    "matrix": "compute",
+    "vector": "compute",
+    "send": "network",
+    MESH_NAME: "network",
+    CHIP_LINKS_NAME: "network",
+}
+"""What is not memory, or on the way to it."""
 
 Arguments = Sequence[NDArray[np.int32]]
 """Those of the calls that one call is cut into."""
@@ -42,7 +50,8 @@ def simulate_call(image: Image, machine: Machine, parts: Arguments) -> Simulated
         for origin in timing.origins:
             by_name.setdefault(origin.name, []).append(origin)
     ops = tuple(_op_time(name or UNNAMED, origins) for name, origins in by_name.items())
-    return SimulatedCall(seconds, tuple(utilisation), utilisation, ops)
+    kinds = {name: _KINDS.get(name, "memory") for name in utilisation}
+    return SimulatedCall(seconds, kinds, utilisation, ops)
 
 
 def _op_time(name: str, parts: Sequence[OriginTime]) -> OpTime:

@@ -16,7 +16,7 @@ from infc.cli.roofline_chart import Roofline, draw_roofline
 from infc.cli.units import human_bytes, human_count, human_seconds
 
 if TYPE_CHECKING:
-    from infc.driver.explanation import Explanation, KernelRow, ProgramRow, StagingRow
+    from infc.driver.explanation_rows import Explanation, KernelRow, ProgramRow, StagingRow
 
 TEMPLATE = "artifact_page.html.jinja"
 

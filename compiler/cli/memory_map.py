@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from infc.diagnostics.quantities import human_bytes
 
 if TYPE_CHECKING:
-    from infc.driver.explanation import BufferRow, FrameRow, TransferRow
+    from infc.driver.explanation_rows import BufferRow, FrameRow, TransferRow
 
 LEFT, TOP, BOTTOM = 64.0, 18.0, 26.0
 """Room around the plot, in the units of the chart: pixels at its natural size."""

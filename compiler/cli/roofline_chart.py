@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from infc.cli.units import human_count, human_seconds
 
 if TYPE_CHECKING:
-    from infc.driver.explanation import KernelRow, ProgramRow
+    from infc.driver.explanation_rows import KernelRow, ProgramRow
 
 WIDTH, HEIGHT = 1120.0, 340.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 1096.0, 14.0, 298.0

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infc.driver.calibration import Calibration, calibrate
     from infc.driver.compilation import cached_compile, compile, run_opt
-    from infc.driver.explanation import BufferRow, Explanation, KernelRow, explain
+    from infc.driver.explanation import explain
+    from infc.driver.explanation_rows import BufferRow, Explanation, KernelRow
     from infc.driver.fit import artifact_fit
     from infc.driver.loading import load
     from infc.driver.prediction import PhasePrediction, predict
@@ -40,10 +41,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BufferRow": "explanation",
+    "BufferRow": "explanation_rows",
     "Calibration": "calibration",
-    "Explanation": "explanation",
-    "KernelRow": "explanation",
+    "Explanation": "explanation_rows",
+    "KernelRow": "explanation_rows",
     "PhasePrediction": "prediction",
     "PredictionChange": "quality",
     "TunedKernel": "tuning",

@@ -18,8 +18,25 @@ from infc.artifact import Artifact, open_artifact
 from infc.cost.estimate import total
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
+from infc.driver.explanation_rows import (
+    BufferRow,
+    CacheRow,
+    Explanation,
+    FrameRow,
+    KernelRow,
+    ProgramRow,
+    StagingRow,
+    TransferRow,
+)
 from infc.driver.loading import available_threads, load_runnable
 from infc.driver.prediction import Turns, greedy_kernels, kernel_seconds, scaled_work
+from infc.driver.simulated_rows import (
+    SimulatedProgram,
+    layout_rows,
+    local_memory_rows,
+    op_rows,
+)
+from infc.driver.simulation import simulated_side
 from infc.ir.kv_storage import position_bytes
 from infc.target.runnable import Call, OutputKind, Phase
 from infc.target.schema import ComputeUnit, Memory, Target
@@ -29,168 +46,17 @@ REPEATS = 3
 
 
 @dataclass(frozen=True)
-class ProgramRow:
-    """One call of one program.
-
-    Attributes:
-        tokens: of the call.
-        max_tokens, max_context, max_slots: what the program was compiled for.
-        bandwidth_bytes_per_s: peak of each memory that its kernels use, for these threads.
-        operations_per_s: peak for each dtype that its kernels compute in, for these threads.
-        predicted_seconds, and its bounds: None where the artifact holds no estimate.
-        measured_seconds: None where this host cannot run it or the backend cannot tell.
-    """
-
-    program: str
-    target: str
-    tokens: int
-    max_tokens: int
-    max_context: int
-    max_slots: int
-    bandwidth_bytes_per_s: Mapping[str, float]
-    operations_per_s: Mapping[str, float]
-    predicted_seconds: float | None
-    predicted_seconds_low: float | None
-    predicted_seconds_high: float | None
-    measured_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class KernelRow:
-    """One kernel of one program, all its launches of a call together.
-
-    Attributes:
-        location: the operation of the model that the kernel was made for first.
-        bound: the resource that binds, as the cost model has it; empty where there is no work.
-        bound_kind: what kind of resource that is.
-        memory_peak_seconds: what its bytes take at the machine's peak bandwidth.
-        compute_peak_seconds: what its operations take at the machine's peak rate.
-        floor_seconds: the larger of both: no code on this machine can be faster.
-        floor_reached: the floor as a part of the measured time, where that is known.
-    """
-
-    program: str
-    kernel: str
-    location: str
-    launches: int
-    bytes: float
-    operations: float
-    bound: str
-    bound_kind: Literal["memory", "compute", "overhead"]
-    memory_peak_seconds: float
-    compute_peak_seconds: float
-    floor_seconds: float
-    predicted_seconds: float
-    measured_seconds: float | None = None
-    floor_reached: float | None = None
-
-
-@dataclass(frozen=True)
-class FrameRow:
-    """One arena of one function: the bytes its plan takes, and those that no plan can go below."""
-
-    program: str
-    function: str
-    space: str
-    height_bytes: int
-    lower_bound_bytes: int
-
-
-@dataclass(frozen=True)
-class BufferRow:
-    """One planned buffer: bytes `[offset, offset + size)` of its frame, live for some steps."""
-
-    program: str
-    function: str
-    space: str
-    buffer: str
-    type: str
-    offset_bytes: int
-    size_bytes: int
-    first_launch: int
-    last_launch: int
-
-
-@dataclass(frozen=True)
-class TransferRow:
-    """One transfer between far memory and bytes of a scratchpad, under way for some steps.
-
-    Attributes:
-        load: into the scratchpad; else out of it.
-    """
-
-    program: str
-    function: str
-    space: str
-    buffer: str
-    load: bool
-    offset_bytes: int
-    size_bytes: int
-    first_launch: int
-    last_launch: int
-
-
-@dataclass(frozen=True)
-class StagingRow:
-    """What the schedule of a program's transfers is expected to take.
-
-    Attributes:
-        lower_bound_seconds: no schedule takes less.
-        stall_seconds: in which kernels wait for transfers.
-        moved_bytes: from and to far memory.
-        scratchpad_bytes: that there are.
-    """
-
-    program: str
-    seconds: float
-    lower_bound_seconds: float
-    stall_seconds: float
-    moved_bytes: int
-    scratchpad_bytes: int
-
-
-@dataclass(frozen=True)
-class CacheRow:
-    """The KV cache of a session: what every slot may come to hold, without a layout's padding."""
-
-    dtype: str
-    slots: int
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """All rows, in the order of the programs.
-
-    Attributes:
-        model: name of the model's file.
-        digest: of the artifact.
-        compiler: version of infc that made it.
-        member_bytes: size of each file of the artifact.
-        threads: that the figures are for; None means all compute units of the target.
-    """
-
-    model: str
-    digest: str
-    compiler: str
-    member_bytes: Mapping[str, int]
-    threads: int | None
-    kv_cache: CacheRow
-    programs: tuple[ProgramRow, ...]
-    kernels: tuple[KernelRow, ...]
-    frames: tuple[FrameRow, ...]
-    buffers: tuple[BufferRow, ...]
-    transfers: tuple[TransferRow, ...] = ()
-    staging: tuple[StagingRow, ...] = ()
-
-
-@dataclass(frozen=True)
 class Measured:
-    """Times of one call of each phase; empty mappings where they are not known."""
+    """Times of one call of each phase; empty mappings where they are not known.
+
+    Attributes:
+        simulated: of the phases whose machine is simulated.
+    """
 
     threads: int | None = None
     programs: Mapping[str, float] = field(default_factory=dict)
     kernels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    simulated: Mapping[str, SimulatedProgram] = field(default_factory=dict)
 
 
 def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
@@ -223,6 +89,10 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
             transfers += _transfers(phase, function, plan)
             if "staging" in plan:
                 staging.append(StagingRow(program=phase, **plan["staging"]))
+        if phase in measured.simulated:
+            more_frames, more_buffers = local_memory_rows(phase, measured.simulated[phase].plans)
+            frames += more_frames
+            buffers += more_buffers
     return Explanation(
         manifest.model.name,
         manifest.digest,
@@ -236,6 +106,8 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
         tuple(buffers),
         tuple(transfers),
         tuple(staging),
+        op_rows(measured.simulated),
+        layout_rows(measured.simulated),
     )
 
 
@@ -289,6 +161,7 @@ def _explain_program(
     launch = estimate_work(Work(launches=1), target, measured.threads)
     whole = total([launch, *estimates])
     limits: Mapping[str, Any] = manifest.programs[phase]
+    simulated = measured.simulated.get(phase)
     row = ProgramRow(
         program=phase,
         target=target.name,
@@ -302,6 +175,8 @@ def _explain_program(
         predicted_seconds_low=whole.low if kernels else None,
         predicted_seconds_high=whole.high if kernels else None,
         measured_seconds=measured.programs.get(phase),
+        clock="simulated" if simulated else "wall",
+        utilisation=simulated.call.utilisation if simulated else {},
     )
     return row, kernels
 
@@ -384,7 +259,8 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
     """Seconds of each kernel by phase and name, all its launches of a call together.
 
     A prefill call of the expected prompt, then decode calls behind it; of `REPEATS` calls the one
-    in the middle, so that its kernels add up to it. Without figures where the backend cannot tell.
+    in the middle, so that its kernels add up to it. A simulated machine is asked instead. Without
+    figures where the backend cannot tell.
     """
     runnable = load_runnable(artifact)
     threads = threads or available_threads(runnable)
@@ -393,8 +269,15 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
     last = int(artifact.manifest.programs["decode"]["max_context"]) - 1
     programs: dict[str, float] = {}
     kernels: dict[str, dict[str, float]] = {}
+    simulated: dict[str, SimulatedProgram] = {}
     for phase in Phase:
         name = phase.name.lower()
+        side = simulated_side(runnable, phase)
+        if side is not None:
+            call = trace_call(phase, prompt, min(prompt, last))
+            simulated[name] = SimulatedProgram.of(side, phase, call)
+            programs[name] = simulated[name].call.seconds
+            continue
         order = _memory_plan(artifact, name).get("order", [])
         runs = [
             runnable.trace(
@@ -404,13 +287,13 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
         ]
         known = sorted((run for run in runs if run is not None), key=sum)
         if not known:
-            return Measured(threads)
+            continue
         middle = known[len(known) // 2]
         programs[name] = sum(middle)
         by_kernel = kernels.setdefault(name, {})
         for kernel, seconds in zip(order, middle, strict=True):
             by_kernel[kernel] = by_kernel.get(kernel, 0.0) + seconds
-    return Measured(threads, programs, kernels)
+    return Measured(threads, programs, kernels, simulated)
 
 
 def trace_call(phase: Phase, prompt: int, position: int) -> Call:

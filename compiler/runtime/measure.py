@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infc.runtime.sampling import Sampler, SamplingOptions
 from infc.runtime.session import Session
@@ -35,11 +36,16 @@ def measure(session: Session, prompt_tokens: int, new_tokens: int) -> Measuremen
     """
     session.reset()
     check_room(0, prompt_tokens + new_tokens, session.limits.max_context)
-    tokens = np.random.default_rng(0).integers(session.vocab_size, size=prompt_tokens).tolist()
+    tokens = arbitrary_tokens(session.vocab_size, prompt_tokens).tolist()
     sampler = Sampler(SamplingOptions(temperature=0.0))
     _run(session, tokens[:WARM_UP_TOKENS], 1, sampler)
     runs = [_run(session, tokens, new_tokens, sampler) for _ in range(RUNS)]
     return Measurement(median(run[0] for run in runs), median(run[1] for run in runs))
+
+
+def arbitrary_tokens(vocab_size: int, count: int) -> NDArray[np.int32]:
+    """int32 `[count]`, always the same."""
+    return np.random.default_rng(0).integers(vocab_size, size=count).astype(np.int32)
 
 
 def _run(

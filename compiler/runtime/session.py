@@ -112,6 +112,11 @@ class Session:
         return self._runnable.vocab_size
 
     @property
+    def runnable(self) -> Runnable:
+        """The loaded programs, which forks share."""
+        return self._runnable
+
+    @property
     def planned_memory_bytes(self) -> int:
         """Bytes of arena the memory plan takes, for one thread."""
         return self._runnable.planned_bytes

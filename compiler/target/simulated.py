@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from infc.target.runnable import Call, Phase
+
+ResourceKind = Literal["memory", "compute", "network"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ class SimulatedCall:
 
     Attributes:
         seconds: from the host's call to its return.
-        resources: the names of all that may bind, in the machine's order.
+        resources: the names of all that may bind, in the machine's order, and what they are.
         utilisation: of each over the whole call, 0 to 1, of its busiest instance.
         ops: in the order of the program.
     """
 
     seconds: float
-    resources: Sequence[str]
+    resources: Mapping[str, ResourceKind]
     utilisation: Mapping[str, float]
     ops: Sequence[OpTime]
 
@@ -71,7 +73,6 @@ class PlacedCore:
         chip, row, col: where it is.
         stage: the first layers are done by stage 0; None: it has no part in the model.
         held_bytes: by kind (`weights`, `kv`, `table`, `zero`), those that there are.
-        planned_bytes: what its programs use of it, buffers included.
     """
 
     chip: int
@@ -79,7 +80,6 @@ class PlacedCore:
     col: int
     stage: int | None
     held_bytes: Mapping[str, int]
-    planned_bytes: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,6 @@ class MachineLayout:
         stages: of each the number of layers.
         cores: by chip, row, column.
         channels: of all chips, those that hold something.
-        plans: of the cores' memories.
     """
 
     chips: int
@@ -146,7 +145,6 @@ class MachineLayout:
     stages: Sequence[int]
     cores: Sequence[PlacedCore]
     channels: Sequence[PlacedChannel]
-    plans: Sequence[LocalPlan]
 
 
 @runtime_checkable
@@ -160,4 +158,7 @@ class SimulatedRunnable(Protocol):
         """What every unit does during a call, the first `most_events` of it."""
 
     def layout(self, phase: Phase) -> MachineLayout:
-        """Where a program's parts are."""
+        """Where a program and its data are."""
+
+    def local_plans(self, phase: Phase) -> Sequence[LocalPlan]:
+        """The memory of the cores over a program's steps; each stage is in one plan."""

@@ -102,7 +102,7 @@ class FakeDriver(SimpleNamespace):
             last_launch=3,
         )
         cache = SimpleNamespace(dtype="f16", slots=1, size_bytes=4096)
-        return SimpleNamespace(kernels=[kernel], buffers=[buffer], kv_cache=cache)
+        return SimpleNamespace(kernels=[kernel], ops=[], buffers=[buffer], kv_cache=cache)
 
 
 ARTIFACT = SimpleNamespace(

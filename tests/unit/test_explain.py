@@ -14,7 +14,7 @@ from infc.cli import artifact_page, main
 from infc.cli.artifact_page import render_page
 from infc.cli.units import human_bytes, human_seconds
 from infc.driver import Explanation
-from infc.driver.explanation import BufferRow, FrameRow, StagingRow, TransferRow
+from infc.driver.explanation_rows import BufferRow, FrameRow, StagingRow, TransferRow
 
 HOSTILE = "</title><script src=http://x/>\"'&\ud800<img onerror=x>"
 
@@ -110,6 +110,8 @@ def test_json(artifact: Path, explanation: Explanation) -> None:
         "buffers",
         "transfers",
         "staging",
+        "ops",
+        "layouts",
     ]
     assert found["schema_version"] == 1
     cache = found["kv_cache"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,21 @@ from infc.cli.units import human_bytes, human_count, human_seconds
 
 if TYPE_CHECKING:
     from infc.driver import PhasePrediction
+    from infc.driver.simulation import PhaseTime
+    from infc.runtime.session import Session
 
 EPILOG = """\b
 Examples:
   infc bench model.infc
   infc bench model.infc --prompt-tokens 512 --new-tokens 128 --threads 2 --json
+  infc bench chip.infc --prompt-tokens 64 --trace trace.json
 
 Seconds, bytes and operations are for all tokens of a phase together; measured ones are the median
 of three runs after a short one that is not counted.
+
+Where the target is a simulated machine, measured seconds are its own, as the simulator counts them,
+not those that the simulator takes; long decoding is timed at eight contexts that stand for all. The
+trace has one call of each phase, unit by unit; ui.perfetto.dev opens it.
 """
 
 
@@ -49,21 +57,38 @@ of three runs after a short one that is not counted.
     metavar="N",
     help="Threads to run with.  [default: one a physical core that this process may use]",
 )
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what every unit of a simulated machine does during one call of each phase.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench_command(
-    artifact: Path, prompt_tokens: int, new_tokens: int, threads: int | None, as_json: bool
+    artifact: Path,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int | None,
+    trace: Path | None,
+    as_json: bool,
 ) -> None:
     """Measure an artifact and print the prediction beside it."""
     from infc import driver
     from infc.artifact import open_artifact
+    from infc.artifact.output import check_output
     from infc.cli.memory import peak_memory_bytes, resident_memory
-    from infc.runtime.measure import measure
+    from infc.driver.simulation import time_phases
+    from infc.driver.timeline import check_simulated
 
+    if trace is not None:
+        check_output(trace, folder=False, inputs=[artifact])
     start = time.perf_counter()
     opened = open_artifact(artifact)
     session = driver.load(opened, threads=threads)
     load_seconds = time.perf_counter() - start
-    measured = measure(session, prompt_tokens, new_tokens)
+    if trace is not None:
+        check_simulated(opened, session)
+    times = time_phases(session, prompt_tokens, new_tokens)
     predicted = driver.predict(
         opened, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=session.threads
     )
@@ -71,8 +96,8 @@ def bench_command(
     targets = opened.manifest.targets
     names = sorted({str(facts["name"]) for facts in targets.values()})
     report: dict[str, Any] = {
-        "prefill": _phase(prompt_tokens, measured.prefill_seconds, predicted["prefill"]),
-        "decode": _phase(new_tokens, measured.decode_seconds, predicted["decode"]),
+        "prefill": _phase(prompt_tokens, times["prefill"], predicted["prefill"]),
+        "decode": _phase(new_tokens, times["decode"], predicted["decode"]),
         "peak_memory_bytes": peak_bytes,
         "resident_mapped_bytes": resident.mapped_bytes,
         "resident_private_bytes": resident.private_bytes,
@@ -82,17 +107,33 @@ def bench_command(
         "target": "+".join(names),
         "assumptions": [],
     }
-    report["assumptions"] = _assumptions(report)
+    report["assumptions"] = [*_assumptions(report), *_timed_at(times)]
+    left_out = None if trace is None else _write_trace(trace, session, prompt_tokens)
     if as_json:
         print_json(report)
-    else:
-        _print_for_people(report)
+        return
+    _print_for_people(report)
+    if left_out is not None:
+        cut = f", {left_out} events left out" if left_out else ""
+        write_text(f"{trace}: one call of each simulated phase, for ui.perfetto.dev{cut}\n")
 
 
-def _phase(tokens: int, seconds: float, predicted: PhasePrediction | None) -> dict[str, Any]:
+def _write_trace(path: Path, session: Session, prompt_tokens: int) -> int:
+    from infc.artifact.output import whole_file
+    from infc.driver.timeline import write_timeline
+
+    with whole_file(path) as file:
+        return write_timeline(file, session, prompt_tokens)
+
+
+def _phase(tokens: int, time: PhaseTime, predicted: PhasePrediction | None) -> dict[str, Any]:
     return {
         "tokens": tokens,
-        "measured": {"seconds": seconds, "tokens_per_second": tokens / seconds},
+        "measured": {
+            "seconds": time.seconds,
+            "tokens_per_second": tokens / time.seconds,
+            "clock": time.clock,
+        },
         "predicted": {
             "seconds": predicted and predicted.seconds,
             "seconds_low": predicted and predicted.seconds_low,
@@ -119,12 +160,30 @@ def _assumptions(report: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _timed_at(times: Mapping[str, PhaseTime]) -> list[str]:
+    return [
+        f"{phase}.measured: {time.timed_calls} of {time.calls} calls were simulated, the others "
+        "are taken to be like them"
+        for phase, time in times.items()
+        if time.timed_calls < time.calls
+    ]
+
+
 def _print_for_people(report: dict[str, Any]) -> None:
     print_table(
         ["phase", "tokens", "tokens/s", "measured", "predicted", "range", "bytes", "ops", "bound"],
         [_row(phase, report[phase]) for phase in ("prefill", "decode")],
         right=["tokens", "tokens/s", "measured", "predicted", "range", "bytes", "ops"],
     )
+    simulated = [
+        phase
+        for phase in ("prefill", "decode")
+        if report[phase]["measured"]["clock"] == "simulated"
+    ]
+    if simulated:
+        write_text(
+            f"measured {' and '.join(simulated)}: simulated seconds of the target's machine\n"
+        )
     write_text(
         f"target {report['target']}, threads {report['threads']}, "
         f"loaded in {human_seconds(report['load_seconds'])}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from infc.diagnostics import Code, UserError, count
 
 if TYPE_CHECKING:
     from infc.driver import Explanation
+    from infc.driver.explanation_rows import OpRow, ProgramRow
 
 EPILOG = """\b
 Examples:
@@ -96,8 +98,13 @@ def _page(name: str) -> str:
 def _print_explanation(explanation: Explanation) -> None:
     if explanation.kernels:
         _print_kernels(explanation)
+    if explanation.kernels and explanation.ops:
+        write_text("\n")
+    if explanation.ops:
+        _print_ops(explanation)
+    if explanation.buffers:
         _print_buffers(explanation)
-    else:
+    if not (explanation.kernels or explanation.ops):
         write_text("The target interprets the model: it has no kernels and plans no memory.\n")
     cache = explanation.kv_cache
     held = f"{human_bytes(cache.size_bytes)} for {count(cache.slots, 'slot')}"
@@ -125,6 +132,31 @@ def _print_kernels(explanation: Explanation) -> None:
         ],
         right=["launches", "bytes", "ops", *times],
     )
+
+
+def _print_ops(explanation: Explanation) -> None:
+    programs = [row for row in explanation.programs if row.utilisation]
+    resources = list(dict.fromkeys(name for row in programs for name in row.utilisation))
+    rows = []
+    for program in programs:
+        call = f"call of {count(program.tokens, 'token')}"
+        seconds = human_seconds(program.measured_seconds or 0.0)
+        rows.append([program.program, call, seconds, "", "", *_used(program, resources)])
+        for op in explanation.ops:
+            if op.program == program.program:
+                seconds, share = human_seconds(op.seconds), f"{op.share:.0%}"
+                cells = [op.program, op.operation, seconds, share, op.bound]
+                rows.append([*cells, *_used(op, resources)])
+    print_table(
+        ["program", "operation", "simulated", "share", "bound", *resources],
+        rows,
+        right=["simulated", "share", *resources],
+    )
+
+
+def _used(row: ProgramRow | OpRow, resources: Sequence[str]) -> list[str]:
+    parts = [row.utilisation.get(name) for name in resources]
+    return ["" if part is None else f"{part:.0%}" for part in parts]
 
 
 def _print_buffers(explanation: Explanation) -> None:
