@@ -65,12 +65,11 @@ class Source(Protocol):
     """Tiles of keys and values of one kv head, as one stream sees them.
 
     Positions are counted as the source likes. Its registers belong to the stream.
-
-    Attributes:
-        keys: positions of a tile.
     """
 
-    keys: int
+    @property
+    def keys(self) -> int:
+        """Positions of a tile."""
 
     def emit_range(self, count: Register, first: Register) -> None:
         """How many tiles the queries at hand need, and the first position of the first one."""
@@ -99,14 +98,14 @@ class _Row(NamedTuple):
 
     Attributes:
         scores: its first score that counts, as an address.
-        count: how many count.
+        visible: how many count.
         stat: the offset of its statistics.
         tail, hidden: behind what counts: address and number of elements.
         head, before: in front of it, where there is a window: the same.
     """
 
     scores: Address
-    count: Register
+    visible: Register
     stat: Register
     tail: Address
     hidden: Register
@@ -274,19 +273,19 @@ class AttentionTiles:
         stream.v_un(Unary.COPY, self.factors, self.maxima, queries)
         with self._each_row(stream, rows, source, base, parity) as row:
             if softcap:
-                stream.v_imm(Binary.MUL, row.scores, row.scores, 1 / softcap, row.count)
-                stream.v_un(Unary.TANH, row.scores, row.scores, row.count)
-                stream.v_imm(Binary.MUL, row.scores, row.scores, softcap, row.count)
+                stream.v_imm(Binary.MUL, row.scores, row.scores, 1 / softcap, row.visible)
+                stream.v_un(Unary.TANH, row.scores, row.scores, row.visible)
+                stream.v_imm(Binary.MUL, row.scores, row.scores, softcap, row.visible)
             largest = self.maxima.indexed(row.stat)
-            stream.v_red(Reduction.MAX, largest, row.scores, row.count, acc=True)
+            stream.v_red(Reduction.MAX, largest, row.scores, row.visible, acc=True)
         stream.v_bin(Binary.SUB, self.factors, self.factors, self.maxima, queries)
         stream.v_un(Unary.EXP, self.factors, self.factors, queries)
         stream.v_bin(Binary.MUL, self.sums, self.sums, self.factors, queries)
         with self._each_row(stream, rows, source, base, parity) as row:
             largest, total = self.maxima.indexed(row.stat), self.sums.indexed(row.stat)
-            stream.v_bins(Binary.SUB, row.scores, row.scores, largest, row.count)
-            stream.v_un(Unary.EXP, row.scores, row.scores, row.count)
-            stream.v_red(Reduction.SUM, total, row.scores, row.count, acc=True)
+            stream.v_bins(Binary.SUB, row.scores, row.scores, largest, row.visible)
+            stream.v_un(Unary.EXP, row.scores, row.scores, row.visible)
+            stream.v_red(Reduction.SUM, total, row.scores, row.visible, acc=True)
             stream.v_fill(row.tail, 0.0, row.hidden)
             if row.before is not None:
                 stream.v_fill(row.head, 0.0, row.before)

@@ -6,13 +6,16 @@ home of a group with one stripe, where position p has row p modulo the rows held
 
 from __future__ import annotations
 
-from infc.backends.dataflow.codegen.attention_shape import AttentionShape
+from collections.abc import Mapping
+
+from infc.backends.dataflow.codegen.attention_shape import NO_REGISTER, AttentionShape
 from infc.backends.dataflow.codegen.builder import CoreProgram
 from infc.backends.dataflow.codegen.kv_home import BLOCK_POSITIONS
 from infc.backends.dataflow.codegen.kv_rows import destinations, exchange_in_part
 from infc.backends.dataflow.codegen.memory import Address, Buffer
 from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.stream import Register, Stream
+from infc.backends.dataflow.isa import Unit
 from infc.backends.dataflow.machine import LINE_BYTES
 
 
@@ -24,10 +27,10 @@ def gather_earlier(scope: Scope, shape: AttentionShape) -> Buffer | None:
     home = shape.home
     if scope.kv is not None and home.stripes == 1:
         return None
-    own = None if scope.kv is not None else _load(scope, shape)
-    if own is not None and home.stripes == 1:
-        return own
-    return _spread(scope, shape, own)
+    if scope.kv is not None:
+        return _spread(scope, shape, scope.kv, scope.cache_base)
+    own = _load(scope, shape)
+    return own if home.stripes == 1 else _spread(scope, shape, own, {})
 
 
 def _load(scope: Scope, shape: AttentionShape) -> Buffer:
@@ -58,8 +61,18 @@ def _load(scope: Scope, shape: AttentionShape) -> Buffer:
     return rows
 
 
-def _spread(scope: Scope, shape: AttentionShape, own: Buffer | None) -> Buffer:
-    """Every core's stripe to all cores of its group."""
+def _spread(
+    scope: Scope,
+    shape: AttentionShape,
+    own: Buffer,
+    bases: Mapping[tuple[int, Unit], Register],
+) -> Buffer:
+    """Every core's stripe to all cores of its group.
+
+    Args:
+        own: where the stripe is.
+        bases: for each stream the register with the bytes in front of it there.
+    """
     home, area = shape.home, scope.group.area
     block = BLOCK_POSITIONS * home.row_bytes
     whole = scope.buffer("earlier", home.heads * home.gathered.head_bytes)
@@ -67,7 +80,7 @@ def _spread(scope: Scope, shape: AttentionShape, own: Buffer | None) -> Buffer:
     def sender(core: CoreProgram, arrived: str, sent: str) -> int:
         s, sends = core.send, 0
         group, stripe = divmod(core.index, home.stripes)
-        base = scope.cache_base[core.index, s.unit]
+        base = bases.get((core.index, s.unit), NO_REGISTER)
         with s.registers(1) as (blocks,):
             _emit_blocks(scope, s, shape, blocks)
             for to in destinations(area, group * home.stripes, home.stripes):
@@ -75,7 +88,7 @@ def _spread(scope: Scope, shape: AttentionShape, own: Buffer | None) -> Buffer:
                     at = head * home.head_bytes
                     s.send(
                         whole.at(head * home.gathered.head_bytes + stripe * block),
-                        own.at(at) if scope.kv is None else scope.kv.at(at, base),
+                        own.at(at, base),
                         block,
                         blocks,
                         to,

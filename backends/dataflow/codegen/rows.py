@@ -148,8 +148,8 @@ def _binary(operation: Binary) -> Callable[[_Step, Value, Value], Value]:
         target = step.target(a.space, a.width)
 
         def each(v: Stream, row: Register, at: int, count: int) -> None:
-            places = (rows.buffer.at(at, row) for rows in (target, a, b))
-            v.v_bin(operation, *places, count)
+            left_at, right_at = a.buffer.at(at, row), b.buffer.at(at, row)
+            v.v_bin(operation, target.buffer.at(at, row), left_at, right_at, count)
 
         step.each(target, each)
         return target
