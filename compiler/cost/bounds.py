@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from infc.cost.engine import EngineProfile
 from infc.cost.estimate import Estimate
-from infc.cost.kernels.machine import machine_of
+from infc.cost.kernels.machine import HOPS, machine_of
 from infc.cost.kernels.predict import added_variance
 from infc.cost.kernels.profile import Profile
 from infc.cost.transformer import Split
@@ -65,7 +65,7 @@ def _variance(by_resource: Mapping[str, float], split: Split, machinery: Machine
     if machinery.profile is None:
         return 0.0
     machine = machine_of(machinery.target)
-    roles = {machine.memory: "memory", machine.link: "link", "launch": "launch"}
+    roles = {machine.memory: "memory", machine.link: "link", HOPS: "hops", "launch": "launch"}
     busy: dict[str, float] = {}
     for name, seconds in by_resource.items():
         if name not in (ENGINE, QUEUE):

@@ -11,12 +11,13 @@ import pytest
 from infc.backends.chips import BACKEND
 from infc.cost.fit import fit_class, fit_columns, folds, rows_of
 from infc.cost.kernels.elementwise import ELEMENTWISE
-from infc.cost.kernels.machine import machine_of
+from infc.cost.kernels.machine import HOPS, machine_of
 from infc.cost.kernels.predict import kernel_estimate, kernel_estimates
 from infc.cost.kernels.prefill_attention import KEY_TILE, QUERY_TILE, score_tiles
 from infc.cost.kernels.profile import FittedFacts, Profile, dump_profile, parse_profile
 from infc.cost.kernels.queries import (
     Collective,
+    CollectiveKind,
     DecodeAttention,
     Elementwise,
     Gemm,
@@ -24,6 +25,7 @@ from infc.cost.kernels.queries import (
     Query,
 )
 from infc.cost.kernels.registry import CLASSES
+from infc.cost.kernels.unfitted import ASSUMED_LATENCY, KNOWN_LATENCY
 from infc.cost.roofline import Work, estimate_work
 from infc.target.schema import Target
 
@@ -228,7 +230,54 @@ def test_a_profile_fits_its_family_only(chip: Target, profile: Profile) -> None:
 def test_without_a_profile_the_roofline_answers(chip: Target) -> None:
     moved = (16 * 8192 + 8192 * 8192) * 2 + 16 * 8192 * 2
     work = Work({"hbm": moved}, {"bf16": 2.0 * 16 * 8192 * 8192}, launches=1)
-    assert kernel_estimate(Gemm(16, 8192, 8192, "bf16"), chip, None) == estimate_work(work, chip)
+    found, roofline = (
+        kernel_estimate(Gemm(16, 8192, 8192, "bf16"), chip, None),
+        estimate_work(work, chip),
+    )
+    assert (found.mid, found.by_resource) == (roofline.mid, roofline.by_resource)
+    # The roofline knows its launch exactly; a kernel on a chip that was not measured does not.
+    launch = chip.launch_ns * 1e-9
+    assert found.low == pytest.approx(roofline.low - launch * (1 - 1 / KNOWN_LATENCY))
+    assert found.high == pytest.approx(roofline.high + launch * (KNOWN_LATENCY - 1))
+
+
+def test_an_assumed_latency_is_doubted_more_than_a_sourced_one(chip: Target) -> None:
+    link = chip.link("chips")
+    assert link is not None
+    query = Collective("all-reduce", 8, 1024)
+    path = f"links.{link.name}.latency_ns"
+    launch, hops = chip.launch_ns * 1e-9, 14 * link.latency_ns * 1e-9
+    sourced = chip.model_copy(
+        update={"assumptions": {}, "sources": {**chip.sources, path: "a paper", "launch_ns": "it"}}
+    )
+    guessed = sourced.model_copy(update={"assumptions": {path: "a guess", "launch_ns": "it"}})
+    one, other = (kernel_estimate(query, each, None) for each in (sourced, guessed))
+    assert one.mid == other.mid
+    assert one.by_resource["launch"] == pytest.approx(launch)
+    assert one.by_resource[HOPS] == pytest.approx(hops)
+    added = (ASSUMED_LATENCY - KNOWN_LATENCY) * (launch + hops)
+    assert other.high - one.high == pytest.approx(added)
+    assert other.low < one.low < one.mid
+
+
+@pytest.mark.parametrize("kind", ["all-gather", "all-reduce", "send"])
+def test_a_slower_link_makes_every_step_longer(
+    chip: Target, profile: Profile, kind: CollectiveKind
+) -> None:
+    """The constants count latencies of the link, so another one's counts; small messages are
+    little else. A single shot waits for no ring."""
+    link = chip.link("chips")
+    assert link is not None
+    slow = link.model_copy(update={"latency_ns": 20 * link.latency_ns})
+    other = chip.model_copy(update={"links": (slow, *chip.links[1:])})
+    query = Collective(kind, 2 if kind == "send" else 8, 2**26)
+    before, after = (kernel_estimate(query, each, profile) for each in (chip, other))
+    hops = profile.classes["all-reduce" if kind == "all-reduce" else "exchange"].values["hops"]
+    steps = {"all-gather": 7, "all-reduce": 14, "send": 1}[kind]
+    longer = steps * hops * 19 * link.latency_ns * 1e-9
+    assert after.mid - before.mid == pytest.approx(longer, rel=1e-6)
+    assert after.high / after.mid > before.high / before.mid
+    assert after.low / after.mid < before.low / before.mid
 
 
 def test_a_class_without_constants_falls_back(chip: Target, profile: Profile) -> None:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,11 @@ def test_a_better_chip_is_never_slower(
 @pytest.mark.parametrize("devices", [1, 2, 8])
 @pytest.mark.parametrize("served", [False, True])
 def test_the_largest_context_fits_exactly(devices: int, served: bool) -> None:
+    untrained = replace(LLAMA, context_length=2**40)
+
     def at(context: int) -> DeploymentEstimate:
         return estimate(
-            shape=LLAMA,
+            shape=untrained,
             devices=devices,
             workload=Workload(batch=4, prompt=512, new_tokens=512, context=context - 1024),
             engine=VLLM if served else None,
@@ -113,6 +116,11 @@ def test_the_largest_context_fits_exactly(devices: int, served: bool) -> None:
     assert not short.fits
     assert short.fit.needed_bytes > short.fit.capacity_bytes
     assert short.fit.message.startswith(f"fits with context {largest} at batch 4; {largest + 1} ")
+
+
+def test_no_context_beyond_the_trained_one_is_offered() -> None:
+    fit = estimate(shape=LLAMA, devices=8, workload=Workload(1, 512, 512)).fit
+    assert (fit.largest_context, fit.context_limit) == (LLAMA.context_length, "model")
 
 
 def test_the_largest_batch_fits_exactly() -> None:

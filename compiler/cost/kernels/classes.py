@@ -43,7 +43,8 @@ class Times:
 
     Attributes:
         seconds: of each kernel, `float64[rows]`.
-        busy: seconds of each resource, `float64[rows]` each: `memory`, `compute`, `link`, `launch`.
+        busy: seconds of each resource, `float64[rows]` each: `memory`, `compute`, `link`,
+            `launch`, and `hops`, the latency of a link.
         regime: index into the regimes of the class, `intp[rows]`.
     """
 

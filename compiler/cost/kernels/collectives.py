@@ -4,7 +4,7 @@ A ring moves `(devices - 1) / devices` of a tensor through every link, twice for
 travels in chunks pays the pipeline's filling once for the best number of chunks, so that beside the
 bytes at the link's rate there is a term in the square root of them::
 
-    ring     = launches * launch + steps * hop_seconds
+    ring     = launches * launch + steps * hops * latency of the link
                + wire + 2 sqrt(fill_seconds * wire),   wire = bytes on the wire / (share * link)
     one shot = direct_launches * launch + devices' bytes read at once / (direct_share * link)
 
@@ -25,7 +25,7 @@ from infc.diagnostics import Code, UserError
 
 _RING: Final = (
     ConstantSpec("launches", "1", 0.5, 6.0, "launches that one call costs"),
-    ConstantSpec("hop_seconds", "s", 1e-8, 1e-5, "latency of one step of the ring"),
+    ConstantSpec("hops", "1", 0.01, 10.0, "latencies of the link that a step of the ring takes"),
     ConstantSpec("link_share", "1", 0.4, 1.2, "share of the link's bandwidth that streams get"),
     ConstantSpec("fill_seconds", "s", 1e-8, 1e-4, "to fill the pipeline of chunks"),
 )
@@ -68,35 +68,41 @@ def sizes(query: Collective, machine: Machine) -> dict[str, float]:
 
 def exchange_times(rows: Columns, machine: Machine, constants: Values) -> Times:
     """Seconds of exchanges by a ring."""
-    return _times(rows, *_ring(rows, machine, constants))
+    launch, hops, link = _ring(rows, machine, constants)
+    return _times(rows, launch, hops, link)
 
 
 def all_reduce_times(rows: Columns, machine: Machine, constants: Values) -> Times:
     """Seconds of all-reduces, in one shot or by a ring."""
-    ring_latency, ring_link = _ring(rows, machine, constants)
-    latency = np.full_like(ring_latency, constants["direct_launches"] * machine.launch_seconds)
+    launch, hops, ring_link = _ring(rows, machine, constants)
+    latency = np.full_like(launch, constants["direct_launches"] * machine.launch_seconds)
     link = (
         rows["bytes"]
         * (rows["devices"] - 1)
         / (constants["direct_share"] * machine.link_bytes_per_s)
     )
-    direct = latency + link < ring_latency + ring_link
-    return _times(rows, np.where(direct, latency, ring_latency), np.where(direct, link, ring_link))
-
-
-def _ring(rows: Columns, machine: Machine, constants: Values) -> tuple[Array, Array]:
-    """Seconds of latency and of the link, `float64[rows]` each."""
-    latency = (
-        constants["launches"] * machine.launch_seconds + rows["steps"] * constants["hop_seconds"]
+    direct = latency + link < launch + hops + ring_link
+    return _times(
+        rows,
+        np.where(direct, latency, launch),
+        np.where(direct, 0.0, hops),
+        np.where(direct, link, ring_link),
     )
+
+
+def _ring(rows: Columns, machine: Machine, constants: Values) -> tuple[Array, Array, Array]:
+    """Seconds of launches, of the link's latency and of its bytes, `float64[rows]` each."""
+    launch = np.full_like(rows["steps"], constants["launches"] * machine.launch_seconds)
+    hops = rows["steps"] * constants["hops"] * machine.link_seconds
     wire = rows["wire_bytes"] / (constants["link_share"] * machine.link_bytes_per_s)
-    return latency, wire + 2.0 * np.sqrt(constants["fill_seconds"] * wire)
+    return launch, hops, wire + 2.0 * np.sqrt(constants["fill_seconds"] * wire)
 
 
-def _times(rows: Columns, latency: Array, link: Array) -> Times:
-    together = rows["devices"] > 1
-    latency, link = np.where(together, latency, 0.0), np.where(together, link, 0.0)
-    return Times(latency + link, {"launch": latency, "link": link}, np.where(link < latency, 0, 1))
+def _times(rows: Columns, launch: Array, hops: Array, link: Array) -> Times:
+    launch, hops, link = (np.where(rows["devices"] > 1, part, 0.0) for part in (launch, hops, link))
+    latency = launch + hops
+    busy = {"launch": launch, "hops": hops, "link": link}
+    return Times(latency + link, busy, np.where(link < latency, 0, 1))
 
 
 def _dtype(query: Collective, machine: Machine) -> str:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from infc.diagnostics import Code, UserError
 from infc.target.schema import Target
 
+HOPS = "link latency"
+"""The resource that the latency of links is booked under."""
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from infc.cost.estimate import Estimate, binding_resource
 from infc.cost.kernels.classes import KernelClass
-from infc.cost.kernels.machine import Machine, machine_of
+from infc.cost.kernels.machine import HOPS, Machine, machine_of
 from infc.cost.kernels.profile import ClassProfile, FittedFacts, Profile
 from infc.cost.kernels.queries import Query
 from infc.cost.kernels.registry import CLASSES, class_of
@@ -91,6 +91,7 @@ def _fitted(
             "memory": machine.memory,
             "compute": machine.units[dtype].name if dtype else "",
             "link": machine.link,
+            "hops": HOPS,
             "launch": "launch",
         }
         by_resource = {names[name]: value for name, value in each.items() if value > 0}
@@ -121,8 +122,8 @@ def added_variance(
 ) -> float:
     """Variance of ln(seconds) for the facts that differ from those of the fit.
 
-    `busy` has seconds by `memory`, `compute`, `link` and `launch`; `dtype` is of the arithmetic,
-    empty where none matters.
+    `busy` has seconds by `memory`, `compute`, `link`, `hops` and `launch`; `dtype` is of the
+    arithmetic, empty where none matters.
     """
     total = sum(busy.values())
     if total <= 0:
@@ -131,6 +132,7 @@ def added_variance(
         "memory": _ratio(machine.bytes_per_s, then.bytes_per_s),
         "launch": _ratio(machine.launch_seconds, then.launch_seconds),
         "link": _ratio(machine.link_bytes_per_s, then.link_bytes_per_s),
+        "hops": _ratio(machine.link_seconds, then.link_seconds),
     }
     if dtype:
         operations_per_s = machine.units[dtype].operations_per_s
