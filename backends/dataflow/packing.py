@@ -49,11 +49,12 @@ class Packer:
 
     def bytes_of(self, key: Key) -> U8:
         """What a key stands for."""
-        kind, *rest = key
+        kind: object = key[0]
+        rest: tuple[Any, ...] = key[1:]
         if kind == "cuts":
             return self._cuts(*rest)
         if kind == "vectors":
-            return np.concatenate([self._vector(source) for source in rest[0]])  # type: ignore[attr-defined]
+            return np.concatenate([self._vector(source) for source in rest[0]])
         if kind == "rope":
             return _rope(*rest)
         if kind == "rows":

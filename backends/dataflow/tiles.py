@@ -139,8 +139,8 @@ class Matrix:
         k = columns.stop - columns.start
         out = np.zeros(self.format.tile_bytes(n, k), np.uint8)
         if self.format.is_float:
-            part = self._floats[rows, columns]
-            out[: part.size * 2] = np.ascontiguousarray(part).view(np.uint8).reshape(-1)
+            floats = np.ascontiguousarray(self._floats[rows, columns])
+            out[: floats.nbytes] = floats.view(np.uint8).reshape(-1)
             return out
         codes = _packed(self._codes[rows, columns], self.format.bits)
         out[: codes.size] = codes.reshape(-1)

@@ -41,6 +41,6 @@ def emit_best(scope: Scope, logits: Columns) -> Buffer:
     exchange(scope, sender, lambda core: 0 if core.index else len(there), [found])
     v = scope.cores[0].vector
     with v.stepping(scope.total(v, space), PAIR_BYTES) as (pair,):
-        for core in there:
-            v.v_merge(best.at(0, pair), found.at(core * row_bytes, pair))
+        for number in there:
+            v.v_merge(best.at(0, pair), found.at(number * row_bytes, pair))
     return best

@@ -131,8 +131,8 @@ def multiply(
         form = tile_format(weight.type.element)
         if form is None:
             raise InternalError(f"the matrix unit has no {weight.type.element} weights")
-        for core, (first, stop) in enumerate(slices):
-            cuts[core].append(Cut(weight, first, stop, machine.matrix.n, machine.matrix.k, form))
+        for own, (first, stop) in zip(cuts, slices, strict=True):
+            own.append(Cut(weight, first, stop, machine.matrix.n, machine.matrix.k, form))
     for core in scope.cores:
         core.hand(core.vector, core.matrix)
         emitter = _Products(scope, core, x)

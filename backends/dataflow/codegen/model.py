@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from infc.backends.dataflow.codegen.tables import RopeSource
 from infc.backends.dataflow.codegen.values import Argument, Cache, Weight
@@ -13,8 +14,9 @@ from infc.ir.mlir import ir
 from infc.ir.types import KVType, TensorType
 from infc.passes.walk import body, dim_maxima, program_functions
 
-Constant = Argument | Cache | RopeSource | Weight
-Operand = Constant | ir.Value
+IrValue: TypeAlias = ir.Value
+Constant: TypeAlias = Argument | Cache | RopeSource | Weight
+Operand: TypeAlias = Constant | IrValue
 """What a call is given: something known, or the result of another call."""
 
 

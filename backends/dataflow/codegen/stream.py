@@ -197,8 +197,8 @@ class Stream:
     def post(self, semaphore: str, count: Count = 1, *, core: int | None = None) -> None:
         """Post a semaphore of the group, here or on another core (by its absolute number)."""
         number = self.core.group.semaphore(semaphore)
-        remote = {} if core is None else {"flags": REMOTE, "x": core}
-        self._emit(Op.POST, counts=(("n", count),), d=number, **remote)
+        flags = 0 if core is None else REMOTE
+        self._emit(Op.POST, counts=(("n", count),), d=number, flags=flags, x=core or 0)
 
     def _signals(self, signal: str | None, sent: str | None = None) -> dict[str, int]:
         semaphore = self.core.group.semaphore
