@@ -50,18 +50,23 @@ class EmittedModel:
     mappings: Named[str, Mapping]
 
 
-def emit_programs(module: ir.Module, target: Target, weights: WeightData) -> Programs:
+def emit_programs(
+    module: ir.Module, target: Target, weights: WeightData, mapping: Mapping | None = None
+) -> Programs:
     """The images of both programs of a schedule-level module.
 
+    Args:
+        mapping: how the model is spread; None takes the default one.
+
     Raises:
-        UserError: the model is larger than the machine (INF2102); the options ask for several
+        UserError: the model is larger than the machine (INF2101); the options ask for several
             sequences or another cache than f16 (INF5001).
     """
     signature = from_attribute(module.operation.attributes["infc.signature"])
     _check_options(signature)
     machine = Machine.of(target)
     packer = Packer(weights, _types(module))
-    model = emit_model(module, machine, factor=cache(packer.factor))
+    model = emit_model(module, machine, mapping, factor=cache(packer.factor))
     stages = model.mappings["decode"].stages
     return Programs(
         members={f"{phase}.dfx": write_image(image) for phase, image in model.images.items()},
