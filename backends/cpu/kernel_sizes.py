@@ -5,10 +5,9 @@ A kernel without a class is left to the roofline.
 
 from __future__ import annotations
 
-from infc.backends.cpu.kernels.layouts import layout_for, panels_of
+from infc.backends.cpu.kernels.layouts import layout_for
 from infc.cost.kernels.threaded import HEAD_SEARCH, STREAM, WEIGHT_KINDS
 from infc.ir.kv_storage import position_bytes
-from infc.reference.abf16 import abf16_row_bytes
 from infc.target.backend import KernelMapping, KernelSummary
 
 _STREAMED_PAIR = 2
@@ -63,7 +62,6 @@ def _product_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, f
     kinds = dict.fromkeys(WEIGHT_KINDS, 0.0)
     for n, k, storage in kernel.matrices:
         kinds[_kind(storage)] += n * k
-    k = kernel.matrices[0][1]
     columns = sum(n for n, _, _ in kernel.matrices)
     tile, staged = int(mapping["row_tile"]), int(mapping["col_tile"])
     streamed = _product_class(kernel, mapping) in (STREAM, HEAD_SEARCH)
@@ -73,8 +71,6 @@ def _product_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, f
         "rows": float(kernel.typical_rows),
         "height": float(height),
         "columns": float(columns),
-        "row_bytes": float(abf16_row_bytes(k) if "bf16" in kernel.operations else k),
-        "reads": float(-(-sum(panels_of(n) for n, _, _ in kernel.matrices) // max(staged, 1))),
         "gated": float(bool(kernel.gate)),
     }
 

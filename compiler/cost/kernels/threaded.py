@@ -77,11 +77,8 @@ _HEAD = (
     ConstantSpec(FLOAT_SURVIVORS, "1", 0.0, 1.5, f"{_SURVIVED}: floats"),
 )
 _BLOCKED = (
-    _MEMORY,
     _DOTS,
     *_kinds("stage", 128.0),
-    ConstantSpec("reload", "operations/byte", 0.0, 4.0, "to read a byte of the rows again"),
-    ConstantSpec("result_operations", "operations", 0.0, 64.0, "to write a result"),
     ConstantSpec("gate_operations", "operations", 0.0, 200.0, "for the activation of a gate"),
     _CALL,
 )
@@ -163,21 +160,21 @@ def head_times(rows: Columns, machine: Machine, constants: Values) -> Times:
 
 
 def blocked_times(rows: Columns, machine: Machine, constants: Values) -> Times:
-    """Many rows share weights that are staged once a call; rows come in blocks of `height`."""
+    """Many rows share weights that are staged once a call; rows come in blocks of `height`.
+
+    Weights are read as they are staged, at the measured bandwidth: a kernel's own share of it could
+    not be told from the cost of staging. Nor could the reading of rows again, and the writing of
+    results, from the products (docs/cost-model.md).
+    """
     vectors = rows["vector_peak"] * rows["threads"]
     padded = np.ceil(rows["rows"] / rows["height"]) * rows["height"]
     dots = 2.0 * padded * _weights(rows)
-    results = rows["rows"] * rows["columns"]
-    operations = (
-        _preparation(rows, constants, "stage")
-        + constants["reload"] * rows["rows"] * rows["row_bytes"] * rows["reads"]
-        + constants["result_operations"] * results
-        + constants["gate_operations"] * results * rows["gated"]
-    )
+    gates = constants["gate_operations"] * rows["rows"] * rows["columns"] * rows["gated"]
+    operations = _preparation(rows, constants, "stage") + gates
     compute = (
         dots / (constants["dot_share"] * rows["peak"] * rows["threads"]) + operations / vectors
     )
-    return _times(rows, constants, _memory_seconds(rows, constants), compute)
+    return _times(rows, constants, rows["bytes"] / rows["bytes_per_s"], compute)
 
 
 def seen_keys(rows: Array, context: Array, window: Array) -> Array:
