@@ -250,8 +250,7 @@ class _Job:
             backend, target = resolve_target(spec)
             _refuse_cost_only(target)
             weights = self._weights(options)
-            module = _import(weights, options, target)
-            _refuse_unsupported(module, backend, target, weights)
+            module = import_model(weights, options, backend, target)
             return self._run(module, options, backend, target, backend.pipeline(SHARED), dump)
 
     def resume(self, path: Path, dump: Path | None) -> Compiled:
@@ -382,11 +381,15 @@ def run_opt(
         return print_module(module)
 
 
-def _import(source: ModelSource, options: CompileOptions, target: Target) -> ir.Module:
+def import_model(
+    source: ModelSource, options: CompileOptions, backend: Backend, target: Target
+) -> ir.Module:
+    """The graph-level module of a model; raises INF3004 for what the target cannot do."""
     module = build_graph(source, max_context=options.max_context, target=target.to_json())
     module.operation.attributes["infc.options"] = options.to_attribute()
     verify_module(module)
     check_legality(module, level_of(module))
+    _refuse_unsupported(module, backend, target, source)
     return module
 
 

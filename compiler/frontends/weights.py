@@ -136,7 +136,7 @@ def resolve_weights(
         tied: the head is the embedding, whatever else is in the file.
     """
     weights: dict[str, str] = {}
-    for role, name, shape, required in _expected(config, family, names, tied):
+    for role, name, shape, required in expected_tensors(config, family, names, tied=tied):
         info = tensors.get(name)
         if info is None:
             if required:
@@ -157,8 +157,8 @@ def resolve_weights(
     return replace(config, weights=weights)
 
 
-def _expected(
-    config: ModelConfig, family: Family, names: Names, tied: bool
+def expected_tensors(
+    config: ModelConfig, family: Family, names: Names, *, tied: bool
 ) -> Iterator[tuple[str, str, tuple[int, ...], bool]]:
     """Role, tensor name, shape, and whether it must be there."""
     hidden, inner = config.hidden_size, config.intermediate_size
