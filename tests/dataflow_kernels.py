@@ -154,6 +154,7 @@ class KernelRun:
     def run(self, args: NDArray[np.int32]) -> Memory:
         """Place buffers, check the program, execute it."""
         self.group.sram.place()
+        assert self.group.sram.height_bytes <= self.machine.sram_bytes
         streams = {
             (core.number, stream.unit): encode_table(stream.finish())
             for core in self.group.cores

@@ -34,7 +34,7 @@ class Case:
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
-    capacity: int = 256
+    capacity: int = 1600
     window: int = 0
     start: int = 0
     rows: int = 1
@@ -201,10 +201,16 @@ def attend(case: Case) -> tuple[F32, KernelRun, Any, KVHome]:
 
 CASES = {
     "first token": Case(),
-    "one core": Case(cores=1),
+    "one core": Case(cores=1, capacity=256),
     "as many groups as heads": Case(cores=2),
     "one kv head": Case(kv_heads=1),
     "later token": Case(start=200),
+    "much later token": Case(start=1500),
+    "stripes without columns": Case(kv_heads=1, heads=2, head_dim=32, start=1500, capacity=4000),
+    "more cores than stripes": Case(kv_heads=1, capacity=900, start=700),
+    "one stripe of four": Case(kv_heads=1, capacity=256, start=100),
+    "stripes of a window": Case(kv_heads=1, window=1200, capacity=1216, start=3000),
+    "stripes, several rows": Case(kv_heads=1, rows=3, most=4, start=1033),
     "two kv heads a core": Case(cores=2, kv_heads=4, heads=8, start=50),
     "three kv heads": Case(kv_heads=3, heads=6, start=77),
     "norms": Case(norms=True, start=40),
@@ -222,7 +228,7 @@ CASES = {
     "several rows, window": Case(rows=8, most=8, start=60, window=20, capacity=32),
     "far, first token": Case(far=True),
     "far, later token": Case(far=True, start=200),
-    "far, one core": Case(far=True, cores=1, start=250),
+    "far, one core": Case(far=True, cores=1, start=250, capacity=256),
     "far, several tiles": Case(far=True, cores=2, start=900, capacity=1024),
     "far, head of 80": Case(far=True, head_dim=80, start=130),
     "far, two kv heads a core": Case(far=True, cores=2, kv_heads=4, heads=8, start=50),
@@ -242,11 +248,14 @@ CASES = {
     "prefill, head of 80": Case(rows=30, most=32, shared=True, head_dim=80),
     "prefill, two cores": Case(cores=2, rows=50, most=64, shared=True),
     "prefill, two kv heads a core": Case(
-        cores=2, rows=50, most=64, shared=True, kv_heads=4, heads=8
+        cores=2, capacity=256, rows=50, most=64, shared=True, kv_heads=4, heads=8
     ),
     "prefill, later": Case(cores=2, rows=50, most=64, shared=True, start=70),
     "prefill, stripes, later": Case(rows=50, most=64, shared=True, start=70),
     "prefill, stripes, much later": Case(rows=64, most=64, shared=True, start=180),
+    "prefill, one stripe of four": Case(
+        rows=50, most=64, shared=True, start=70, kv_heads=1, capacity=256
+    ),
     "prefill, stripes, ring": Case(
         rows=60, most=64, shared=True, start=700, window=100, capacity=192
     ),
@@ -256,8 +265,10 @@ CASES = {
     "prefill, stripes, small window": Case(
         rows=60, most=64, shared=True, start=100, window=5, capacity=96
     ),
-    "prefill on one core": Case(cores=1, rows=30, most=32),
-    "prefill on one core, later": Case(cores=1, rows=30, most=32, start=100, kv_heads=1, heads=3),
+    "prefill on one core": Case(cores=1, capacity=256, rows=30, most=32),
+    "prefill on one core, later": Case(
+        cores=1, capacity=256, rows=30, most=32, start=100, kv_heads=1, heads=3
+    ),
     "prefill on one core, ring": Case(cores=1, rows=30, most=32, start=500, window=50, capacity=96),
 }
 

@@ -86,8 +86,10 @@ def _attend_by_positions(scope: Scope, shape: AttentionShape, q: Rows) -> Value:
     stats = scope.buffer("partial.stats", 2 * _F32 * home.heads * tile.queries)
     output = scope.buffer("partial.output", _F32 * home.heads * width)
     for core in scope.cores:
+        if home.stripe(core.index) >= home.stripes:
+            continue
         emit_queries(
-            scope, core, q, halves, shape=shape, first=core.index // home.stripes * home.heads,
+            scope, core, q, halves, shape=shape, first=core.index // home.span * home.heads,
             count=home.heads, head_bytes=_F16 * width,
         )  # fmt: skip
         for head in range(home.heads):
@@ -114,6 +116,6 @@ def _sources(shape: AttentionShape, stream: Stream, head: int, rows: Count) -> l
     """What a core's stripe adds: the first one the call's own rows too."""
     queries = shape.queries(stream, NO_REGISTER, rows)
     found = [shape.earlier_tiles(queries, head)]
-    if stream.core.index % shape.home.stripes == 0:
+    if shape.home.stripe(stream.core.index) == 0:
         found.append(shape.own_rows(queries, head))
     return found

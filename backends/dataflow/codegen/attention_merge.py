@@ -5,6 +5,8 @@ outputs, and all their maxima and sums:
 
     factor[stripe] = exp(maximum[stripe] - largest maximum)
     out = sum(factor * output) / sum(factor * sum)
+
+Statistics arrive as `[2][query][stripe]`, so that one vector operation does for all stripes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from infc.backends.dataflow.codegen.kv_rows import destinations, exchange_in_par
 from infc.backends.dataflow.codegen.memory import Buffer
 from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.values import Columns, Rows, RowSpace, deal
-from infc.backends.dataflow.isa import BLOCK, Binary, Unary
+from infc.backends.dataflow.isa import BLOCK, Binary, Reduction, Unary
 
 _F32 = 4
 
@@ -64,24 +66,36 @@ class _Merge:
         self.row_bytes = _F32 * max(stop - first for first, stop in self.slices)
         self.queries = home.heads * space.most * shape.heads
         self.stats_bytes = 2 * _F32 * self.queries
-        self.part_bytes = space.most * self.row_bytes
         self.own_stats, self.own_output = stats, output
+        # From one query to the next.
+        self.query_bytes = _F32 * home.stripes
         self.stats, self.parts = stats, output
-        self.merged = scope.buffer("merged", self.part_bytes)
+        largest = space.most * self.row_bytes
+        self.merged = scope.buffer("merged", largest)
         if home.stripes > 1:
             self.stats = scope.buffer("stripes.stats", home.stripes * self.stats_bytes)
-            self.parts = scope.buffer("stripes.output", home.stripes * self.part_bytes)
+            self.parts = scope.buffer("stripes.output", home.stripes * largest)
 
     def columns(self) -> Columns:
         """The merged columns of all cores."""
         home = self.shape.home
+        idle = [(self.width, self.width)] * (home.span - home.stripes)
         slices = tuple(
             (group * self.width + first, group * self.width + stop)
             for group in range(home.groups)
-            for first, stop in self.slices
+            for first, stop in [*self.slices, *idle]
         )
         whole = home.groups * self.width
         return Columns(self.space, self.merged, whole, slices, self.row_bytes)
+
+    def _columns(self, stripe: int) -> int:
+        """How many columns a core makes."""
+        first, stop = self.slices[stripe]
+        return stop - first
+
+    def _part_bytes(self, stripe: int) -> int:
+        """Of one stripe's part of the columns of a core."""
+        return self.space.most * _F32 * self._columns(stripe)
 
     def _heads(self, stripe: int) -> Iterator[tuple[int, int, int]]:
         """The kv heads of a core's slice: number in the group, and the range of columns."""
@@ -99,11 +113,13 @@ class _Merge:
 
         def sender(core: CoreProgram, arrived: str, sent: str) -> int:
             s, sends = core.send, 0
-            group, stripe = divmod(core.index, home.stripes)
-            for to in destinations(area, group * home.stripes, home.stripes):
+            group, stripe = divmod(core.index, home.span)
+            if stripe >= home.stripes:
+                return 0
+            for to in destinations(area, group * home.span, home.stripes):
                 s.send(
-                    self.stats.at(stripe * self.stats_bytes), self.own_stats,
-                    self.stats_bytes, 1, to, signal=arrived, sent=sent,
+                    self.stats.at(_F32 * stripe), self.own_stats, _F32, 2 * self.queries, to,
+                    stride_d=self.query_bytes, stride_a=_F32, signal=arrived, sent=sent,
                 )  # fmt: skip
                 sends += 1
             for other in range(home.stripes):
@@ -112,12 +128,12 @@ class _Merge:
                     behind = self.space.most * head * self.head_width
                     at = _F32 * (behind + low - head * self.head_width)
                     s.send(
-                        self.parts.at(stripe * self.part_bytes + _F32 * (low - first)),
+                        self.parts.at(stripe * self._part_bytes(other) + _F32 * (low - first)),
                         self.own_output.at(at),
                         _F32 * (high - low),
                         scope.total(s, self.space),
-                        area.one(group * home.stripes + other),
-                        stride_d=self.row_bytes,
+                        area.one(group * home.span + other),
+                        stride_d=_F32 * self._columns(other),
                         stride_a=_F32 * self.head_width,
                         signal=arrived,
                         sent=sent,
@@ -126,74 +142,98 @@ class _Merge:
             return sends
 
         def arrivals(core: CoreProgram) -> int:
-            columns = sum(1 for _ in self._heads(core.index % home.stripes))
+            stripe = home.stripe(core.index)
+            if stripe >= home.stripes:
+                return 0
+            columns = sum(1 for _ in self._heads(stripe))
             return home.stripes * (1 + columns)
 
         exchange_in_part(scope, sender, arrivals, [self.stats, self.parts])
 
     def emit(self, core: CoreProgram) -> None:
         """The columns of one core."""
-        if self.shape.home.stripes == 1:
+        home = self.shape.home
+        if home.stripe(core.index) >= home.stripes:
+            return
+        if home.stripes == 1:
             sums = self.stats.at(_F32 * self.queries)
             core.vector.v_un(Unary.RECIP, self.stats, sums, self.queries)
         else:
             self._emit_factors(core)
-        self._emit_columns(core)
+        self._emit_products(core)
+        if home.stripes > 1:
+            self._emit_sum(core)
 
     def _emit_factors(self, core: CoreProgram) -> None:
-        """In the place of each stripe's maxima, what its output is to be multiplied by."""
-        v, n, others = core.vector, self.queries, self.shape.home.stripes - 1
-        step = self.stats_bytes
-        largest = self.scope.buffer("stripes.largest", _F32 * n)
-        total = self.scope.buffer("stripes.total", _F32 * n)
-        product = self.scope.buffer("stripes.product", _F32 * n)
-        v.v_un(Unary.COPY, largest, self.stats, n)
-        with v.stepping(others, step) as (at,):
-            v.v_bin(Binary.MAX, largest, largest, self.stats.at(step, at), n)
-        v.v_fill(total, 0.0, n)
-        with v.stepping(others + 1, step) as (at,):
-            factor = self.stats.at(0, at)
-            v.v_bin(Binary.SUB, factor, factor, largest, n)
-            v.v_un(Unary.EXP, factor, factor, n)
-            v.v_bin(Binary.MUL, product, factor, self.stats.at(_F32 * n, at), n)
-            v.v_bin(Binary.ADD, total, total, product, n)
-        v.v_un(Unary.RECIP, total, total, n)
-        with v.stepping(others + 1, step) as (at,):
-            factor = self.stats.at(0, at)
-            v.v_bin(Binary.MUL, factor, factor, total, n)
+        """In the place of the maxima, what each stripe's output is to be multiplied by."""
+        v, stripes, group = core.vector, self.shape.home.stripes, self.scope.group
+        total = self.scope.buffer("stripes.total", _F32 * self.queries)
+        product = self.scope.buffer("stripes.product", self.queries * self.query_bytes)
+        sums = self.stats.at(self.queries * self.query_bytes)
+        with v.stepping(self.queries, self.query_bytes, _F32) as (at, query):
+            factors, largest = self.stats.at(0, at), total.at(0, query)
+            v.v_red(Reduction.MAX, largest, factors, stripes)
+            v.v_bins(Binary.SUB, factors, factors, largest, stripes)
+        for at, count in group.pieces(self.queries * stripes):
+            factors = self.stats.at(_F32 * at)
+            v.v_un(Unary.EXP, factors, factors, count)
+            v.v_bin(Binary.MUL, product.at(_F32 * at), factors, sums + _F32 * at, count)
+        with v.stepping(self.queries, self.query_bytes, _F32) as (at, query):
+            v.v_red(Reduction.SUM, total.at(0, query), product.at(0, at), stripes)
+        v.v_un(Unary.RECIP, total, total, self.queries)
+        with v.stepping(self.queries, self.query_bytes, _F32) as (at, query):
+            factors = self.stats.at(0, at)
+            v.v_bins(Binary.MUL, factors, factors, total.at(0, query), stripes)
 
-    def _emit_columns(self, core: CoreProgram) -> None:
+    def _emit_products(self, core: CoreProgram) -> None:
+        """Every stripe's part of the columns times its factor; of one stripe that is all."""
         shape, v = self.shape, core.vector
         stripes, e = shape.home.stripes, shape.home.kind.head_dim
-        stripe = core.index % stripes
+        stripe = shape.home.stripe(core.index)
         first = self.slices[stripe][0]
-        product = self.scope.buffer("stripes.product", _F32 * max(e, self.queries))
-        # With one stripe the parts are its own output, where the heads of a row lie apart.
-        row_step = _F32 * self.head_width if stripes == 1 else self.row_bytes
-        strides = (self.row_bytes, row_step, _F32 * shape.heads)
+        # With one stripe the part is its own output, where the heads of a row lie apart.
+        row_step = _F32 * (self.head_width if stripes == 1 else self._columns(stripe))
+        strides = (self.row_bytes, row_step, self.query_bytes * shape.heads)
         with v.stepping(self.scope.total(v, self.space), *strides) as (row, part_row, stat_row):
             for head, low, high in self._heads(stripe):
+                behind = self.space.most * head
                 for query in range(low // e, -(-high // e)):
                     begin, end = max(low, query * e), min(high, (query + 1) * e)
-                    place = self.merged.at(_F32 * (begin - first), row)
                     own = query - head * shape.heads
-                    stat = _F32 * (head * self.space.most * shape.heads + own)
+                    stat = self.query_bytes * (behind * shape.heads + own)
                     part = _F32 * (begin - first)
                     if stripes == 1:
-                        behind = self.space.most * head * self.head_width
-                        part = _F32 * (behind + begin - head * self.head_width)
-                    source = self.parts.at(part, part_row)
-                    factor = self.stats.at(stat, stat_row)
-                    v.v_bins(Binary.MUL, place, source, factor, end - begin)
-                    if stripes == 1:
+                        at = _F32 * (behind * self.head_width + begin - head * self.head_width)
+                        source = self.parts.at(at, part_row)
+                        factor = self.stats.at(stat, stat_row)
+                        v.v_bins(Binary.MUL, self.merged.at(part, row), source, factor, end - begin)
                         continue
                     with v.registers(2) as (other, factors):
                         v.mov(other, 0, part_row)
                         v.mov(factors, 0, stat_row)
-                        with v.loop(stripes - 1):
-                            v.add(other, other, imm=self.part_bytes)
-                            v.add(factors, factors, imm=self.stats_bytes)
-                            source = self.parts.at(part, other)
+                        with v.loop(stripes):
+                            place = self.parts.at(part, other)
                             factor = self.stats.at(stat, factors)
-                            v.v_bins(Binary.MUL, product, source, factor, end - begin)
-                            v.v_bin(Binary.ADD, place, place, product, end - begin)
+                            v.v_bins(Binary.MUL, place, place, factor, end - begin)
+                            v.add(other, other, imm=self._part_bytes(stripe))
+                            v.add(factors, factors, imm=_F32)
+
+    def _emit_sum(self, core: CoreProgram) -> None:
+        """The parts of all stripes, in halves."""
+        v, left = core.vector, self.shape.home.stripes
+        stripe = self.shape.home.stripe(core.index)
+        width, part_bytes = self._columns(stripe), self._part_bytes(stripe)
+        while left > 1:
+            half, last = left // 2, left == 2
+            behind = (left - half) * part_bytes
+            # A call of several rows may have fewer than there is room for.
+            whole = self.space.most == 1
+            for part in range(1 if whole else half):
+                start = part * part_bytes
+                strides = (_F32 * width, self.row_bytes)
+                with v.stepping(self.scope.total(v, self.space), *strides) as (row, made):
+                    for at, n in self.scope.group.pieces(half * width if whole else width):
+                        place = self.parts.at(start + _F32 * at, row)
+                        target = self.merged.at(_F32 * at, made) if last else place
+                        v.v_bin(Binary.ADD, target, place, place + behind, n)
+            left -= half

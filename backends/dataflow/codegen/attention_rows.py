@@ -1,7 +1,7 @@
 """Attention where rows are shared: each core of a group takes the queries of some rows.
 
 Queries go from the cores that own the rows to the group of each kv head: rows of core i to stripe
-i modulo `stripes`, so that late rows, which see more, are spread. Results go back the same way.
+i modulo `span`, so that late rows, which see more, are spread. Results go back the same way.
 Each core attends to the call's own rows, which it has all, and to what earlier calls left.
 """
 
@@ -85,7 +85,7 @@ class _ByRows:
             return
 
         def sender(core: CoreProgram, arrived: str, sent: str) -> int:
-            turn, stripe = divmod(core.index, home.stripes)
+            turn, place = divmod(core.index, home.span)
             for kv_head in range(home.kind.kv_heads):
                 group, head = divmod(kv_head, home.heads)
                 core.send.send(
@@ -95,7 +95,7 @@ class _ByRows:
                     own.at(kv_head * head_bytes),
                     _F16 * self.width,
                     scope.own(core.send, self.space),
-                    scope.group.area.one(group * home.stripes + stripe),
+                    scope.group.area.one(group * home.span + place),
                     stride_d=_F16 * self.width,
                     stride_a=_F16 * self.width,
                     signal=arrived,
@@ -113,7 +113,7 @@ class _ByRows:
     def _emit_turns(self, s: Stream, head: int) -> None:
         """All queries, tile by tile of rows of one owner."""
         scope, space, home = self.scope, self.space, self.home
-        total, stripe = scope.total(s, space), s.core.index % home.stripes
+        total, stripe = scope.total(s, space), home.stripe(s.core.index)
         cores, step = len(scope.cores), _F16 * self.width
         with s.registers(6) as (share, first, row, left, rows, place):
             if isinstance(total, Register):
@@ -134,9 +134,9 @@ class _ByRows:
                 s.least(left, left, 0, share)
                 s.mov(row, 0, first)
                 self._emit_tiles(s, head, (row, left, rows, place))
-                with s.registers(1) as (stripes,):
-                    s.mul(stripes, share, home.stripes)
-                    s.add(first, first, stripes)
+                with s.registers(1) as (span,):
+                    s.mul(span, share, home.span)
+                    s.add(first, first, span)
         # `place` went on with the rows that were there only in whole turns.
 
     def _emit_tiles(
@@ -200,10 +200,10 @@ class _ByRows:
 
         def sender(core: CoreProgram, arrived: str, sent: str) -> int:
             s = core.send
-            group, stripe = divmod(core.index, home.stripes)
+            group, place = divmod(core.index, home.span)
             with s.registers(2) as (first, rows):
                 for turn in range(self.turns):
-                    owner = turn * home.stripes + stripe
+                    owner = turn * home.span + place
                     rows_of(scope, s, self.space, owner, first, rows)
                     for head in range(home.heads):
                         at = (head * self.head_rows + turn * self.rows) * self.width

@@ -76,7 +76,7 @@ class AttentionShape:
     def earlier_tiles(self, queries: Queries, head: int) -> Source:
         """What earlier calls left of the core's own stripe; from far memory it comes by itself."""
         scope, home, core = self.scope, self.home, queries.stream.core
-        base, stripe = scope.cache_base[core.index, queries.stream.unit], core.index % home.stripes
+        base, stripe = scope.cache_base[core.index, queries.stream.unit], home.stripe(core.index)
         if scope.kv is not None:
             return HomeTiles(queries, home, stripe, base, head, home.tile, scope.kv)
         if scope.kv_ring is None:
@@ -89,7 +89,7 @@ class AttentionShape:
         if scope.kv_ring is None:
             return
         queries = self.queries(core.load, NO_REGISTER, scope.total(core.load, space))
-        base, stripe = scope.cache_base[core.index, core.load.unit], core.index % home.stripes
+        base, stripe = scope.cache_base[core.index, core.load.unit], home.stripe(core.index)
         source = EarlierTiles(queries, home, stripe, base, head, home.tile)
         scope.kv_ring.emit_loads(core, source)
 
@@ -107,6 +107,8 @@ class AttentionShape:
         """Move the call's own rows home: behind all attention, which may need what they replace."""
         own = self.own
         for core in self.scope.cores:
+            if self.home.stripe(core.index) >= self.home.stripes:
+                continue
             core.hand(core.vector, core.send)
             emit_home(self.scope, core, self.home, own.space, own.rows, own.head_bytes)
             core.vector.wait("homed")

@@ -25,12 +25,12 @@ def gather_earlier(scope: Scope, shape: AttentionShape) -> Buffer | None:
     None where each core has them in its SRAM already.
     """
     home = shape.home
-    if scope.kv is not None and home.stripes == 1:
+    if scope.kv is not None and home.span == 1:
         return None
     if scope.kv is not None:
         return _spread(scope, shape, scope.kv, scope.cache_base)
     own = _load(scope, shape)
-    return own if home.stripes == 1 else _spread(scope, shape, own, {})
+    return own if home.span == 1 else _spread(scope, shape, own, {})
 
 
 def _load(scope: Scope, shape: AttentionShape) -> Buffer:
@@ -38,6 +38,8 @@ def _load(scope: Scope, shape: AttentionShape) -> Buffer:
     home = shape.home
     rows = scope.buffer("earlier.own", home.layer_bytes)
     for core in scope.cores:
+        if home.stripe(core.index) >= home.stripes:
+            continue
         core.hand(core.vector, core.load)
         s = core.load
         with s.registers(2) as (line, blocks):
@@ -79,11 +81,13 @@ def _spread(
 
     def sender(core: CoreProgram, arrived: str, sent: str) -> int:
         s, sends = core.send, 0
-        group, stripe = divmod(core.index, home.stripes)
+        group, stripe = divmod(core.index, home.span)
+        if stripe >= home.stripes:
+            return 0
         base = bases.get((core.index, s.unit), NO_REGISTER)
         with s.registers(1) as (blocks,):
             _emit_blocks(scope, s, shape, blocks)
-            for to in destinations(area, group * home.stripes, home.stripes):
+            for to in destinations(area, group * home.span, home.span):
                 for head in range(home.heads):
                     at = head * home.head_bytes
                     s.send(

@@ -99,7 +99,7 @@ def send_rows(
         with s.registers(1) as (at,):
             s.mul(at, scope.first(s, space), home.row_bytes)
             for group in range(home.groups):
-                for to in destinations(scope.group.area, group * home.stripes, home.stripes):
+                for to in destinations(scope.group.area, group * home.span, home.span):
                     for head in range(home.heads):
                         kv_head = group * home.heads + head
                         s.send(
@@ -165,7 +165,7 @@ def emit_home(
     It goes by blocks of 32 positions, from the one of the first row to that of the last, and posts
     `homed` when the rows may be overwritten.
     """
-    s, stripe = core.send, core.index % home.stripes
+    s, stripe = core.send, home.stripe(core.index)
     start, total = scope.position[core.index, s.unit], scope.total(s, space)
     with s.registers(6) as (block, blocks, first, count, own, place):
         s.div(block, start, BLOCK_POSITIONS)

@@ -73,7 +73,14 @@ class _Heads:
         if self.home is None or rows.space.shared:
             return 0, heads
         count = heads // self.home.groups
-        return core.index // self.home.stripes * count, count
+        return core.index // self.home.span * count, count
+
+    def cores(self, rows: Rows) -> list[CoreProgram]:
+        """Those that have something to do."""
+        home = self.home
+        if home is None or rows.space.shared:
+            return list(self.scope.cores)
+        return [c for c in self.scope.cores if home.stripe(c.index) < home.stripes]
 
     @contextmanager
     def each(
@@ -97,7 +104,7 @@ def _rms_norm(heads: _Heads, op: ir.OpView, name: str, value: Value, weight: Val
     head_dim = int(get(op, "head_dim"))
     factor = scope.buffer(f"{name}.factor", _F32)
     result = scope.buffer(name, _F32 * rows.space.owned * rows.width)
-    for core in scope.cores:
+    for core in heads.cores(rows):
         gain = emit_gain(scope, core, weight, get(op, "offset"), f"{name}.gain")
         with heads.each(core, rows, head_dim) as (v, _, at):
             place, target = rows.buffer.at(0, at), result.at(0, at)
@@ -118,7 +125,7 @@ def _rope(heads: _Heads, op: ir.OpView, name: str, value: Value, _: Value, table
     kind = Pairing.INTERLEAVED if get(op, "interleaved") else Pairing.HALVES
     result = scope.buffer(name, _F32 * rows.space.owned * rows.width)
     rest = head_dim - 2 * pairs
-    for core in scope.cores:
+    for core in heads.cores(rows):
         with heads.each(core, rows, head_dim) as (v, row, at), v.registers(1) as (angle,):
             v.mul(angle, row, 2 * _F32 * pairs)
             place, target = rows.buffer.at(0, at), result.at(0, at)
@@ -144,7 +151,7 @@ def _kv_append(
     if space.shared:
         made_bytes = space.owned * home.row_bytes
         made = scope.buffer(f"{name}.own", home.kind.kv_heads * made_bytes)
-    for core in scope.cores:
+    for core in heads.cores(keys):
         own = heads.own(core, keys, home.kind.head_dim)
         emit_halves(scope, core, home, (keys, values), own, made, made_bytes)
         emit_tail(scope, core, home, space, rows, held)
