@@ -12,11 +12,18 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from infc.cli.memory_map import MemoryMap, draw_frames
+from infc.cli.placement_chart import draw_placement
 from infc.cli.roofline_chart import Roofline, draw_roofline
 from infc.cli.units import human_bytes, human_count, human_seconds
 
 if TYPE_CHECKING:
-    from infc.driver.explanation_rows import Explanation, KernelRow, ProgramRow, StagingRow
+    from infc.driver.explanation_rows import (
+        Explanation,
+        KernelRow,
+        OpRow,
+        ProgramRow,
+        StagingRow,
+    )
 
 TEMPLATE = "artifact_page.html.jinja"
 
@@ -51,6 +58,21 @@ class KernelBars:
 
 
 @dataclass(frozen=True)
+class OpBars:
+    """One line of the table of operations; per cent.
+
+    Attributes:
+        width: of the longest operation.
+        used: of each resource of the machine; None where it is not used.
+    """
+
+    row: OpRow
+    width: float
+    share: float
+    used: Sequence[float | None]
+
+
+@dataclass(frozen=True)
 class Strip:
     """Where the time of one call goes."""
 
@@ -65,6 +87,7 @@ class ProgramPage:
 
     row: ProgramRow
     kernels: Sequence[KernelBars]
+    ops: Sequence[OpBars]
     strips: Sequence[Strip]
     roofline: Roofline | None
     maps: Sequence[MemoryMap]
@@ -89,6 +112,7 @@ def render_page(explanation: Explanation) -> str:
     return environment.from_string(source).render(
         explanation=explanation,
         programs=[_program(explanation, row) for row in explanation.programs],
+        placements=[draw_placement(row) for row in explanation.layouts],
         members=_members(explanation),
     )
 
@@ -100,6 +124,7 @@ def _program(explanation: Explanation, program: ProgramRow) -> ProgramPage:
     return ProgramPage(
         row=program,
         kernels=[_bars(row, longest, whole) for row in sorted(rows, key=_seconds, reverse=True)],
+        ops=_op_bars(program, [op for op in explanation.ops if op.program == program.program]),
         strips=_strips(rows),
         roofline=draw_roofline(program, rows),
         maps=draw_frames(
@@ -132,6 +157,20 @@ def _bars(row: KernelRow, longest: float, whole: float) -> KernelBars:
     )
 
 
+def _op_bars(program: ProgramRow, ops: Sequence[OpRow]) -> list[OpBars]:
+    """The operations in their order: it is the one in which the time passes."""
+    longest = max((op.seconds for op in ops), default=0.0)
+    return [
+        OpBars(
+            op,
+            _per_cent(op.seconds, longest),
+            100.0 * op.share,
+            [_per_cent_of(op.utilisation.get(name)) for name in program.utilisation],
+        )
+        for op in ops
+    ]
+
+
 def _strips(rows: Sequence[KernelRow]) -> list[Strip]:
     predicted = [(row, row.predicted_seconds) for row in rows]
     measured = [(row, row.measured_seconds) for row in rows if row.measured_seconds is not None]
@@ -156,6 +195,10 @@ def _strip(name: str, times: Sequence[tuple[KernelRow, float]]) -> Strip:
 def _members(explanation: Explanation) -> list[tuple[str, int]]:
     """Files of the artifact, largest first."""
     return sorted(explanation.member_bytes.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _per_cent_of(fraction: float | None) -> float | None:
+    return None if fraction is None else 100.0 * fraction
 
 
 def _per_cent(part: float, whole: float) -> float:

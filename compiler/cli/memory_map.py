@@ -170,8 +170,9 @@ def _ramp(row: TransferRow, x_of: dict[int, float], y_of: Callable[[int], float]
 
 
 def _title(row: BufferRow) -> str:
+    kind = f"{row.type}\n" if row.type else ""
     return (
-        f"{row.buffer}\n{row.type}\n"
+        f"{row.buffer}\n{kind}"
         f"{human_bytes(row.size_bytes)} ({row.size_bytes} bytes at {row.offset_bytes})\n"
         f"live in steps {row.first_launch} to {row.last_launch}"
     )

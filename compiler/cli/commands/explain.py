@@ -68,7 +68,9 @@ def explain_command(topic: str, html: Path | None, threads: int | None, as_json:
     if as_json:
         print_json(asdict(explanation))
     elif html is not None:
-        write_text(f"{html}: {len(explanation.kernels)} kernels explained\n")
+        what = "operation" if explanation.ops else "kernel"
+        number = len(explanation.ops or explanation.kernels)
+        write_text(f"{html}: {count(number, what)} explained\n")
     else:
         _print_explanation(explanation)
 
