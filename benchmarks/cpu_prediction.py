@@ -27,8 +27,10 @@ from rich.table import Table
 
 import infc
 from infc.artifact import Artifact, open_artifact
+from infc.diagnostics import UserError
 from infc.driver import load, predict
 from infc.driver.prediction import predict_on
+from infc.driver.quality import sample_text
 from infc.runtime.sampling import Sampler, SamplingOptions
 from infc.runtime.session import Session
 from infc.target.schema import Target
@@ -56,13 +58,24 @@ class Sample:
     busy: float
 
 
+def prompt_tokens(session: Session, count: int, seed: int) -> list[int]:
+    """Natural text from another place on each round, over and over, as what a vocabulary head reads
+    depends on it; random tokens where a model has no tokenizer."""
+    try:
+        text = session.tokenizer.encode(sample_text())
+    except UserError:
+        return list(np.random.default_rng(seed).integers(session.vocab_size, size=count).tolist())
+    start = 29 * seed % len(text)
+    return [text[(start + i) % len(text)] for i in range(count)]
+
+
 def run_sample(
     name: str, session: Session, prompt: int, tokens: int, probe: Probe, seed: int
 ) -> Sample:
     """Measure both phases once."""
-    ids = np.random.default_rng(seed).integers(session.vocab_size, size=prompt).tolist()
+    ids = prompt_tokens(session, prompt, seed)
     sampler = Sampler(SamplingOptions(temperature=0.0))
-    before = probe.run(session.threads)["bytes_per_s"] or 0.0
+    before = probe.run(session.threads)["read_bytes_per_s"] or 0.0
     busy, total = busy_ticks()
     start = time.perf_counter()
     session.prefill_next(ids, sampler)
@@ -71,7 +84,7 @@ def run_sample(
         session.next_token(sampler)
     end = time.perf_counter()
     busy_after, total_after = busy_ticks()
-    after = probe.run(session.threads)["bytes_per_s"] or 0.0
+    after = probe.run(session.threads)["read_bytes_per_s"] or 0.0
     session.reset()
     return Sample(
         name,
