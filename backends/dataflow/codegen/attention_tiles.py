@@ -8,8 +8,8 @@ f16, with the scale in them. For each tile of positions
     vector: output *= factors
     matrix: output += probabilities . values
 
-Where a row sees only some positions of a tile, its vector operations have so many elements, and the
-probabilities of the others are 0. What a `Source` knows is where tiles are and what a row sees.
+Scores of positions that a row does not see are put far below all others. What a `Source` knows is
+where tiles are and what a row sees.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from infc.backends.dataflow.isa import Binary, Conversion, Float, Reduction, Una
 from infc.backends.dataflow.machine import MatrixUnit
 
 TO_MATRIX, TO_VECTOR = "vector>matrix", "matrix>vector"
-HIDDEN = -1e30
+NO_MAXIMUM = -1e30
 """The maximum of no scores: far below every score, and no infinity, whose differences are NaN."""
+HIDDEN = -2e30
+"""A score that does not count: its exponential is 0 also where no score counts."""
 _F32, _F16 = 4, 2
 
 
@@ -93,23 +95,23 @@ class Source(Protocol):
         """The oldest tile may be overwritten."""
 
 
-class _Row(NamedTuple):
+class _Query(NamedTuple):
     """One query and what it sees of a tile: registers of the vector stream.
 
     Attributes:
-        scores: its first score that counts, as an address.
-        visible: how many count.
+        scores: of the tile.
         stat: the offset of its statistics.
-        tail, hidden: behind what counts: address and number of elements.
-        head, before: in front of it, where there is a window: the same.
+        seen, visible: the scores that count, and how many.
+        tail, hidden: those behind them.
+        before: how many are in front of them, where there is a window.
     """
 
     scores: Address
-    visible: Register
     stat: Register
+    seen: Address
+    visible: Register
     tail: Address
     hidden: Register
-    head: Address
     before: Register | None
 
 
@@ -243,117 +245,134 @@ class AttentionTiles:
     def emit_vector(self, stream: Stream, rows: Count, sources: Sequence[Source]) -> None:
         """The queries are there; behind this the results are."""
         shape = self.shape
-        stream.v_fill(self.maxima, HIDDEN, shape.queries)
+        stream.v_fill(self.maxima, NO_MAXIMUM, shape.queries)
         stream.v_fill(self.sums, 0.0, shape.queries)
         for at, count in self.group.pieces(shape.queries * shape.head_dim):
             stream.v_fill(self.output + _F32 * at, 0.0, count)
         stream.post(TO_MATRIX)
-        for source in sources:
-            with stream.registers(3) as (left, base, parity):
-                source.emit_range(left, base)
-                # Added to a position it gives the place in the tile.
-                stream.mul(base, base, -1)
-                with stream.registers(1) as (any_tile,):
-                    stream.least(any_tile, left, 0, 0, 1)
-                    stream.wait(TO_VECTOR, any_tile)
-                stream.mov(parity, 0)
-                step = self._scores_bytes(source)
-                with stream.loop(left):
-                    self._emit_softmax(stream, rows, source, base, parity)
-                    stream.post(TO_MATRIX)
-                    stream.add(base, base, imm=-source.keys)
-                    stream.add(parity, parity, imm=step)
-                    stream.wrap(parity, 2 * step, 2 * step)
+        with stream.registers(1) as (again,):
+            stream.mov(again, 0)
+            for source in sources:
+                self._emit_source(stream, rows, source, again)
         stream.wait(TO_VECTOR)
+
+    def _emit_source(self, stream: Stream, rows: Count, source: Source, again: Register) -> None:
+        """All tiles of a source; `again` is 1 behind the first tile of all."""
+        step = self._scores_bytes(source)
+        with stream.registers(3) as (left, base, parity):
+            source.emit_range(left, base)
+            # Added to a position it gives the place in the tile.
+            stream.mul(base, base, -1)
+            with stream.registers(1) as (any_tile,):
+                stream.least(any_tile, left, 0, 0, 1)
+                stream.wait(TO_VECTOR, any_tile)
+            stream.mov(parity, 0)
+            with stream.loop(left):
+                self._emit_softmax(stream, rows, source, (base, parity, again))
+                stream.post(TO_MATRIX)
+                stream.mov(again, 1)
+                stream.add(base, base, imm=-source.keys)
+                stream.add(parity, parity, imm=step)
+                stream.wrap(parity, 2 * step, 2 * step)
 
     def _emit_softmax(
-        self, stream: Stream, rows: Count, source: Source, base: Register, parity: Register
+        self,
+        stream: Stream,
+        rows: Count,
+        source: Source,
+        at: tuple[Register, Register, Register],
     ) -> None:
-        softcap, queries = self.shape.softcap, self.shape.queries
-        stream.v_un(Unary.COPY, self.factors, self.maxima, queries)
-        with self._each_row(stream, rows, source, base, parity) as row:
+        softcap, queries, keys = self.shape.softcap, self.shape.queries, source.keys
+        base, parity, again = at
+        with stream.loop(again):
+            stream.v_un(Unary.COPY, self.factors, self.maxima, queries)
+        with self._each_query(stream, rows, source, base, parity) as query:
             if softcap:
-                stream.v_imm(Binary.MUL, row.scores, row.scores, 1 / softcap, row.visible)
-                stream.v_un(Unary.TANH, row.scores, row.scores, row.visible)
-                stream.v_imm(Binary.MUL, row.scores, row.scores, softcap, row.visible)
-            largest = self.maxima.indexed(row.stat)
-            stream.v_red(Reduction.MAX, largest, row.scores, row.visible, acc=True)
-        stream.v_bin(Binary.SUB, self.factors, self.factors, self.maxima, queries)
-        stream.v_un(Unary.EXP, self.factors, self.factors, queries)
-        stream.v_bin(Binary.MUL, self.sums, self.sums, self.factors, queries)
-        with self._each_row(stream, rows, source, base, parity) as row:
-            largest, total = self.maxima.indexed(row.stat), self.sums.indexed(row.stat)
-            stream.v_bins(Binary.SUB, row.scores, row.scores, largest, row.visible)
-            stream.v_un(Unary.EXP, row.scores, row.scores, row.visible)
-            stream.v_red(Reduction.SUM, total, row.scores, row.visible, acc=True)
-            stream.v_fill(row.tail, 0.0, row.hidden)
-            if row.before is not None:
-                stream.v_fill(row.head, 0.0, row.before)
+                stream.v_imm(Binary.MUL, query.seen, query.seen, 1 / softcap, query.visible)
+                stream.v_un(Unary.TANH, query.seen, query.seen, query.visible)
+                stream.v_imm(Binary.MUL, query.seen, query.seen, softcap, query.visible)
+            stream.v_fill(query.tail, HIDDEN, query.hidden)
+            if query.before is not None:
+                stream.v_fill(query.scores, HIDDEN, query.before)
+            largest = self.maxima.indexed(query.stat)
+            stream.v_red(Reduction.MAX, largest, query.scores, keys, acc=True)
+        with stream.loop(again):
+            stream.v_bin(Binary.SUB, self.factors, self.factors, self.maxima, queries)
+            stream.v_un(Unary.EXP, self.factors, self.factors, queries)
+            stream.v_bin(Binary.MUL, self.sums, self.sums, self.factors, queries)
+        # The products that read the probabilities and wrote the output before have ended.
         stream.wait(TO_VECTOR)
-        self._emit_probabilities(stream, rows, source, parity)
+        self._emit_probabilities(stream, rows, source, parity, again)
 
     def _emit_probabilities(
-        self, stream: Stream, rows: Count, source: Source, parity: Register
+        self, stream: Stream, rows: Count, source: Source, parity: Register, again: Register
     ) -> None:
-        """Probabilities in f16, and the output so far brought to the new maxima."""
-        heads, head_dim = self.shape.heads, self.shape.head_dim
-        width = heads * source.keys
+        """Exponentials, their sums, and the output so far brought to the new maxima."""
+        heads, head_dim, keys = self.shape.heads, self.shape.head_dim, source.keys
+        width = heads * keys
         with stream.registers(1) as (scores,):
             stream.mov(scores, 0, parity)
             strides = (_F16 * width, _F32 * heads, _F32 * heads * head_dim)
             with stream.stepping(rows, *strides) as (probabilities, stat, output):
-                for at, count in self.group.pieces(width):
-                    stream.v_cvt(
-                        Conversion.F32_F16,
-                        self.probabilities.at(_F16 * at, probabilities),
-                        self.scores.at(_F32 * at, scores),
-                        count,
-                    )
-                stream.add(scores, scores, imm=_F32 * width)
                 for head in range(heads):
-                    place = (self.output + _F32 * head * head_dim).indexed(output)
-                    factor = self.factors.at(_F32 * head, stat)
-                    stream.v_bins(Binary.MUL, place, place, factor, head_dim)
+                    place = self.scores.at(_F32 * head * keys, scores)
+                    largest = (self.maxima + _F32 * head).indexed(stat)
+                    stream.v_bins(Binary.SUB, place, place, largest, keys)
+                for at, count in self.group.pieces(width):
+                    place = self.scores.at(_F32 * at, scores)
+                    stream.v_un(Unary.EXP, place, place, count)
+                    made = self.probabilities.at(_F16 * at, probabilities)
+                    stream.v_cvt(Conversion.F32_F16, made, place, count)
+                for head in range(heads):
+                    place = self.scores.at(_F32 * head * keys, scores)
+                    total = (self.sums + _F32 * head).indexed(stat)
+                    stream.v_red(Reduction.SUM, total, place, keys, acc=True)
+                with stream.loop(again):
+                    for head in range(heads):
+                        place = (self.output + _F32 * head * head_dim).indexed(output)
+                        factor = self.factors.at(_F32 * head, stat)
+                        stream.v_bins(Binary.MUL, place, place, factor, head_dim)
+                stream.add(scores, scores, imm=_F32 * width)
 
     @contextmanager
-    def _each_row(
+    def _each_query(
         self, stream: Stream, rows: Count, source: Source, base: Register, parity: Register
-    ) -> Iterator[_Row]:
+    ) -> Iterator[_Query]:
         """The body once for each query, with what it sees of the tile."""
-        shape = self.shape
+        shape, window = self.shape, self.shape.window > 0
         with stream.registers(9) as (
-            row, scores, stat, until, since, hidden, visible, first, behind,
+            row, scores, stat, until, since, hidden, count, first, behind,
         ):  # fmt: skip
             stream.mov(row, 0)
             stream.mov(scores, 0, parity)
             stream.mov(stat, 0)
             with stream.loop(rows):
-                source.emit_seen(row, until, since if shape.window else None)
+                source.emit_seen(row, until, since if window else None)
                 stream.add(until, until, base)
                 emit_clamp(stream, until, 0, source.keys)
                 stream.mul(hidden, until, -1)
-                if shape.window:
+                if window:
                     stream.add(since, since, base)
                     emit_clamp(stream, since, 0, source.keys)
-                    stream.mul(visible, since, -1)
-                    stream.add(visible, visible, until)
+                    stream.mul(count, since, -1)
+                    stream.add(count, count, until)
                 else:
-                    stream.mov(visible, 0, until)
+                    stream.mov(count, 0, until)
                 stream.add(hidden, hidden, imm=source.keys)
                 stream.mul(until, until, _F32)
                 with stream.loop(shape.heads):
-                    if shape.window:
+                    if window:
                         stream.mul(first, since, _F32)
                         stream.add(first, first, scores)
                     stream.add(behind, until, scores)
-                    yield _Row(
-                        self.scores.at(0, first if shape.window else scores),
-                        visible,
+                    yield _Query(
+                        self.scores.at(0, scores),
                         stat,
+                        self.scores.at(0, first if window else scores),
+                        count,
                         self.scores.at(0, behind),
                         hidden,
-                        self.scores.at(0, scores),
-                        since if shape.window else None,
+                        since if window else None,
                     )
                     stream.add(scores, scores, imm=_F32 * source.keys)
                     stream.add(stat, stat, imm=_F32)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from infc.backends.dataflow.codegen.builder import CoreProgram
-from infc.backends.dataflow.codegen.memory import Buffer
+from infc.backends.dataflow.codegen.builder import CoreProgram, Destination
+from infc.backends.dataflow.codegen.memory import Address, Buffer
 from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.stream import Count, Register, Stream
 from infc.backends.dataflow.codegen.values import Columns, Rows, RowSpace, Value
@@ -51,56 +51,71 @@ def exchange(
 
 def as_rows(scope: Scope, value: Value) -> Rows:
     """A value by rows; columns are brought together."""
-    if isinstance(value, Rows):
-        return value
-    if not isinstance(value, Columns):
-        raise InternalError(f"expected rows or columns, got {type(value).__name__}")
-    space, width = value.space, value.width
-    target = scope.buffer(f"{value.buffer.name}.rows", space.owned * 4 * width)
+    return all_as_rows(scope, [value])[0]
+
+
+def all_as_rows(scope: Scope, values: Sequence[Value]) -> list[Rows]:
+    """Values of the same rows, in one exchange."""
+    found: list[Rows] = []
+    parts: list[tuple[Columns, Rows]] = []
+    for value in values:
+        if isinstance(value, Columns):
+            size = value.space.owned * 4 * value.width
+            buffer = scope.buffer(f"{value.buffer.name}.rows", size)
+            parts.append((value, Rows(value.space, buffer, value.width)))
+            found.append(parts[-1][1])
+        elif isinstance(value, Rows):
+            found.append(value)
+        else:
+            raise InternalError(f"expected rows or columns, got {type(value).__name__}")
+    if not parts:
+        return found
+    space = parts[0][0].space
+
+    def send(
+        core: CoreProgram,
+        part: tuple[Columns, Rows],
+        at: Address,
+        rows: Count,
+        to: Destination,
+        signals: tuple[str, str],
+    ) -> None:
+        columns, target = part
+        first, stop = columns.slices[core.index]
+        core.send.send(
+            target.buffer.at(4 * first), at, 4 * (stop - first), rows, to,
+            stride_d=target.row_bytes, stride_a=columns.row_bytes,
+            signal=signals[0], sent=signals[1],
+        )  # fmt: skip
 
     def to_all(core: CoreProgram, arrived: str, sent: str) -> int:
-        first, stop = value.slices[core.index]
-        core.send.send(
-            target.at(4 * first),
-            value.buffer,
-            4 * (stop - first),
-            scope.total(core.send, space),
-            scope.group.area.all(),
-            stride_d=4 * width,
-            stride_a=value.row_bytes,
-            signal=arrived,
-            sent=sent,
-        )
-        return 1
+        total, everyone = scope.total(core.send, space), scope.group.area.all()
+        for part in parts:
+            send(core, part, part[0].buffer.at(), total, everyone, (arrived, sent))
+        return len(parts)
 
     def to_owners(core: CoreProgram, arrived: str, sent: str) -> int:
-        first, stop = value.slices[core.index]
-        with core.send.registers(6) as (share, minus, left, at, step, rows):
-            _share(scope, core.send, space, share)
-            core.send.mul(minus, share, -1)
-            core.send.mul(step, share, value.row_bytes)
-            core.send.mov(left, 0, scope.total(core.send, space))
-            core.send.mov(at, 0)
+        s = core.send
+        with s.registers(6) as (share, minus, left, first, rows, at):
+            _share(scope, s, space, share)
+            s.mul(minus, share, -1)
+            s.mov(left, 0, scope.total(s, space))
+            s.mov(first, 0)
             for other in range(space.cores):
-                core.send.least(rows, left, 0, share)
-                core.send.most(rows, rows)
-                core.send.add(left, left, minus)
-                core.send.send(
-                    target.at(4 * first),
-                    value.buffer.at(0, at),
-                    4 * (stop - first),
-                    rows,
-                    scope.group.area.one(other),
-                    stride_d=4 * width,
-                    stride_a=value.row_bytes,
-                    signal=arrived,
-                    sent=sent,
-                )
-                core.send.add(at, at, step)
-        return space.cores
+                s.least(rows, left, 0, share)
+                s.most(rows, rows)
+                s.add(left, left, minus)
+                for part in parts:
+                    s.mul(at, first, part[0].row_bytes)
+                    to = scope.group.area.one(other)
+                    send(core, part, part[0].buffer.at(0, at), rows, to, (arrived, sent))
+                s.add(first, first, share)
+        return space.cores * len(parts)
 
-    exchange(scope, to_owners if space.shared else to_all, space.cores, [target])
-    return Rows(space, target, width)
+    arrivals = space.cores * len(parts)
+    sender = to_owners if space.shared else to_all
+    exchange(scope, sender, arrivals, [target.buffer for _, target in parts])
+    return found
 
 
 def rows_of(

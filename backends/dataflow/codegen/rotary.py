@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from infc.backends.dataflow.codegen.builder import CoreProgram
-from infc.backends.dataflow.codegen.exchange import as_rows
+from infc.backends.dataflow.codegen.exchange import all_as_rows, as_rows
 from infc.backends.dataflow.codegen.kv_home import KVHome
 from infc.backends.dataflow.codegen.kv_rows import (
     emit_halves,
@@ -26,6 +26,7 @@ from infc.backends.dataflow.codegen.stream import Register, Stream
 from infc.backends.dataflow.codegen.values import (
     Appended,
     Cache,
+    Columns,
     RopeTable,
     Rows,
     Value,
@@ -43,7 +44,13 @@ _F32 = 4
 def emit_rotary(kernel: Kernel, scope: Scope) -> list[Value]:
     """A `rotary` kernel."""
     arguments = kernel.function.regions[0].blocks[0].arguments
-    values: dict[Any, Value] = dict(zip(arguments, kernel.operands, strict=True))
+    given = list(kernel.operands)
+    columns = [number for number, value in enumerate(given) if isinstance(value, Columns)]
+    for number, rows in zip(
+        columns, all_as_rows(scope, [given[number] for number in columns]), strict=True
+    ):
+        given[number] = rows
+    values: dict[Any, Value] = dict(zip(arguments, given, strict=True))
     heads = _Heads(scope, kernel)
     for number, op in enumerate(body(kernel.function)):
         name = op.operation.name.removeprefix("infc.")
@@ -98,22 +105,29 @@ class _Heads:
 
 
 def _rms_norm(heads: _Heads, op: ir.OpView, name: str, value: Value, weight: Value) -> Value:
+    """Row by row: the sums of all its heads, then one factor for each."""
     scope, rows = heads.scope, as_rows(heads.scope, value)
     if not isinstance(weight, Weight):
         raise InternalError("a gain is no weight")
-    head_dim = int(get(op, "head_dim"))
-    factor = scope.buffer(f"{name}.factor", _F32)
+    e = int(get(op, "head_dim"))
+    factors = scope.buffer(f"{name}.factors", rows.width // e * _F32)
     result = scope.buffer(name, _F32 * rows.space.owned * rows.width)
     for core in heads.cores(rows):
+        v, (first, count) = core.vector, heads.own(core, rows, e)
         gain = emit_gain(scope, core, weight, get(op, "offset"), f"{name}.gain")
-        with heads.each(core, rows, head_dim) as (v, _, at):
-            place, target = rows.buffer.at(0, at), result.at(0, at)
-            v.v_red(Reduction.SUMSQ, factor, place, head_dim)
-            v.v_imm(Binary.MUL, factor, factor, 1 / head_dim, 1)
-            v.v_imm(Binary.ADD, factor, factor, get(op, "eps"), 1)
-            v.v_un(Unary.RSQRT, factor, factor, 1)
-            v.v_bins(Binary.MUL, target, place, factor, head_dim)
-            v.v_bin(Binary.MUL, target, target, gain, head_dim)
+        with v.stepping(scope.own(v, rows.space), rows.row_bytes) as (row,):
+            for head in range(count):
+                place = rows.buffer.at(_F32 * e * (first + head), row)
+                v.v_red(Reduction.SUMSQ, factors.at(_F32 * head), place, e)
+            v.v_imm(Binary.MUL, factors, factors, 1 / e, count)
+            v.v_imm(Binary.ADD, factors, factors, get(op, "eps"), count)
+            v.v_un(Unary.RSQRT, factors, factors, count)
+            for head in range(count):
+                at = _F32 * e * (first + head)
+                target = result.at(at, row)
+                factor = factors.at(_F32 * head)
+                v.v_bins(Binary.MUL, target, rows.buffer.at(at, row), factor, e)
+                v.v_bin(Binary.MUL, target, target, gain, e)
     return Rows(rows.space, result, rows.width)
 
 
