@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from infc.backends.dataflow.codegen.builder import Area
 from infc.backends.dataflow.machine import Machine
+from infc.diagnostics import InternalError
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Mapping:
 def stages_of(machine: Machine, layers: int, count: int) -> tuple[Stage, ...]:
     """`count` stages of about as many layers, on equal parts of the machine.
 
-    Stages are some whole chips each; or several share a chip, in bands of rows.
+    Stages are some whole chips each; or several share a chip, in bands of rows. Raises
+    InternalError where there are fewer rows of cores than stages.
     """
     if count <= machine.chips:
         each = machine.chips // count
@@ -53,6 +55,10 @@ def stages_of(machine: Machine, layers: int, count: int) -> tuple[Stage, ...]:
     else:
         bands = -(-count // machine.chips)
         rows = machine.rows // bands
+        if not rows:
+            raise InternalError(
+                f"expected at most {machine.chips * machine.rows} stages, got {count}"
+            )
         areas = [
             Area(stage // bands, 1, stage % bands * rows, 0, rows, machine.cols)
             for stage in range(count)

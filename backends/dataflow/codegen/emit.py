@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from infc.backends.dataflow.codegen import attention, linear, rotary, rows
+from infc.backends.dataflow.codegen import attention, columns, linear, rotary, rows
 from infc.backends.dataflow.codegen.builder import STAGE, Group, Origins
 from infc.backends.dataflow.codegen.contents import Content, Contents, FarPlan
 from infc.backends.dataflow.codegen.head import PAIR_BYTES, emit_best
@@ -52,7 +52,7 @@ def _rows(kernel: Kernel, scope: Scope) -> list[Value]:
     alone = quantize.operation.name == "infc.quantize" and len(rest) == 1
     if isinstance(kernel.operands[0], Columns) and alone:
         form = TensorType.of(quantize.operation.results[0].type).element
-        return [linear.quantize_columns(scope, kernel.operands[0], form)]
+        return [columns.quantize_columns(scope, kernel.operands[0], form)]
     return rows.emit_rows(kernel, scope)
 
 
