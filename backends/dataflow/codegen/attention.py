@@ -18,8 +18,8 @@ from infc.backends.dataflow.codegen.attention_shape import (
     emit_queries,
 )
 from infc.backends.dataflow.codegen.attention_tiles import AttentionTiles, Partial, Source
+from infc.backends.dataflow.codegen.columns import quantize_columns
 from infc.backends.dataflow.codegen.exchange import as_rows
-from infc.backends.dataflow.codegen.linear import quantize_columns
 from infc.backends.dataflow.codegen.rows import quantize_rows
 from infc.backends.dataflow.codegen.scope import Kernel, Scope
 from infc.backends.dataflow.codegen.stream import Count, Stream
