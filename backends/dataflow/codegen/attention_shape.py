@@ -61,7 +61,7 @@ class AttentionShape:
             rows,
             self.heads,
             kind.head_dim,
-            max(home.tile, own_keys(self.scope, self.own.space)),
+            max(home.tile, own_keys(self.scope.machine, self.own.space)),
             home.row_bytes,
             home.value_offset,
             self.softcap,
@@ -100,7 +100,7 @@ class AttentionShape:
 
     def own_rows(self, queries: Queries, head: int) -> Source:
         """The call's own rows of a head of the core's group."""
-        keys = own_keys(self.scope, self.own.space)
+        keys = own_keys(self.scope.machine, self.own.space)
         return OwnRows(queries, self.own.rows, head, self.own.head_bytes, self.home.row_bytes, keys)
 
     def emit_append(self) -> None:

@@ -12,7 +12,7 @@ from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.stream import Register, Stream
 from infc.backends.dataflow.codegen.values import Rows, RowSpace
 from infc.backends.dataflow.isa import Conversion
-from infc.backends.dataflow.machine import LINE_BYTES
+from infc.backends.dataflow.machine import LINE_BYTES, Machine
 
 _F32, _F16 = 4, 2
 _MOST_KEYS = 512
@@ -21,11 +21,10 @@ _SRAM_SHARE = 16
 """The part of SRAM that the scores of a tile may take."""
 
 
-def own_keys(scope: Scope, space: RowSpace) -> int:
+def own_keys(machine: Machine, space: RowSpace) -> int:
     """Rows of a tile of the call's own keys."""
     if space.most <= BLOCK_POSITIONS:
         return space.most
-    machine = scope.machine
     fitting = machine.sram_bytes // _SRAM_SHARE // (2 * _F32 * machine.matrix.m)
     most = min(fitting, _MOST_KEYS, machine.vector.native, space.most)
     return max(most // BLOCK_POSITIONS, 1) * BLOCK_POSITIONS
@@ -33,7 +32,7 @@ def own_keys(scope: Scope, space: RowSpace) -> int:
 
 def own_head_bytes(scope: Scope, home: KVHome, space: RowSpace) -> int:
     """Of one head's rows of a call, in whole tiles."""
-    keys = own_keys(scope, space)
+    keys = own_keys(scope.machine, space)
     return -(-space.most // keys) * keys * home.row_bytes
 
 
@@ -70,7 +69,7 @@ def emit_tail(
     scope: Scope, core: CoreProgram, home: KVHome, space: RowSpace, rows: Buffer, head_bytes: int
 ) -> None:
     """Zeros behind the last row, as far as its tile goes: what is not seen is multiplied by 0."""
-    v, keys, total = core.vector, own_keys(scope, space), scope.total(core.vector, space)
+    v, keys, total = core.vector, own_keys(scope.machine, space), scope.total(core.vector, space)
     if not isinstance(total, Register):
         return
     with v.registers(2) as (place, count):

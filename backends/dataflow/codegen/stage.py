@@ -155,7 +155,7 @@ class StageEmitter:
         """One kernel."""
         kind = str(get(function, "infc.kernel"))
         self.scope.prefix = prefix
-        with self.scope.group.origins.of(_name_of(function)):
+        with self.scope.group.origins.of(name_of(function)):
             results = self.emitters[kind](Kernel(function, operands), self.scope)
         self.scope.group.sram.next_step()
         return results
@@ -232,7 +232,7 @@ def _copy_rows(scope: Scope, source: Rows, target: Rows) -> None:
                 )
 
 
-def _name_of(function: ir.OpView) -> str:
+def name_of(function: ir.OpView) -> str:
     """The model's name of what a kernel does."""
     text = str(function.location)
     return text.removeprefix("loc(").removesuffix(")").strip('"')
