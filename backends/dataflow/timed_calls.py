@@ -15,7 +15,6 @@ from infc.backends.dataflow.simulator.timing import Timing, simulate_time
 from infc.backends.dataflow.simulator.trace import trace_events
 from infc.backends.dataflow.simulator.utilisation import (
     CHIP_LINKS_NAME,
-    LATENCY,
     MESH_NAME,
     PORT_NAME,
     OriginTime,
@@ -24,6 +23,8 @@ from infc.target.simulated import OpTime, ResourceKind, SimulatedCall, Timeline
 
 UNNAMED = "between operations"
 """What is done for no operation of the model: tables are fetched, rows handed on."""
+HIDDEN = "hidden"
+"""What binds an operation that takes no time of the call."""
 _MESH_LINKS = 4
 """Of a core; the links between chips come behind those of all cores."""
 _KINDS: Final[dict[str, ResourceKind]] = {
@@ -63,7 +64,7 @@ def _op_time(name: str, parts: Sequence[OriginTime]) -> OpTime:
         for resource, used in part.utilisation.items():
             utilisation[resource] = utilisation.get(resource, 0.0) + share * used
     longest = max(parts, key=lambda part: part.critical_s)
-    return OpTime(name, seconds, longest.binding if seconds else LATENCY, utilisation)
+    return OpTime(name, seconds, longest.binding if seconds else HIDDEN, utilisation)
 
 
 def _busy_seconds(timing: Timing, machine: Machine) -> dict[str, float]:

@@ -29,7 +29,7 @@ NAMED, WRITTEN = 48.0, 104.0
 """Cells from which on a core's number, and what it holds, is written inside."""
 COLOURS = 8
 LISTED_STAGES = 16
-KINDS = {"weights": "weights", "kv": "KV", "table": "tables", "zero": "working space"}
+KINDS = {"weights": "weights", "kv": "KV", "table": "tables", "zero": "zeros"}
 """What is held, in the order in which bars are filled, as it is called."""
 
 

@@ -50,9 +50,9 @@ class OpRow:
         seconds: for how long nothing but it could make the call faster: all operations' add up to
             the call's, but for the launch.
         share: of the call.
-        bound: the resource that binds, or `latency`.
-        bound_kind: what kind of resource that is; `overhead` for latency.
-        utilisation: of each resource that it uses, 0 to 1, of the instance that it uses most.
+        bound: the resource that binds, or `latency`, or `hidden`; see `OpTime`.
+        bound_kind: what kind of resource that is; `overhead` where it is none.
+        utilisation: of each resource that it uses, 0 to 1; see `OpTime`.
     """
 
     program: str

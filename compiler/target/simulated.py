@@ -23,8 +23,10 @@ class OpTime:
         name: as in the model; layers that share their code share an operation.
         seconds: for how long nothing but it could make the call faster: those of all operations add
             up to the program's time.
-        bound: the resource that binds, or `latency` where none is busy.
-        utilisation: of each resource that it uses, 0 to 1, of the instance that it uses most.
+        bound: the resource that binds; `latency` where none is busy, `hidden` where the operation
+            takes none of the call's time.
+        utilisation: of each resource that it uses, 0 to 1, of the instance that it uses most, over
+            those seconds, or for as long as its busiest resource works where that is longer.
     """
 
     name: str

@@ -30,6 +30,11 @@ Times are those of one call: a prefill of the prompt that the artifact was compi
 decoded token. Measured ones are the middle one of three calls, predicted ones for as many threads.
 The floor is what the bytes take at the peak bandwidth, or the operations at the peak rate where
 that is longer; the last column says how much of the measured time it is.
+
+Of a simulated machine each operation of the model is listed: the seconds of the machine's own time
+for which nothing else could have made the call faster, the resource that binds, and how busy it
+kept each resource meanwhile, of its kind the busiest one ("load" and "send" are the DMA engines).
+"latency" binds where none is busy; "hidden" is what takes no time because of what runs beside it.
 """
 
 
@@ -39,7 +44,7 @@ that is longer; the last column says how much of the measured time it is.
     "--html",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write a page with charts of the kernels and the memory instead.",
+    help="Write a page with charts of kernels, placement and memory instead.",
 )
 @click.option(
     "--threads",
