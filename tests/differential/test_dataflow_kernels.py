@@ -207,8 +207,8 @@ CASES = {
     "later token": Case(start=200),
     "much later token": Case(start=1500),
     "stripes without columns": Case(kv_heads=1, heads=2, head_dim=32, start=1500, capacity=4000),
-    "more cores than stripes": Case(kv_heads=1, capacity=900, start=700),
-    "one stripe of four": Case(kv_heads=1, capacity=256, start=100),
+    "more cores than stripes": Case(kv_heads=1, capacity=256, start=200),
+    "one stripe of four": Case(kv_heads=1, capacity=128, start=100),
     "stripes of a window": Case(kv_heads=1, window=1200, capacity=1216, start=3000),
     "stripes, several rows": Case(kv_heads=1, rows=3, most=4, start=1033),
     "two kv heads a core": Case(cores=2, kv_heads=4, heads=8, start=50),
@@ -254,7 +254,7 @@ CASES = {
     "prefill, stripes, later": Case(rows=50, most=64, shared=True, start=70),
     "prefill, stripes, much later": Case(rows=64, most=64, shared=True, start=180),
     "prefill, one stripe of four": Case(
-        rows=50, most=64, shared=True, start=70, kv_heads=1, capacity=256
+        rows=50, most=64, shared=True, start=70, kv_heads=1, capacity=128
     ),
     "prefill, stripes, ring": Case(
         rows=60, most=64, shared=True, start=700, window=100, capacity=192

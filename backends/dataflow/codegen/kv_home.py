@@ -22,7 +22,9 @@ BLOCK_POSITIONS = 32
 _MOST_TILE = 512
 """Local positions of a tile at most: longer vectors save little more."""
 _FEWEST_TILES = 2
-"""Of a stripe, where there are several."""
+"""Of a stripe, where there are several and the cache is in SRAM."""
+_FEWEST_BLOCKS = 4
+"""The same where there is far memory: each stripe has a channel's bandwidth."""
 _SRAM_SHARE = 16
 """The part of SRAM that a tile may take: there are some of them, and much else."""
 
@@ -57,7 +59,8 @@ class KVHome:
         blocks = -(-(kind.capacity + partial) // BLOCK_POSITIONS)
         fitting = machine.sram_bytes // _SRAM_SHARE // cls(kind, 1, 1, 1, 0, 0).row_bytes
         most = max(min(fitting, _MOST_TILE, machine.vector.native) // BLOCK_POSITIONS, 1)
-        stripes = min(span, -(-blocks // (_FEWEST_TILES * most)))
+        fewest = _FEWEST_BLOCKS if machine.far else _FEWEST_TILES * most
+        stripes = min(span, -(-blocks // fewest))
         own_blocks = -(-blocks // stripes)
         tiles = -(-own_blocks // most)
         tile = -(-own_blocks // tiles) * BLOCK_POSITIONS
