@@ -174,10 +174,10 @@ class _Merge:
             factors, largest = self.stats.at(0, at), total.at(0, query)
             v.v_red(Reduction.MAX, largest, factors, stripes)
             v.v_bins(Binary.SUB, factors, factors, largest, stripes)
-        for at, count in group.pieces(self.queries * stripes):
-            factors = self.stats.at(_F32 * at)
+        for first, count in group.pieces(self.queries * stripes):
+            factors = self.stats.at(_F32 * first)
             v.v_un(Unary.EXP, factors, factors, count)
-            v.v_bin(Binary.MUL, product.at(_F32 * at), factors, sums + _F32 * at, count)
+            v.v_bin(Binary.MUL, product.at(_F32 * first), factors, sums + _F32 * first, count)
         with v.stepping(self.queries, self.query_bytes, _F32) as (at, query):
             v.v_red(Reduction.SUM, total.at(0, query), product.at(0, at), stripes)
         v.v_un(Unary.RECIP, total, total, self.queries)
