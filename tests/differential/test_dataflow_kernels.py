@@ -21,7 +21,7 @@ from infc.reference.kv import LayerCache
 from tests.dataflow_kernels import KernelRun, arguments, functions
 
 # All inputs of a test lie in SRAM for good: they need more than the small machine has.
-MACHINE = replace(Machine.of(BACKEND.resolve("dataflow:test")), sram_bytes=1 << 20)
+MACHINE = replace(Machine.of(BACKEND.resolve("dataflow:test")), sram_bytes=1 << 21)
 AREAS = {1: Area(0, 1, 0, 0, 1, 1), 2: Area(0, 1, 0, 0, 1, 2), 4: Area(0, 1, 0, 0, 2, 2)}
 F32 = NDArray[np.float32]
 

@@ -7,12 +7,22 @@ Each core attends to the call's own rows, which it has all, and to what earlier 
 
 from __future__ import annotations
 
-from infc.backends.dataflow.codegen.attention_shape import AttentionShape, emit_queries
+from infc.backends.dataflow.codegen.attention_columns import (
+    AttentionColumns,
+    Positions,
+    most_queries,
+)
+from infc.backends.dataflow.codegen.attention_shape import (
+    NO_REGISTER,
+    AttentionShape,
+    emit_queries,
+)
+from infc.backends.dataflow.codegen.attention_sources import HomeTiles, OwnRows
 from infc.backends.dataflow.codegen.attention_tiles import AttentionTiles, Partial, Source
 from infc.backends.dataflow.codegen.builder import CoreProgram
 from infc.backends.dataflow.codegen.exchange import rows_of
 from infc.backends.dataflow.codegen.kv_gather import gather_earlier
-from infc.backends.dataflow.codegen.kv_rows import exchange_in_part
+from infc.backends.dataflow.codegen.kv_rows import exchange_in_part, own_keys
 from infc.backends.dataflow.codegen.memory import Buffer
 from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.stream import Register, Stream
@@ -24,7 +34,9 @@ _F32, _F16 = 4, 2
 
 def attend_by_rows(scope: Scope, shape: AttentionShape, q: Rows) -> Rows:
     """The attention of all heads, by rows."""
-    attention = _ByRows(scope, shape, q)
+    by_columns = scope.kv_ring is None and shape.heads <= most_queries(scope)
+    kind = _ByColumns if by_columns and scope.phase == "prefill" else _ByRows
+    attention = kind(scope, shape, q)
     attention.queries()
     attention.earlier = gather_earlier(scope, shape)
     for core in scope.cores:
@@ -51,16 +63,25 @@ class _ByRows:
         self.scope, self.shape, self.q = scope, shape, q
         self.home, self.space = shape.home, q.space
         self.width = shape.heads * self.home.kind.head_dim
+        most = max(1, self.most_queries() // shape.heads)
+        tiles = -(-self.space.owned // most)
+        self.tile = shape.tile(-(-self.space.owned // tiles))
         # Rows of a turn.
-        self.rows = self.space.owned
+        self.rows = tiles * self.tile.rows
         self.turns = self.home.groups
         self.head_rows = self.turns * self.rows
         whole = self.home.heads * self.head_rows * self.width
         self.queries_at = scope.buffer("queries", _F16 * whole)
         self.outputs_at = scope.buffer("outputs", _F32 * whole)
-        most = max(1, scope.machine.matrix.m // shape.heads)
-        tiles = -(-self.rows // most)
-        self.tile = shape.tile(-(-self.rows // tiles))
+        self.prepare()
+
+    def most_queries(self) -> int:
+        """Of a tile."""
+        return self.scope.machine.matrix.m
+
+    def prepare(self) -> None:
+        """Buffers of a tile."""
+        scope = self.scope
         stats = _F32 * self.tile.queries
         self.partial = Partial(
             scope.buffer("tile.maxima", stats).at(),
@@ -149,20 +170,28 @@ class _ByRows:
             s.mov(here, 0, place)
             s.mov(tiles, most - 1, left)
             s.div(tiles, tiles, most)
+            self.emit_turn(s, left, here)
             with s.loop(tiles):
                 s.least(rows, left, 0, 0, most)
-                sources = self._sources(s, head, row, rows)
-                if s is s.core.matrix:
-                    self.attention.emit_matrix(s, self.queries_at.at(0, here), rows, sources)
-                else:
-                    self.attention.emit_vector(s, rows, sources)
-                    self._emit_outputs(s, rows, here)
+                self.emit_tile(s, self.sources(s, head, row, rows), rows, here)
                 s.add(here, here, imm=most * step)
                 s.add(row, row, rows)
                 s.add(left, left, imm=-most)
             s.add(place, place, imm=self.rows * step)
 
-    def _sources(self, s: Stream, head: int, row: Register, rows: Register) -> list[Source]:
+    def emit_turn(self, s: Stream, left: Register, here: Register) -> None:
+        """In front of the tiles of a turn with so many rows."""
+
+    def emit_tile(self, s: Stream, sources: list[Source], rows: Register, here: Register) -> None:
+        """One tile of queries, on one stream; `here` are its bytes among all queries."""
+        if s is s.core.matrix:
+            self.attention.emit_matrix(s, self.queries_at.at(0, here), rows, sources)
+        else:
+            self.attention.emit_vector(s, rows, sources)
+            self._emit_outputs(s, rows, here)
+
+    def sources(self, s: Stream, head: int, row: Register, rows: Register) -> list[Source]:
+        """What earlier calls left, and the call's own rows."""
         queries = self.shape.queries(s, row, rows)
         if self.earlier is None:
             earlier = self.shape.earlier_tiles(queries, head)
@@ -237,3 +266,67 @@ class _ByRows:
                             _F32 * (head * self.head_rows * self.width + at), source
                         )
                         v.v_un(Unary.COPY, place, made, n)
+
+
+class _ByColumns(_ByRows):
+    """The same with a query in each column.
+
+    Attributes:
+        values: transposed, of the head at hand: what earlier calls left, and own rows.
+    """
+
+    def most_queries(self) -> int:
+        """Of a tile."""
+        return most_queries(self.scope)
+
+    def prepare(self) -> None:
+        """Buffers of a tile, and of the values of a head."""
+        scope, e = self.scope, self.home.kind.head_dim
+        self.columns = AttentionColumns(scope, self.tile)
+        keys = own_keys(scope.machine, self.space)
+        own = -(-self.space.most // keys) * keys
+        self.values = [
+            scope.buffer("values.earlier", _F16 * self.home.gathered.held * e),
+            scope.buffer("values.own", _F16 * own * e),
+        ]
+
+    def emit(self, core: CoreProgram, head: int) -> None:
+        """One kv head on one core."""
+        for place in range(len(self.values)):
+            for s in (core.matrix, core.vector):
+                sources = self.sources(s, head, NO_REGISTER, NO_REGISTER)
+                self.columns.emit_values(s, self._walks(sources)[place])
+        super().emit(core, head)
+        core.hand(core.matrix, core.vector)
+
+    def _walks(self, sources: list[Source]) -> list[Positions]:
+        return [
+            self.columns.positions(source, values)
+            for source, values in zip(sources, self.values, strict=True)
+            if isinstance(source, HomeTiles | OwnRows)
+        ]
+
+    def emit_turn(self, s: Stream, left: Register, here: Register) -> None:
+        """Queries that are not there are zeros, as far as the last tile goes."""
+        if s is s.core.matrix:
+            return
+        with s.registers(2) as (missing, place):
+            s.mul(missing, left, -1)
+            s.mod(missing, missing, self.tile.rows)
+            s.mul(place, left, _F16 * self.width)
+            s.add(place, place, here)
+            with s.loop(missing):
+                for at, count in self.scope.group.pieces(self.width * _F16 // _F32):
+                    s.v_fill(self.queries_at.at(_F32 * at, place), 0.0, count)
+                s.add(place, place, imm=_F16 * self.width)
+
+    def emit_tile(self, s: Stream, sources: list[Source], rows: Register, here: Register) -> None:
+        """One tile of queries, on one stream; `here` are its bytes among all queries."""
+        walks = self._walks(sources)
+        if s is not s.core.matrix:
+            self.columns.emit_vector(s, rows, walks)
+            return
+        with s.registers(1) as (to,):
+            s.mul(to, here, _F32 // _F16)
+            queries = self.queries_at.at(0, here)
+            self.columns.emit_matrix(s, queries, rows, walks, self.outputs_at.at(0, to))

@@ -75,6 +75,7 @@ class Scope:
         kv: the buffer with the caches of all layers, in SRAM; None where they are in far memory.
         kv_far: per core the buffer in far memory of tier `kv_tier`, whose address counts lines.
         kv_ring: through which decoding reads a cache in far memory.
+        identity: a matrix in f16, where attention has asked for it.
         factor: by which the product with a matrix is to be multiplied, by its name: a power of two.
         prefix: in front of the names of the kernel's buffers.
         part: of the program: `head`, `layer` or `tail`.
@@ -101,6 +102,7 @@ class Scope:
     kv_far: list[Buffer] = field(default_factory=list)
     kv_tier: int = 0
     kv_ring: KVRing | None = None
+    identity: Buffer | None = None
     factor: Callable[[str], float] = lambda source: 1.0
     prefix: str = ""
     part: str = "head"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+from infc.backends.dataflow.codegen.attention_columns import identity
 from infc.backends.dataflow.codegen.exchange import as_rows, rows_of
 from infc.backends.dataflow.codegen.kv_home import KVHome
 from infc.backends.dataflow.codegen.model import CallSite, Operand, Run
@@ -97,6 +98,8 @@ class StageEmitter:
         scope, number = self.scope, len(self._vector_blocks)
         scope.weights.body(run.turns)
         block = self._block(run.operands)
+        if scope.phase == "prefill":
+            identity(scope)
         operands = [
             x if place == run.x else self._value(value) for place, value in enumerate(run.operands)
         ]
