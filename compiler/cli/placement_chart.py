@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from infc.target.simulated import MachineLayout, PlacedChannel, PlacedCore
 
 WIDTH = 1120.0
-HEIGHT = 520.0
+HEIGHT = 560.0
 """Cells are made so small that the picture is no higher, down to the smallest."""
-CELLS = (136.0, 104.0, 72.0, 48.0, 32.0, 24.0, 16.0, 12.0, 8.0, 6.0)
+CELLS = (136.0, 124.0, 104.0, 72.0, 48.0, 32.0, 24.0, 16.0, 12.0, 8.0, 6.0)
 TITLED = 44.0
 """Chips so wide have their number above them, and the names of far memories below."""
 CHANNEL = 10.0
-BAR = 0.22
+BAR = 0.15
 """Of a cell's width."""
-NAMED, WRITTEN = 48.0, 104.0
+NAMED, WRITTEN = 64.0, 124.0
 """Cells from which on a core's number, and what it holds, is written inside."""
 COLOURS = 8
 LISTED_STAGES = 16

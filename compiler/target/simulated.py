@@ -59,7 +59,7 @@ class Timeline:
     Attributes:
         seconds: of the call; the events' times, in microseconds, start at 0.
         events: JSON objects: complete events (`X`) and the names of their tracks (`M`).
-        left_out: events beyond those asked for.
+        left_out: events beyond those asked for, in pieces that may have become one event.
     """
 
     seconds: float

@@ -18,6 +18,7 @@ from infc.cli.artifact_page import render_page
 from infc.cli.placement_chart import HEIGHT, WIDTH, draw_placement
 from infc.cli.units import human_bytes, human_seconds
 from infc.driver import Explanation
+from infc.driver.explanation import trace_call
 from infc.driver.explanation_rows import LayoutRow
 from infc.driver.loading import load_runnable
 from infc.driver.simulated_rows import ranges
@@ -167,6 +168,17 @@ def test_the_trace_has_one_call_after_the_other(
         crossing = event["ts"] < decode["ts"] < event["ts"] + event["dur"] - 1e-6
         assert not crossing
     assert {e["name"] for e in slices} >= {"layers.0.attention", "waits for semaphore"}
+
+
+def test_a_trace_ends_where_it_is_full(machine: SimulatedRunnable) -> None:
+    call = trace_call(Phase.PREFILL, 16, 0)
+    whole = machine.timeline(Phase.PREFILL, call, most_events=10**6)
+    part = machine.timeline(Phase.PREFILL, call, most_events=10)
+    kept = [event for event in part.events if event["ph"] == "X"]
+    every = [event for event in whole.events if event["ph"] == "X"]
+    assert len(kept) == 10
+    assert part.left_out >= len(every) - 10
+    assert part.seconds == whole.seconds
 
 
 def test_only_a_simulated_machine_has_a_trace(
