@@ -115,7 +115,7 @@ def test_bench_says_whose_seconds_they_are(artifact: Path) -> None:
 
 def test_phases_of_two_machines_have_two_clocks(small_models: SmallModels, model: Path) -> None:
     path = small_models.artifact(
-        model, "cpu", max_batch=1, kv_dtype="f16", decode_target="dataflow:test"
+        model, "reference", max_batch=1, kv_dtype="f16", decode_target="dataflow:test"
     )
     trace = path.with_suffix(".json")
     result = infc("bench", path, *SIZES, "--trace", trace)
