@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from infc.backends.dataflow.codegen import attention, columns, linear, rotary, rows
+from infc.backends.dataflow.codegen import attention, linear, rotary, rows
 from infc.backends.dataflow.codegen.builder import STAGE, Group, Origins
 from infc.backends.dataflow.codegen.contents import Content, Contents, FarPlan
 from infc.backends.dataflow.codegen.head import PAIR_BYTES, emit_best
@@ -20,7 +20,7 @@ from infc.backends.dataflow.codegen.memory import FOREVER, Buffer, SramPlan
 from infc.backends.dataflow.codegen.model import ModelProgram, runs_of
 from infc.backends.dataflow.codegen.scope import Kernel, Scope
 from infc.backends.dataflow.codegen.stage import Emitters, StageEmitter
-from infc.backends.dataflow.codegen.values import Cache, Columns, Rows, RowSpace, Value
+from infc.backends.dataflow.codegen.values import Cache, Columns, Gated, Rows, RowSpace, Value
 from infc.backends.dataflow.codegen.weights import WeightStream
 from infc.backends.dataflow.isa import Unit, encode_table
 from infc.backends.dataflow.machine import Machine
@@ -50,9 +50,9 @@ def _rows(kernel: Kernel, scope: Scope) -> list[Value]:
     """`rows`; where a product is only quantised, each core does that with its columns."""
     quantize, *rest = body(kernel.function)
     alone = quantize.operation.name == "infc.quantize" and len(rest) == 1
-    if isinstance(kernel.operands[0], Columns) and alone:
+    if isinstance(kernel.operands[0], Columns | Gated) and alone:
         form = TensorType.of(quantize.operation.results[0].type).element
-        return [columns.quantize_columns(scope, kernel.operands[0], form)]
+        return [linear.quantize_product(scope, kernel.operands[0], form)]
     return rows.emit_rows(kernel, scope)
 
 

@@ -33,6 +33,18 @@ def exchange(
         arrivals: SENDs that write to each core.
         receives: the buffers that they write.
     """
+    arrived = begin_exchange(scope, receives)
+    for core in scope.cores:
+        core.hand(core.vector, core.send)
+        core.vector.wait("sent", sender(core, arrived, "sent"))
+        core.vector.wait(arrived, arrivals if isinstance(arrivals, int) else arrivals(core))
+
+
+def begin_exchange(scope: Scope, receives: Sequence[Buffer]) -> str:
+    """The semaphore of arrivals of an exchange that writes to some buffers.
+
+    Every core must send to every core before it takes part in the next exchange.
+    """
     sram = scope.group.sram
     for buffer in receives:
         buffer.touch(scope.last_exchange)
@@ -43,10 +55,7 @@ def exchange(
     scope.last_exchange = sram.step
     arrived = f"arrived {scope.part}{scope.site}"
     scope.site += 1
-    for core in scope.cores:
-        core.hand(core.vector, core.send)
-        core.vector.wait("sent", sender(core, arrived, "sent"))
-        core.vector.wait(arrived, arrivals if isinstance(arrivals, int) else arrivals(core))
+    return arrived
 
 
 def as_rows(scope: Scope, value: Value) -> Rows:

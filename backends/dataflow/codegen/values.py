@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infc.backends.dataflow.codegen.memory import Buffer
+from infc.backends.dataflow.isa import Unary
 from infc.ir.types import KVType, TensorType
 
 
@@ -104,6 +105,46 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Operand:
+    """The x of a product as the matrix unit reads it: a8 codes and scales, or halves."""
+
+    space: RowSpace
+    values: Buffer
+    scales: Buffer | None
+    k: int
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a code or a half."""
+        return 1 if self.scales is not None else 2
+
+    @property
+    def row_bytes(self) -> int:
+        """From one row to the next."""
+        return self.k * self.element_bytes
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What a gate lets through, not made yet: strip by strip it is when it is known what it is
+    rounded to.
+
+    Attributes:
+        x: what both matrices are multiplied with.
+        weights: two of one shape.
+        activated: which of them is the gate's.
+        kind: its activation.
+        origin: what it is called.
+    """
+
+    x: Operand
+    weights: tuple[Weight, Weight]
+    activated: int
+    kind: Unary
+    origin: str
+
+
+@dataclass(frozen=True)
 class RopeTable:
     """cos and sin by position; what is in SRAM are the rows of the call's own tokens.
 
@@ -151,7 +192,7 @@ class Argument:
     name: str
 
 
-Value = Rows | Columns | Codes | Halves | Weight | RopeTable | Cache | Appended | Argument
+Value = Rows | Columns | Gated | Codes | Halves | Weight | RopeTable | Cache | Appended | Argument
 
 
 def deal(width: int, unit: int, cores: int) -> tuple[tuple[int, int], ...]:
