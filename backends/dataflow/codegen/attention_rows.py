@@ -27,7 +27,7 @@ from infc.backends.dataflow.codegen.memory import Buffer
 from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.stream import Register, Stream
 from infc.backends.dataflow.codegen.values import Rows
-from infc.backends.dataflow.isa import Binary, Unary
+from infc.backends.dataflow.isa import Binary, Conversion, Unary
 
 _F32, _F16 = 4, 2
 
@@ -93,17 +93,17 @@ class _ByRows:
     def queries(self) -> None:
         """To the cores that attend with them."""
         scope, home, shape = self.scope, self.home, self.shape
-        own = self.queries_at
-        head_bytes = _F16 * self.rows * self.width
-        if self.space.shared:
-            own = scope.buffer("queries.own", home.kind.kv_heads * head_bytes)
-        for core in scope.cores:
-            emit_queries(
-                scope, core, self.q, own, shape=shape, first=0, count=home.kind.kv_heads,
-                head_bytes=head_bytes,
-            )  # fmt: skip
         if not self.space.shared:
+            head_bytes = _F16 * self.rows * self.width
+            for core in scope.cores:
+                emit_queries(
+                    scope, core, self.q, self.queries_at, shape=shape, first=0,
+                    count=home.kind.kv_heads, head_bytes=head_bytes,
+                )  # fmt: skip
             return
+        own = scope.buffer("queries.own", _F16 * self.rows * self.q.width)
+        for core in scope.cores:
+            self._emit_halves(core, own)
 
         def sender(core: CoreProgram, arrived: str, sent: str) -> int:
             turn, place = divmod(core.index, home.span)
@@ -113,18 +113,28 @@ class _ByRows:
                     self.queries_at.at(
                         _F16 * (head * self.head_rows + turn * self.rows) * self.width
                     ),
-                    own.at(kv_head * head_bytes),
+                    own.at(_F16 * kv_head * self.width),
                     _F16 * self.width,
                     scope.own(core.send, self.space),
                     scope.group.area.one(group * home.span + place),
                     stride_d=_F16 * self.width,
-                    stride_a=_F16 * self.width,
+                    stride_a=_F16 * self.q.width,
                     signal=arrived,
                     sent=sent,
                 )
             return home.kind.kv_heads
 
         exchange_in_part(scope, sender, self.turns * home.heads, [self.queries_at])
+
+    def _emit_halves(self, core: CoreProgram, target: Buffer) -> None:
+        """Own rows of the queries of all heads times the scale, in f16."""
+        v, q, scope = core.vector, self.q, self.scope
+        scaled = scope.buffer("queries.scaled", _F32 * min(scope.group.native, q.width))
+        with v.stepping(scope.own(v, q.space), q.row_bytes, _F16 * q.width) as (row, place):
+            for at, n in scope.group.pieces(q.width):
+                source, made = q.buffer.at(_F32 * at, row), target.at(_F16 * at, place)
+                v.v_imm(Binary.MUL, scaled, source, self.shape.scale, n)
+                v.v_cvt(Conversion.F32_F16, made, scaled, n)
 
     def emit(self, core: CoreProgram, head: int) -> None:
         """One kv head on one core."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from infc.backends.dataflow.codegen.builder import Area, CoreProgram, Destination
 from infc.backends.dataflow.codegen.exchange import Arrivals, Sender, exchange
@@ -83,13 +84,48 @@ def emit_tail(
             v.add(place, place, imm=home.row_bytes)
 
 
+def emit_flat_halves(core: CoreProgram, scope: Scope, parts: tuple[Rows, Rows], to: Buffer) -> None:
+    """Own rows of keys and values of all heads in f16: `[row][keys, values][head][e]`."""
+    v, width = core.vector, parts[0].width
+    strides = (parts[0].row_bytes, 2 * _F16 * width)
+    with v.stepping(scope.own(v, parts[0].space), *strides) as (row, place):
+        for number, part in enumerate(parts):
+            for at, n in scope.group.pieces(width):
+                made = to.at(_F16 * (number * width + at), place)
+                v.v_cvt(Conversion.F32_F16, made, part.buffer.at(_F32 * at, row), n)
+
+
+@dataclass(frozen=True)
+class Move:
+    """What of each own row of a head goes to the cores of its group.
+
+    Attributes:
+        first, head_bytes, row_bytes: of the source: where it begins, from one head to the next,
+            from one row to the next.
+        offset: in the row there.
+        size_bytes: of it.
+    """
+
+    first: int
+    head_bytes: int
+    row_bytes: int
+    offset: int
+    size_bytes: int
+
+
 def send_rows(
-    scope: Scope, home: KVHome, space: RowSpace, own: Buffer, rows: Buffer, head_bytes: int
+    scope: Scope,
+    home: KVHome,
+    space: RowSpace,
+    own: Buffer,
+    rows: Buffer,
+    head_bytes: int,
+    moves: Sequence[Move],
 ) -> None:
     """Own rows of each head to all cores of the head's group, where rows are shared.
 
     Args:
-        own: `[kv head][own row]`.
+        own: of all heads.
         rows: `[head of the group][row]`.
     """
 
@@ -101,21 +137,22 @@ def send_rows(
                 for to in destinations(scope.group.area, group * home.span, home.span):
                     for head in range(home.heads):
                         kv_head = group * home.heads + head
-                        s.send(
-                            rows.at(head * head_bytes, at),
-                            own.at(kv_head * space.owned * home.row_bytes),
-                            home.row_bytes,
-                            scope.own(s, space),
-                            to,
-                            stride_d=home.row_bytes,
-                            stride_a=home.row_bytes,
-                            signal=arrived,
-                            sent=sent,
-                        )
-                        sends += 1
+                        for move in moves:
+                            s.send(
+                                rows.at(head * head_bytes + move.offset, at),
+                                own.at(move.first + kv_head * move.head_bytes),
+                                move.size_bytes,
+                                scope.own(s, space),
+                                to,
+                                stride_d=home.row_bytes,
+                                stride_a=move.row_bytes,
+                                signal=arrived,
+                                sent=sent,
+                            )
+                            sends += 1
         return sends
 
-    exchange_in_part(scope, sender, space.cores * home.heads, [rows])
+    exchange_in_part(scope, sender, space.cores * home.heads * len(moves), [rows])
 
 
 def exchange_in_part(

@@ -15,6 +15,8 @@ from infc.backends.dataflow.codegen.builder import CoreProgram
 from infc.backends.dataflow.codegen.exchange import all_as_rows, as_rows
 from infc.backends.dataflow.codegen.kv_home import KVHome
 from infc.backends.dataflow.codegen.kv_rows import (
+    Move,
+    emit_flat_halves,
     emit_halves,
     emit_tail,
     own_head_bytes,
@@ -38,7 +40,7 @@ from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.passes.walk import body
 
-_F32 = 4
+_F32, _F16 = 4, 2
 
 
 def emit_rotary(kernel: Kernel, scope: Scope) -> list[Value]:
@@ -158,19 +160,29 @@ def _kv_append(
     keys, values = as_rows(scope, k), as_rows(scope, v)
     if not isinstance(cache, Cache) or home is None:
         raise InternalError("a rotary kernel has no cache")
-    space = keys.space
+    space, e = keys.space, home.kind.head_dim
     held = own_head_bytes(scope, home, space)
     rows = scope.buffer(f"{name}.rows", home.heads * held)
+    # Without padding between keys and values a vector takes all heads at once.
+    flat = space.shared and home.value_offset == _F16 * e
     made, made_bytes = rows, held
     if space.shared:
         made_bytes = space.owned * home.row_bytes
         made = scope.buffer(f"{name}.own", home.kind.kv_heads * made_bytes)
     for core in heads.cores(keys):
-        own = heads.own(core, keys, home.kind.head_dim)
-        emit_halves(scope, core, home, (keys, values), own, made, made_bytes)
+        if flat:
+            emit_flat_halves(core, scope, (keys, values), made)
+        else:
+            own = heads.own(core, keys, e)
+            emit_halves(scope, core, home, (keys, values), own, made, made_bytes)
         emit_tail(scope, core, home, space, rows, held)
-    if space.shared:
-        send_rows(scope, home, space, made, rows, held)
+    if flat:
+        part, row = _F16 * keys.width, 2 * _F16 * keys.width
+        moves = [Move(n * part, _F16 * e, row, n * _F16 * e, _F16 * e) for n in range(2)]
+        send_rows(scope, home, space, made, rows, held, moves)
+    elif space.shared:
+        move = Move(0, made_bytes, home.row_bytes, 0, home.row_bytes)
+        send_rows(scope, home, space, made, rows, held, [move])
     return Appended(cache, space, rows, held)
 
 
