@@ -14,6 +14,9 @@ import llama_cpp
 import numpy as np
 from protocol import Stopwatch, serve
 
+BATCH = 512
+"""Tokens that llama.cpp takes in one call."""
+
 
 class LlamaCpp:
     """One model and one context, with llama.cpp's defaults."""
@@ -28,7 +31,7 @@ class LlamaCpp:
             raise SystemExit(f"llama.cpp cannot load {model}")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = max_context
-        params.n_batch = params.n_ubatch = 512
+        params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self._context = llama_cpp.llama_init_from_model(self._model, params)
@@ -70,7 +73,9 @@ class LlamaCpp:
 
     def logits(self, ids: list[int], path: str, stepwise: bool) -> dict[str, Any]:
         self._clear()
-        pieces = [[token] for token in ids] if stepwise else [ids]
+        # The rows of one call are all that the library keeps.
+        size = 1 if stepwise else BATCH
+        pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
         rows = np.concatenate([self._rows(piece) for piece in pieces])
         np.save(path, rows)
         return {"shape": list(rows.shape)}
@@ -86,6 +91,10 @@ class LlamaCpp:
         self._position = 0
 
     def _decode(self, ids: list[int], all_logits: bool = False) -> None:
+        for start in range(0, len(ids), BATCH):
+            self._decode_batch(ids[start : start + BATCH], all_logits)
+
+    def _decode_batch(self, ids: list[int], all_logits: bool) -> None:
         # The batch points into this array and does not keep it alive.
         tokens = (ctypes.c_int32 * len(ids))(*ids)
         batch = llama_cpp.llama_batch_get_one(tokens, len(ids))

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -104,7 +105,8 @@ class Client:
     def close(self) -> None:
         """End the engine's process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it died with a request unread
+            self._process.stdin.close()
         self._process.wait(30)
         os.close(self._log)
 
