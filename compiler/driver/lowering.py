@@ -1,11 +1,9 @@
-"""A model of which only the config.json is here, as its backend gets it."""
+"""A model as its backend gets it: for what needs no weights, but programs or their times."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from infc.driver.compilation import import_model
-from infc.frontends.config_source import ConfigSource
+from infc.frontends.source import ModelSource
 from infc.ir.mlir import ir
 from infc.passes.pipelines import SHARED
 from infc.pipeline.manager import PassManager
@@ -15,23 +13,20 @@ from infc.target.discovery import resolve_target
 from infc.target.schema import Target
 
 
-def lower_config(
-    path: Path, storage: str, spec: str, options: CompileOptions
+def lower_model(
+    source: ModelSource, spec: str, options: CompileOptions
 ) -> tuple[ir.Module, Target]:
     """The module that a backend emits code from, in the current MLIR context.
 
     Args:
-        path: of the config.json.
-        storage: the type that every matrix is taken to have.
+        source: its data are not read; a `ConfigSource` has none.
         spec: a target.
-        options: of the compilation; `quantize` changes nothing, as there are no weights.
+        options: of the compilation; weights stay as they are whatever `quantize` says.
 
     Raises:
-        UserError: the configuration or the target is not understood, or the target cannot do what
-            the model needs (INF3001).
+        UserError: the target is not understood, or it cannot do what the model needs (INF3004).
     """
     backend, target = resolve_target(spec)
-    source = ConfigSource(path, storage)
     module = import_model(source, options, backend, target)
     PassManager(backend.pipeline(SHARED)).run(module, PassContext(options, target, backend))
     return module, target

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from infc.diagnostics import Code, InternalError, UserError
-from infc.driver.lowering import lower_config
+from infc.driver.lowering import lower_model
 from infc.frontends.config_source import ConfigSource
 from infc.ir.attributes import from_attribute
 from infc.ir.context import context
@@ -59,9 +59,8 @@ def test_what_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_a_backend_gets_its_module() -> None:
     options = CompileOptions(max_context=64, chunk=16)
     with context():
-        module, target = lower_config(
-            CONFIGS / "llama-3.1-8b.json", "q4_0", "dataflow:systolic-hbm", options
-        )
+        source = ConfigSource(CONFIGS / "llama-3.1-8b.json", "q4_0")
+        module, target = lower_model(source, "dataflow:systolic-hbm", options)
         assert level_of(module) is Level.SCHEDULE
         signature = from_attribute(module.operation.attributes["infc.signature"])
     assert target.name == "dataflow:systolic-hbm"

@@ -106,6 +106,15 @@ class FarPlan:
         self._used[chip, tier, channel] = used + lines(buffer.size_bytes)
         buffer.address = (channel * memory.channel_bytes + used) // LINE_BYTES
 
+    def first_with_room(self, buffer: Buffer, chip: int, tier: int) -> int:
+        """The first channel that has room for a buffer; of none the last one."""
+        memory = self.machine.far[tier]
+        for channel in range(memory.channels):
+            used = self._used.get((chip, tier, channel), 0)
+            if used + lines(buffer.size_bytes) <= memory.channel_bytes:
+                return channel
+        return memory.channels - 1
+
     def overflow(self) -> tuple[str, int, int] | None:
         """The memory that holds least of what it should: name, bytes wanted and bytes there."""
         worst = None

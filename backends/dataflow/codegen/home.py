@@ -19,7 +19,8 @@ class Home:
 
     Attributes:
         far: far memory, where there is some; weights and tables then lie there.
-        near: every core's part lies in the channel next to it; else in channels in order.
+        near: every core's part lies in the channel next to it; else one channel after the other is
+            filled, whoever reads it.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Home:
         elif self.near:
             channel = self.machine.near_channel(_TIER, number)
         else:
-            channel = core.index * channels // len(self.group.cores)
+            channel = self.far.first_with_room(buffer, chip, _TIER)
         self.far.place(buffer, chip, channel, _TIER)
         size = lines(buffer.size_bytes)
         self.contents.add(Content(buffer, 0, None, chip, "far0", size, kind, key))
