@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.backends.dataflow.image_rules import check_image
-from infc.backends.dataflow.isa import INSTRUCTION_BYTES, Unit, decode_table
+from infc.backends.dataflow.isa import INSTRUCTION_BYTES, Unit, decode_table, decode_tables
 from infc.backends.dataflow.program import (
     Image,
     ImageError,
@@ -99,7 +99,7 @@ _HINT = "compile the model again; a program of another version of infc cannot be
 def write_image(image: Image) -> bytes:
     """The file. Raises InternalError where the image breaks a rule that reading checks."""
     try:
-        tables = [decode_table(program) for program in image.programs]
+        tables = decode_tables(image.programs)
         check_image(image, tables)
     except (ImageError, UserError) as error:
         raise InternalError(f"an image cannot be written: {error}") from None

@@ -6,7 +6,8 @@ not use must be 0 (255 where it would name a semaphore): there is one way to wri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -116,8 +117,10 @@ __all__ = [
     "chips",
     "decode",
     "decode_table",
+    "decode_tables",
     "encode",
     "encode_table",
+    "encode_tables",
     "float_bits",
     "rectangle",
     "to_table",
@@ -169,6 +172,14 @@ def encode_table(table: Table) -> bytes:
     return records.tobytes()
 
 
+def encode_tables(tables: Sequence[Table]) -> list[bytes]:
+    """The binary form of many programs, as `encode_table` of each; checked together, as most of
+    the time goes into checks. Instructions are counted through all of them where one is wrong."""
+    data = encode_table(np.concatenate(tables))
+    ends = INSTRUCTION_BYTES * np.cumsum([len(table) for table in tables])
+    return [data[start:end] for start, end in pairwise([0, *ends.tolist()])]
+
+
 def decode(data: bytes, name: str = "program") -> list[Instruction]:
     """The instructions of a binary program; raises like `decode_table`."""
     return [Instruction(*row) for row in decode_table(data, name).tolist()]
@@ -203,3 +214,14 @@ def decode_table(data: bytes, name: str = "program") -> Table:
             hint=_HINT,
         )
     return table
+
+
+def decode_tables(programs: Sequence[bytes]) -> list[Table]:
+    """The rows of many programs, as `decode_table` of each; checked together, and instructions are
+    counted through all of them where one is wrong."""
+    for program in programs:
+        if len(program) % INSTRUCTION_BYTES:
+            decode_table(program)
+    table = decode_table(b"".join(programs))
+    ends = np.cumsum([len(program) // INSTRUCTION_BYTES for program in programs])
+    return [table[start:end] for start, end in pairwise([0, *ends.tolist()])]

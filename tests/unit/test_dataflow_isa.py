@@ -31,11 +31,13 @@ from infc.backends.dataflow.isa import (
     Unit,
     decode,
     decode_table,
+    decode_tables,
     encode,
+    encode_tables,
 )
 from infc.backends.dataflow.operations import FORMS, Form, Kind
 from infc.backends.dataflow.validity import find_stream_problem
-from infc.diagnostics import InternalError
+from infc.diagnostics import InternalError, UserError
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "dataflow.md"
 
@@ -73,6 +75,21 @@ def test_a_table_has_a_column_for_each_field() -> None:
     for column, field in enumerate(FIELDS):
         assert getattr(isa, f"F_{field.upper()}") == column
         assert table[:, column].tolist() == [getattr(i, field) for i in program]
+
+
+def test_many_programs_at_once_are_what_each_is_alone() -> None:
+    texts = ("mov to=r1 a=r2-3\nhalt", "halt", "wait semaphore=63 count=r31-5 @9\nhalt")
+    programs = [encode(assemble(text)) for text in texts]
+    tables = [decode_table(program) for program in programs]
+    for together, alone in zip(decode_tables(programs), tables, strict=True):
+        np.testing.assert_array_equal(together, alone)
+    assert encode_tables(tables) == programs
+    assert decode_tables([]) == []
+    tables[1][0, FIELDS.index("d")] = 7
+    with pytest.raises(InternalError, match="instruction 2 cannot be encoded: halt: expected 0"):
+        encode_tables(tables)
+    with pytest.raises(UserError, match="expected instructions of 64 bytes, got 32 bytes"):
+        decode_tables([programs[0][:32], programs[0][32:]])
 
 
 def test_assembly_reads_what_it_says() -> None:

@@ -22,7 +22,7 @@ from infc.backends.dataflow.codegen.scope import Kernel, Scope
 from infc.backends.dataflow.codegen.stage import Emitters, StageEmitter
 from infc.backends.dataflow.codegen.values import Cache, Columns, Gated, Rows, RowSpace, Value
 from infc.backends.dataflow.codegen.weights import WeightStream
-from infc.backends.dataflow.isa import Unit, encode_table
+from infc.backends.dataflow.isa import Unit, encode_tables
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.partition import Mapping, Stage
 from infc.backends.dataflow.program import Output
@@ -146,13 +146,7 @@ class ProgramEmitter:
         for scope in scopes:
             scope.group.sram.place()
         return Emitted(
-            streams={
-                (core.number, stream.unit): encode_table(stream.finish())
-                for scope in scopes
-                for core in scope.cores
-                for stream in core.streams
-                if len(stream)
-            },
+            streams=_encoded(scopes),
             origins=self.origins.names,
             contents=self.contents,
             outputs=_outputs(scopes[-1], *outputs),
@@ -259,6 +253,15 @@ class ProgramEmitter:
                 self.contents.add(
                     Content(buffer, 0, core.number, chip, "sram", size, "weights", key)
                 )
+
+
+def _encoded(scopes: Sequence[Scope]) -> dict[tuple[int, Unit], bytes]:
+    streams = [
+        stream for scope in scopes for core in scope.cores for stream in core.streams if len(stream)
+    ]
+    programs = encode_tables([stream.finish() for stream in streams])
+    keys = [(stream.core.number, stream.unit) for stream in streams]
+    return dict(zip(keys, programs, strict=True))
 
 
 def _stream(operands: Sequence[object]) -> ir.Value:

@@ -41,8 +41,10 @@ class Buffer:
 
     def touch(self, step: int) -> None:
         """Note that code of a step reads or writes it."""
-        self.first = step if self.first is None else min(self.first, step)
-        self.last = step if self.last is None else max(self.last, step)
+        if self.first is None or step < self.first:
+            self.first = step
+        if self.last is None or step > self.last:
+            self.last = step
 
     def at(self, offset: int = 0, register: int = 0) -> Address:
         """A place in it."""

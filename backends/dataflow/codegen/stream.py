@@ -6,6 +6,7 @@ addresses yet; `Stream.finish` puts them in.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -61,23 +62,24 @@ class Stream:
 
     def __init__(self, core: CoreProgram, unit: Unit) -> None:
         self.core, self.unit = core, unit
-        self._rows: list[list[int]] = []
-        self._patches: list[tuple[int, int, Buffer]] = []
+        # Flat, as there are millions of fields; `_patches` counts them.
+        self._fields = array("q")
+        self._patches: list[tuple[int, Buffer]] = []
         self._free = [Register(number) for number in range(REGISTERS - 1, 0, -1)]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._fields) // len(FIELDS)
 
     def finish(self) -> Table:
         """All instructions and a HALT, with the addresses of the planned buffers; once."""
         self._emit(Op.HALT)
-        for number, column, buffer in self._patches:
+        fields = self._fields
+        for at, buffer in self._patches:
             if buffer.address is None:
                 raise InternalError(f"the buffer {buffer.name!r} has no place")
-            self._rows[number][column] += buffer.address
-        table = np.array(self._rows, np.int64)
-        self._rows, self._patches = [], []
-        return table
+            fields[at] += buffer.address
+        self._fields, self._patches = array("q"), []
+        return np.frombuffer(fields, np.int64).reshape(-1, len(FIELDS))
 
     def _emit(
         self,
@@ -88,7 +90,7 @@ class Stream:
     ) -> None:
         row = _UNUSED[:]
         group = self.core.group
-        row[F_OP], row[F_ORIGIN] = op, group.origins.current
+        row[F_OP], row[F_ORIGIN] = int(op), group.origins.current
         for name, value in fields.items():
             row[_COLUMNS[name]] = value
         for name, place in places:
@@ -99,11 +101,11 @@ class Stream:
             row[column], row[register] = address.offset, address.register
             if address.buffer is not None:
                 address.buffer.touch(group.sram.step)
-                self._patches.append((len(self._rows), column, address.buffer))
+                self._patches.append((len(self._fields) + column, address.buffer))
         for name, count in counts:
             column, register = _SUMS[name]
             row[register if isinstance(count, Register) else column] = count
-        self._rows.append(row)
+        self._fields.extend(row)
 
     # Registers
 

@@ -33,7 +33,7 @@ from infc.backends.dataflow.isa import (
     Op,
     Table,
     Unit,
-    decode_table,
+    decode_tables,
 )
 from infc.backends.dataflow.program import Image
 from infc.backends.dataflow.simulator.compiled import bare_part
@@ -85,7 +85,7 @@ class Operands(NamedTuple):
 
 def load_streams(image: Image) -> Streams:
     """The streams of an image, ready to run; raises InternalError where one is no stream."""
-    tables = [decode_table(program) for program in image.programs]
+    tables = decode_tables(image.programs)
     halt = np.zeros((1, len(FIELDS)), np.int64)
     halt[0, F_OP] = Op.HALT
     starts = np.cumsum([0, *(len(table) for table in tables)])
