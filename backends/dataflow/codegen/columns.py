@@ -17,6 +17,7 @@ from infc.ir.types import A8
 def _own(scope: Scope, value: Value) -> Columns:
     if not isinstance(value, Columns):
         raise InternalError(f"expected columns, got {type(value).__name__}")
+    scope.await_products(value.buffer)
     return value
 
 
@@ -31,6 +32,7 @@ def scale_columns(scope: Scope, columns: Columns, weight: Value) -> None:
         factor = scope.factor_of(core, weight) if isinstance(weight, Weight) else None
         if factor is None:
             return
+        scope.await_products(columns.buffer)
         v = core.vector
         with v.stepping(scope.total(v, columns.space), columns.row_bytes) as (row,):
             for at, count in _pieces(scope, core, columns):
@@ -42,6 +44,7 @@ def add_bias(scope: Scope, columns: Columns, bias: Value) -> None:
     """The bias of each column, in place."""
     if not isinstance(bias, Weight):
         raise InternalError("a bias is no weight")
+    scope.await_products(columns.buffer)
     for core in scope.cores:
         first, v = columns.slices[core.index][0], core.vector
         numbers = scope.vector(core, bias) + 4 * first

@@ -69,6 +69,7 @@ def all_as_rows(scope: Scope, values: Sequence[Value]) -> list[Rows]:
     parts: list[tuple[Columns, Rows]] = []
     for value in values:
         if isinstance(value, Columns):
+            scope.await_products(value.buffer)
             size = value.space.owned * 4 * value.width
             buffer = scope.buffer(f"{value.buffer.name}.rows", size)
             parts.append((value, Rows(value.space, buffer, value.width)))

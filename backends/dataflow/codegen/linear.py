@@ -160,6 +160,8 @@ def multiply(
         buffer = scope.buffer(f"product{number}", x.space.most * row_bytes)
         found.append(Columns(x.space, buffer, n, slices, row_bytes))
         cuts.append(cuts_of(scope, weight, slices))
+    # Of many rows what follows one product is worth doing while the next one is made.
+    apart = scope.phase == "prefill" and len(weights) > 1 and not gate
     for core in scope.cores:
         core.hand(core.vector, core.matrix)
         emitter, own = Products(scope, core, x), [cut[core.index] for cut in cuts]
@@ -168,5 +170,11 @@ def multiply(
         else:
             for cut, columns in zip(own, found, strict=True):
                 emitter.strips([cut], [columns])
-        core.hand(core.matrix, core.vector)
+                if apart:
+                    core.matrix.post("matrix>vector")
+        if not apart:
+            core.hand(core.matrix, core.vector)
+    if apart:
+        read = [buffer for buffer in (x.values, x.scales) if buffer is not None]
+        scope.products += [(columns.buffer, *read) for columns in found]
     return found

@@ -46,19 +46,20 @@ _F32, _F16 = 4, 2
 def emit_rotary(kernel: Kernel, scope: Scope) -> list[Value]:
     """A `rotary` kernel."""
     arguments = kernel.function.regions[0].blocks[0].arguments
-    given = list(kernel.operands)
-    columns = [number for number, value in enumerate(given) if isinstance(value, Columns)]
-    for number, rows in zip(
-        columns, all_as_rows(scope, [given[number] for number in columns]), strict=True
-    ):
-        given[number] = rows
-    values: dict[Any, Value] = dict(zip(arguments, given, strict=True))
+    values: dict[Any, Value] = dict(zip(arguments, kernel.operands, strict=True))
+    columns = [name for name, value in values.items() if isinstance(value, Columns)]
+    # Where products are under way the first one is taken as soon as it is there.
+    at_once = 1 if scope.products else len(columns)
     heads = _Heads(scope, kernel)
     for number, op in enumerate(body(kernel.function)):
         name = op.operation.name.removeprefix("infc.")
-        operands = [values[value] for value in op.operation.operands]
         if name == "func.return":
-            return operands
+            return [values[value] for value in op.operation.operands]
+        if any(value in columns for value in op.operation.operands):
+            rows = all_as_rows(scope, [values[value] for value in columns[:at_once]])
+            values.update(zip(columns[:at_once], rows, strict=True))
+            columns, at_once = columns[at_once:], len(columns)
+        operands = [values[value] for value in op.operation.operands]
         emit = _EMITTERS[name]
         values[op.operation.results[0]] = emit(heads, op, f"{name}{number}", *operands)
     raise InternalError("a kernel has no return")

@@ -83,6 +83,7 @@ class Scope:
         last_exchange: step of the exchange before.
         body_start: first step of a loop that is being made.
         receives: buffers that others write first in a turn of the loop.
+        products: under way, in order: what each makes and what it reads.
     """
 
     group: Group
@@ -110,6 +111,7 @@ class Scope:
     last_exchange: int = 0
     body_start: int | None = None
     receives: list[Buffer] = field(default_factory=list)
+    products: list[tuple[Buffer, ...]] = field(default_factory=list)
 
     @property
     def cores(self) -> Sequence[CoreProgram]:
@@ -130,6 +132,14 @@ class Scope:
         if first is None:
             raise InternalError(f"rows {space.symbol!r} are not shared")
         return first
+
+    def await_products(self, made: Buffer | None = None) -> None:
+        """The vector streams go on when a product is there, and all before it; None for all."""
+        while self.products and (made is None or any(p[0] is made for p in self.products)):
+            for core in self.cores:
+                core.vector.wait("matrix>vector")
+            for buffer in self.products.pop(0):
+                buffer.touch(self.group.sram.step)
 
     def buffer(self, name: str, size_bytes: int) -> Buffer:
         """A buffer of the kernel at hand: its name is made unique by the kernel's."""

@@ -158,6 +158,8 @@ class StageEmitter:
         """One kernel."""
         kind = str(get(function, "infc.kernel"))
         self.scope.prefix = prefix
+        if kind != "rotary":
+            self.scope.await_products()
         with self.scope.group.origins.of(name_of(function)):
             results = self.emitters[kind](Kernel(function, operands), self.scope)
         self.scope.group.sram.next_step()
