@@ -3,9 +3,9 @@ two baselines: weights loaded only when they are needed, and weights placed wher
 
 The bound is the largest of three times:
 
-- bytes: each weight and each cached position once, over the bandwidth of the far memories of the
-  cores that share a layer, or where all lies in SRAM, over that at which their matrix units take
-  weights in;
+- bytes: each weight, in the formats that the matrix unit reads, and each cached position once, over
+  the bandwidth of the far memories of the cores that share a layer, or where all lies in SRAM, over
+  that at which their matrix units take weights in;
 - operations: multiplications and additions of products and attention, over the peak of each format;
 - latency: what one row waits for, one step after the other, if each step took as long as its
   longest instruction on its own: five exchanges between cores a layer, products of a single tile,
@@ -32,6 +32,7 @@ from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.needs import product_format
 from infc.backends.dataflow.partition import Mapping as Partition
 from infc.backends.dataflow.simulator.timing import Timing, simulate_time
+from infc.backends.dataflow.tiles import tile_format
 from infc.driver.lowering import lower_model
 from infc.frontends import open_model
 from infc.frontends.config_source import ConfigSource
@@ -131,7 +132,10 @@ def bound_of(
         info = source.tensors[name]
         if len(info.shape) == 1 or (role == "embed" and name != head):
             continue
-        weight_bytes += info.size_bytes
+        form = tile_format(info.storage)
+        if form is None:
+            raise ValueError(f"{name}: the machine has no {info.storage}")
+        weight_bytes += form.tile_bytes(info.shape[0], info.shape[1])
         cycles = machine.matrix.tile_cycles[product_format(info.storage) or "f16"]
         per_s = _peak(machine, cycles) * share
         operations += 2.0 * info.shape[0] * info.shape[1] * (1 if name == head else rows) / per_s

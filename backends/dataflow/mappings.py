@@ -18,8 +18,8 @@ from infc.ir.types import A8, ABF16
 from infc.target.backend import KernelSummary
 from infc.target.schema import Target
 
-_RING_SLOTS = 4
-_RING_SHARE = 32
+_RING_SLOTS = 8
+_RING_SHARE = 64
 """A slot takes at most this part of SRAM."""
 
 
