@@ -6,12 +6,13 @@ nor NumPy's larger parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from infc.backends.dataflow.presets import BACKEND_NAME, preset_names, resolve_dataflow
 from infc.target.backend import (
     API_VERSION,
+    CallPrediction,
     KernelMapping,
     KernelSummary,
     LoadedPrograms,
@@ -85,16 +86,40 @@ class DataflowBackend:
         return kernel_work(kernel, target)
 
     def pipeline(self, shared: Pipeline) -> Pipeline:
-        """Down to fused kernels: buffers, moves and code are made together."""
+        """Down to fused kernels, and how they are spread: buffers, moves and code are made
+        together."""
+        from infc.backends.dataflow.choose import CHOOSE_PARTITION
         from infc.ir.levels import Level
+        from infc.pipeline.passes import Pipeline
 
-        return shared.until(Level.SCHEDULE)
+        return Pipeline((*shared.until(Level.SCHEDULE).passes, CHOOSE_PARTITION))
 
     def emit(self, module: ir.Module, target: Target, weights: WeightData) -> Programs:
         """An image for each phase, and the packed weights."""
         from infc.backends.dataflow.emission import emit_programs
 
         return emit_programs(module, target, weights)
+
+    def predict_call(
+        self,
+        signature: Mapping[str, Any],
+        target: Target,
+        phase: str,
+        *,
+        tokens: int,
+        position: int,
+        logit_rows: int,
+    ) -> CallPrediction:
+        """One call of the programs, by the analytic model of the machine."""
+        from infc.backends.dataflow.prediction import predict_call
+
+        return predict_call(
+            signature["timed"][phase],
+            target,
+            tokens=tokens,
+            position=position,
+            logit_rows=logit_rows,
+        )
 
     def load(self, programs: LoadedPrograms) -> DataflowRunnable:
         """Fill the simulated machine."""

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+from infc.backends.dataflow.choose import partitions_of
 from infc.backends.dataflow.codegen.contents import WeightFile, regions
 from infc.backends.dataflow.codegen.emit import Emitted, ProgramEmitter
 from infc.backends.dataflow.codegen.memory import SramPlan
 from infc.backends.dataflow.codegen.model import ModelProgram, read_program
+from infc.backends.dataflow.cost.sketch import Sketch
 from infc.backends.dataflow.image import Image, share_streams, write_image
 from infc.backends.dataflow.machine import Machine
-from infc.backends.dataflow.mappings import default_mapping
 from infc.backends.dataflow.packing import Packer
 from infc.backends.dataflow.partition import Mapping
-from infc.diagnostics import Code, UserError
+from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import from_attribute, get
 from infc.ir.mlir import ir
 from infc.ir.types import TensorType
@@ -40,7 +41,8 @@ class EmittedModel:
         weights: what the file of packed weights holds.
         cache: what the host keeps of the KV cache, and in which order.
         emitted: by phase.
-        mapping: by phase.
+        mappings: by phase.
+        sketches: by phase.
     """
 
     images: Named[str, Image]
@@ -48,6 +50,7 @@ class EmittedModel:
     cache: WeightFile
     emitted: Named[str, Emitted]
     mappings: Named[str, Mapping]
+    sketches: Named[str, Sketch]
 
 
 def emit_programs(
@@ -56,7 +59,7 @@ def emit_programs(
     """The images of both programs of a schedule-level module.
 
     Args:
-        mapping: how the model is spread; None takes the default one.
+        mapping: how the model is spread; None takes what the module says.
 
     Raises:
         UserError: the model is larger than the machine (INF2101); the options ask for several
@@ -88,6 +91,10 @@ def emit_programs(
                 for layer in range(len(signature["capacity"]))
             ],
             "planned_bytes": max(e.height_bytes for e in model.emitted.values()),
+            "timed": {
+                phase: {"sketch": model.sketches[phase].record(), "mapping": mapping.record()}
+                for phase, mapping in model.mappings.items()
+            },
             "sram": {phase: _sram_plans(e.plans) for phase, e in model.emitted.items()},
         },
     )
@@ -100,24 +107,45 @@ def emit_model(
     *,
     factor: Factor = lambda source: 1.0,
 ) -> EmittedModel:
-    """Both programs, under a mapping or the default one.
+    """Both programs, under a mapping or the first of the module's partitions that fits.
 
     Without a mapping the prefill program takes as many rows at once as fit. No weights are needed:
     `factor` says by which products with a matrix are multiplied.
     """
+    found = [read_program(op) for op in programs(module)]
+    if mapping is not None:
+        return _emit(found, machine, {p.phase: mapping for p in found}, factor, fixed=True)
+    partitions = partitions_of(module)
+    for number, partition in enumerate(partitions):
+        try:
+            return _emit(found, machine, partition, factor, fixed=False)
+        except UserError as error:
+            if error.code is not Code.PLAN or number == len(partitions) - 1:
+                raise
+    raise InternalError("a module without partitions")
+
+
+def _emit(
+    found: Sequence[ModelProgram],
+    machine: Machine,
+    partition: Named[str, Mapping],
+    factor: Factor,
+    *,
+    fixed: bool,
+) -> EmittedModel:
+    """Both programs under one mapping each; raises UserError (INF2101) where they do not fit."""
     emitted, mappings = {}, {}
-    for op in programs(module):
-        program = read_program(op)
-        chosen = mapping or default_mapping(
-            machine, len(program.layers), program.maxima["t"], min(program.maxima["r"], 1)
-        )
-        emitted[program.phase], mappings[program.phase] = _fitting(
-            program, machine, chosen, factor, fixed=mapping is not None
+    # Decode first: where it does not fit nothing does.
+    for program in sorted(found, key=lambda each: each.phase):
+        phase = program.phase
+        emitted[phase], mappings[phase] = _fitting(
+            program, machine, partition[phase], factor, fixed=fixed
         )
     weights, caches = WeightFile(), WeightFile()
-    # Decode first: its order is the order in which most of the time weights are read.
+    # Its order is the order in which most of the time weights are read.
     images = {phase: _image(emitted[phase], machine, weights, caches) for phase in sorted(emitted)}
-    return EmittedModel(images, weights, caches, emitted, mappings)
+    sketches = {program.phase: Sketch.of(program) for program in found}
+    return EmittedModel(images, weights, caches, emitted, mappings, sketches)
 
 
 def _fitting(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.needs import product_format
-from infc.backends.dataflow.partition import Mapping, stages_of
+from infc.backends.dataflow.partition import Mapping, Stage
 from infc.backends.dataflow.tiles import TileFormat
 from infc.cost.roofline import Work
 from infc.ir.storage import STORAGE_TYPES
@@ -43,15 +43,22 @@ def kernel_work(kernel: KernelSummary, target: Target) -> Work:
     return Work(bytes={memory: float(moved)}, operations=operations)
 
 
-def default_mapping(machine: Machine, layers: int, max_tokens: int, max_logit_rows: int) -> Mapping:
-    """One stage over the whole machine; a ring where there is far memory."""
-    tile = TileFormat(8, 16, True, 0).tile_bytes(machine.matrix.n, machine.matrix.k)
-    tile = max(tile, TileFormat(16, 0, False, 0).tile_bytes(machine.matrix.n, machine.matrix.k))
-    slot = max(machine.sram_bytes // _RING_SHARE // tile, 1) * tile
+def largest_tile(machine: Machine) -> int:
+    """Bytes of a whole tile of weights of the widest form."""
+    n, k = machine.matrix.n, machine.matrix.k
+    forms = (TileFormat(8, 16, True, 0), TileFormat(16, 0, False, 0))
+    return max(form.tile_bytes(n, k) for form in forms)
+
+
+def default_mapping(
+    machine: Machine, stages: tuple[Stage, ...], max_tokens: int, max_logit_rows: int
+) -> Mapping:
+    """A ring where there is far memory, of a usual size."""
+    tile = largest_tile(machine)
     return Mapping(
-        stages=stages_of(machine, layers, 1),
+        stages=stages,
         max_tokens=max_tokens,
         max_logit_rows=max_logit_rows,
         ring_slots=_RING_SLOTS if machine.far else 0,
-        slot_bytes=slot,
+        slot_bytes=max(machine.sram_bytes // _RING_SHARE // tile, 1) * tile,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping as Named
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from infc.backends.dataflow.codegen.builder import Area
 from infc.backends.dataflow.machine import Machine
@@ -29,7 +31,7 @@ class Mapping:
         ring_slots: slots of the ring of weights; 0 where weights stay in SRAM.
         slot_bytes: of a slot.
         prefetch: pieces are loaded ahead, as far as the ring allows; else when they are needed.
-        near: weights lie in the channel next to their core.
+        near: weights lie in the channel next to their core; else wherever there is room.
     """
 
     stages: tuple[Stage, ...]
@@ -39,6 +41,19 @@ class Mapping:
     slot_bytes: int
     prefetch: bool = True
     near: bool = True
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+
+    @classmethod
+    def read(cls, record: Named[str, Any]) -> Self:
+        """What `record` made."""
+        stages = tuple(
+            Stage(Area(**stage["area"]), stage["first_layer"], stage["layers"])
+            for stage in record["stages"]
+        )
+        return cls(**{**record, "stages": stages})
 
 
 def stages_of(machine: Machine, layers: int, count: int) -> tuple[Stage, ...]:

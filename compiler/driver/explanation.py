@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from infc.artifact import Artifact, open_artifact
-from infc.cost.estimate import total
+from infc.cost.estimate import Estimate, total
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.explanation_rows import (
@@ -29,7 +29,13 @@ from infc.driver.explanation_rows import (
     TransferRow,
 )
 from infc.driver.loading import available_threads, load_runnable
-from infc.driver.prediction import Turns, greedy_kernels, kernel_seconds, scaled_work
+from infc.driver.prediction import (
+    Turns,
+    greedy_kernels,
+    kernel_seconds,
+    predict_call,
+    scaled_work,
+)
 from infc.driver.simulated_rows import (
     SimulatedProgram,
     layout_rows,
@@ -159,7 +165,7 @@ def _explain_program(
             )
         )
     launch = estimate_work(Work(launches=1), target, measured.threads)
-    whole = total([launch, *estimates])
+    whole = total([launch, *estimates]) if kernels else _whole_call(artifact, phase, tokens, target)
     limits: Mapping[str, Any] = manifest.programs[phase]
     simulated = measured.simulated.get(phase)
     row = ProgramRow(
@@ -171,14 +177,21 @@ def _explain_program(
         max_slots=limits["max_slots"],
         bandwidth_bytes_per_s=bandwidth,
         operations_per_s=rates,
-        predicted_seconds=whole.mid if kernels else None,
-        predicted_seconds_low=whole.low if kernels else None,
-        predicted_seconds_high=whole.high if kernels else None,
+        predicted_seconds=None if whole is None else whole.mid,
+        predicted_seconds_low=None if whole is None else whole.low,
+        predicted_seconds_high=None if whole is None else whole.high,
         measured_seconds=measured.programs.get(phase),
         clock="simulated" if simulated else "wall",
         utilisation=simulated.call.utilisation if simulated else {},
     )
     return row, kernels
+
+
+def _whole_call(artifact: Artifact, phase: str, tokens: int, target: Target) -> Estimate | None:
+    """A call of programs whose time is no sum over kernels; None where it is not known."""
+    turn = Turns(1, tokens, _expected_prompt(artifact) + (phase == "decode"))
+    call = predict_call(artifact, phase, turn, target, wanted=True)
+    return None if call is None else call.time
 
 
 def _peak(target: Target, work: Work, threads: int | None) -> float:

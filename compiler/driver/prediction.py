@@ -10,6 +10,8 @@ from typing import Any
 from infc.artifact import Artifact
 from infc.cost.estimate import Estimate, total
 from infc.cost.roofline import Work, estimate_work
+from infc.target.backend import CallPrediction, PredictingBackend
+from infc.target.discovery import load_backend
 from infc.target.schema import Target
 
 _DECODE_SAMPLES = 8
@@ -104,7 +106,7 @@ def _predict_phase(
 ) -> PhasePrediction | None:
     kernels = greedy_kernels(artifact, phase)
     if not kernels:
-        return None
+        return _predict_whole(artifact, phase, turns, target)
     calls = round(sum(turn.calls for turn in turns))
     tokens = round(sum(turn.calls * turn.tokens for turn in turns))
     works = [(scaled_work(k, phase, calls, tokens), k["launches"]) for k in kernels]
@@ -121,6 +123,49 @@ def _predict_phase(
         bytes=sum(sum(work.bytes.values()) * count for work, count in works),
         operations=sum(sum(work.operations.values()) * count for work, count in works),
         bound=whole.bound,
+    )
+
+
+def _predict_whole(
+    artifact: Artifact, phase: str, turns: Sequence[Turns], target: Target
+) -> PhasePrediction | None:
+    """A phase of programs whose time is no sum over kernels, by their backend."""
+    calls = [
+        (turn.calls, predict_call(artifact, phase, turn, target, wanted=turn is turns[-1]))
+        for turn in turns
+    ]
+    known = [(count, call) for count, call in calls if call is not None]
+    if not known:
+        return None
+    whole = total(call.time.scale(count) for count, call in known)
+    return PhasePrediction(
+        seconds=whole.mid,
+        seconds_low=whole.low,
+        seconds_high=whole.high,
+        bytes=sum(count * call.bytes for count, call in known),
+        operations=sum(count * call.operations for count, call in known),
+        bound=whole.bound,
+    )
+
+
+def predict_call(
+    artifact: Artifact, phase: str, turn: Turns, target: Target, *, wanted: bool
+) -> CallPrediction | None:
+    """One call, where the target's backend predicts whole calls.
+
+    Args:
+        wanted: whether a prefill call is asked for the next token.
+    """
+    backend = load_backend(target.backend)
+    if not isinstance(backend, PredictingBackend):
+        return None
+    return backend.predict_call(
+        artifact.manifest.programs[phase],
+        target,
+        phase,
+        tokens=turn.tokens,
+        position=turn.context - turn.tokens,
+        logit_rows=int(wanted or phase == "decode"),
     )
 
 

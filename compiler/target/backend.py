@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from infc.target.runnable import Runnable
 from infc.target.schema import Target, TargetStatus
 
 if TYPE_CHECKING:  # the contract names layers above it; nothing is imported when it runs
+    from infc.cost.estimate import Estimate
     from infc.cost.roofline import Work
     from infc.ir.mlir import ir
     from infc.ir.types import TensorType
@@ -125,6 +126,47 @@ class MeasuringBackend(Protocol):
 
         Raises:
             UserError: the target is not this machine (INF3004).
+        """
+
+
+@dataclass(frozen=True)
+class CallPrediction:
+    """What one call of a program takes.
+
+    Attributes:
+        time: with its bounds, and for how long each resource binds.
+        bytes: moved from and to the memory that holds the model.
+        operations: of all dtypes.
+    """
+
+    time: Estimate
+    bytes: float
+    operations: float
+
+
+@runtime_checkable
+class PredictingBackend(Protocol):
+    """What a backend offers besides `Backend` where its programs' time is no sum over kernels."""
+
+    def predict_call(
+        self,
+        signature: Mapping[str, Any],
+        target: Target,
+        phase: str,
+        *,
+        tokens: int,
+        position: int,
+        logit_rows: int,
+    ) -> CallPrediction:
+        """One call of an emitted program, by the cost model.
+
+        Args:
+            signature: as emitted.
+            target: the programs were compiled for, or the same machine with other figures.
+            phase: `prefill` or `decode`.
+            tokens: of the call, of one sequence.
+            position: of the first of them.
+            logit_rows: whose logits are wanted.
         """
 
 

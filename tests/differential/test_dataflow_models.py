@@ -80,8 +80,7 @@ def test_every_mapping_gives_the_same_logits(
     small_models: SmallModels, whole: DataflowModel, stages: int, change: str
 ) -> None:
     machine = whole.machine
-    mapping = default_mapping(machine, 6, 16, 1)
-    mapping = dataclasses.replace(mapping, stages=stages_of(machine, 6, stages))
+    mapping = default_mapping(machine, stages_of(machine, 6, stages), 16, 1)
     if change == "no prefetch":
         mapping = dataclasses.replace(mapping, prefetch=False, ring_slots=1)
     elif change == "far channels":

@@ -32,16 +32,17 @@ from infc.backends.dataflow.codegen.memory import Address, Buffer
 from infc.backends.dataflow.codegen.scope import Scope
 from infc.backends.dataflow.codegen.stream import Register, Stream
 from infc.backends.dataflow.isa import Binary, Conversion, Float, Unary
+from infc.backends.dataflow.machine import Machine
 
 _F32, _F16 = 4, 2
-_MOST_POSITIONS = 32
+MOST_POSITIONS = 32
 """Positions of a vector at most: the last one of a tile may be mostly empty."""
 
 
-def most_queries(scope: Scope) -> int:
+def most_queries(machine: Machine) -> int:
     """Queries of a tile at most."""
-    unit = scope.machine.matrix
-    return min(unit.m, unit.n, unit.k, scope.machine.vector.native)
+    unit = machine.matrix
+    return min(unit.m, unit.n, unit.k, machine.vector.native)
 
 
 def identity(scope: Scope) -> Buffer:
@@ -88,7 +89,7 @@ class AttentionColumns:
     def __init__(self, scope: Scope, shape: TileShape) -> None:
         self.scope, self.shape, self.unit = scope, shape, scope.machine.matrix
         queries, e = shape.queries, shape.head_dim
-        most = min(_MOST_POSITIONS, max(1, scope.machine.vector.native // queries))
+        most = min(MOST_POSITIONS, max(1, scope.machine.vector.native // queries))
         self.together = 1 << (most.bit_length() - 1)
         buffer = scope.group.buffer
         self.scores = buffer("attention.scores", _F32 * shape.keys * max(queries, e))

@@ -34,7 +34,7 @@ _F32, _F16 = 4, 2
 
 def attend_by_rows(scope: Scope, shape: AttentionShape, q: Rows) -> Rows:
     """The attention of all heads, by rows."""
-    by_columns = scope.kv_ring is None and shape.heads <= most_queries(scope)
+    by_columns = scope.kv_ring is None and shape.heads <= most_queries(scope.machine)
     kind = _ByColumns if by_columns and scope.phase == "prefill" else _ByRows
     attention = kind(scope, shape, q)
     attention.queries()
@@ -287,7 +287,7 @@ class _ByColumns(_ByRows):
 
     def most_queries(self) -> int:
         """Of a tile."""
-        return most_queries(self.scope)
+        return most_queries(self.scope.machine)
 
     def prepare(self) -> None:
         """Buffers of a tile, and of the values of a head."""

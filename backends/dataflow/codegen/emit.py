@@ -32,7 +32,7 @@ from infc.ir.mlir import ir
 from infc.ir.types import TensorType
 from infc.passes.walk import body
 
-_CACHE_SHARE = 4
+CACHE_SHARE = 4
 """A cache that takes more than this part of SRAM lies in far memory, where there is some."""
 _CACHE_SLOTS = 3
 """Tiles of such a cache that a core has room for."""
@@ -192,7 +192,7 @@ class ProgramEmitter:
                     size += home.layer_bytes
                     slot = max(slot, home.tile * home.row_bytes)
         entries = [(("kv", stage, core.index), size) for core in scope.cores]
-        if self.far is None or size <= self.machine.sram_bytes // _CACHE_SHARE:
+        if self.far is None or size <= self.machine.sram_bytes // CACHE_SHARE:
             scope.kv = scope.home.sram_table("kv", entries, "kv")
             return
         for core, (key, _) in zip(scope.cores, entries, strict=True):

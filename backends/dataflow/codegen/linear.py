@@ -42,7 +42,7 @@ from infc.ir.mlir import ir
 from infc.ir.types import TensorType
 from infc.passes.walk import body
 
-_FINE_COLUMNS = 4
+FINE_COLUMNS = 4
 """Columns that are dealt to cores together, where nothing is quantised behind the product."""
 
 
@@ -155,7 +155,7 @@ def multiply(
         if not isinstance(weight, Weight):
             raise InternalError("a product reads a matrix that is no weight")
         n = int(weight.type.shape[0])
-        slices = deal(n, unit or (BLOCK if gate else _FINE_COLUMNS), len(scope.cores))
+        slices = deal(n, unit or (BLOCK if gate else FINE_COLUMNS), len(scope.cores))
         row_bytes = 4 * max(stop - first for first, stop in slices)
         buffer = scope.buffer(f"product{number}", x.space.most * row_bytes)
         found.append(Columns(x.space, buffer, n, slices, row_bytes))
