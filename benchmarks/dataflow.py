@@ -3,9 +3,9 @@ two baselines: weights loaded only when they are needed, and weights placed wher
 
 The bound is the largest of three times:
 
-- bytes: each weight, in the formats that the matrix unit reads, and each cached position once, over
-  the bandwidth of the far memories of the cores that share a layer, or where all lies in SRAM, over
-  that at which their matrix units take weights in;
+- bytes: each weight, in the formats that the matrix unit reads, and each position of a cache in far
+  memory once, over the bandwidth of the far memories of the cores that share a layer; or where
+  weights lie in SRAM, those over the rate at which the matrix units of these cores take them in;
 - operations: multiplications and additions of products and attention, over the peak of each format;
 - latency: what one row waits for, one step after the other, if each step took as long as its
   longest instruction on its own: five exchanges between cores a layer, products of a single tile,
@@ -121,11 +121,12 @@ def calls(image: Image, phase: str, case: Case) -> Iterator[np.ndarray[Any, np.d
 
 
 def bound_of(
-    source: ModelSource, machine: Machine, partition: Partition, phase: str, case: Case
+    source: ModelSource, machine: Machine, partition: Partition, image: Image, case: Case
 ) -> Bound:
     """See the module."""
     config, cores = source.config, partition.stages[0].area.size
-    share, rows = cores / machine.cores, case.tokens if phase == "prefill" else 1
+    decode = image.max_tokens == 1
+    share, rows = cores / machine.cores, 1 if decode else case.tokens
     head = config.weights.get("head", config.weights["embed"])
     weight_bytes, operations = 0.0, 0.0
     for role, name in config.weights.items():
@@ -139,7 +140,7 @@ def bound_of(
         cycles = machine.matrix.tile_cycles[product_format(info.storage) or "f16"]
         per_s = _peak(machine, cycles) * share
         operations += 2.0 * info.shape[0] * info.shape[1] * (1 if name == head else rows) / per_s
-    first = case.context - 1 if phase == "decode" else 0
+    first = case.context - 1 if decode else 0
     seen, kept = 0, 0
     for layer in config.layers:
         window = layer.window or case.context + case.tokens
@@ -154,8 +155,9 @@ def bound_of(
         / (_peak(machine, machine.matrix.tile_cycles["f16"]) * share)
     )
     if machine.far:
-        rate = machine.chips * machine.far[0].bytes_per_s * share
-        moved = weight_bytes + 2.0 * kept * config.kv_heads * pair
+        rate, moved = machine.chips * machine.far[0].bytes_per_s * share, weight_bytes
+        if any(region.kind == "kv" and region.space != "sram" for region in image.regions):
+            moved += 2.0 * kept * config.kv_heads * pair
     else:
         rate, moved = cores * machine.matrix.weight_bytes_per_cycle * machine.clock_hz, weight_bytes
     return Bound(moved / rate, operations, latency_of(source, machine, partition))
@@ -239,7 +241,7 @@ def measure(module: ir.Module, source: ModelSource, machine: Machine, case: Case
     for phase in ("decode", "prefill"):
         partition, image = model.mappings[phase], model.images[phase]
         seconds, timings = time_calls(image, machine, phase, case)
-        bound = bound_of(source, machine, partition, phase, case)
+        bound = bound_of(source, machine, partition, image, case)
         others = {}
         # A mapping is for both programs: with as many rows as fit the one that has more.
         whole = replace(partition, max_tokens=model.mappings["prefill"].max_tokens)
