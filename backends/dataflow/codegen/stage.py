@@ -69,6 +69,9 @@ class StageEmitter:
             scope.vector_base[core.index] = core.vector.take()
             core.vector.mov(scope.vector_base[core.index], 0)
         scope.vectors = scope.group.buffer("vectors", 0, filled=True)
+        if scope.phase == "prefill":
+            # In front of what the stage before sends.
+            identity(scope)
 
     def _count_rows(self, stream: Stream, space: RowSpace, argument: int) -> None:
         counts = self.scope.counts
@@ -98,8 +101,6 @@ class StageEmitter:
         scope, number = self.scope, len(self._vector_blocks)
         scope.weights.body(run.turns)
         block = self._block(run.operands)
-        if scope.phase == "prefill":
-            identity(scope)
         operands = [
             x if place == run.x else self._value(value) for place, value in enumerate(run.operands)
         ]

@@ -53,8 +53,12 @@ class Constants:
     token: float = _constant(
         10.0, "cycles", 0.0, 60.0, "a stream's instructions for a token's rows of tables"
     )
-    contention: float = _constant(
-        1.0, "1", 0.5, 2.0, "time of the busiest link of an exchange over that of its bytes alone"
+    overlap: float = _constant(
+        1.5,
+        "1",
+        1.0,
+        8.0,
+        "exponent p of (hops^p + busiest link^p)^(1/p) in an exchange: 1 is one after the other",
     )
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from infc.backends.dataflow.codegen.builder import Area
 from infc.backends.dataflow.cost.rates import Rates
@@ -19,14 +19,11 @@ class Transport:
         latency: hops of the longest way.
         resource: that is busiest.
         busy: for how long it is.
-        staggered: what the core that waits longest waits for beyond the first one: each core goes
-            on when its own rows have come.
     """
 
     latency: float
     resource: str
     busy: float
-    staggered: float = 0.0
 
     def plus(self, other: Transport) -> Transport:
         """Both, one behind the other."""
@@ -60,8 +57,7 @@ class Network:
         between = (chips - 1) * own * own * size
         total = own * chips * size
         # The gateway is at the end of its row: all that goes to other columns is on one link.
-        found = self._transport(total, total, line + between * (cols - 1) / cols, between)
-        return replace(found, staggered=found.busy * (1.0 - 1.0 / self.area.size))
+        return self._transport(total, total, line + between * (cols - 1) / cols, between)
 
     def each_to_some(self, size: float, groups: int) -> Transport:
         """Every core sends bytes to the core of its place in each group: its own one to itself."""
@@ -103,7 +99,7 @@ class Network:
         times = {
             "send": sent / min(machine.dma.bytes_per_cycle, rates.port),
             "sram": (sent + received) / rates.port,
-            MESH: self.rates.constants.contention * max(line, packet) / rates.link,
+            MESH: max(line, packet) / rates.link,
         }
         if area.size == 1:
             return Transport(0.0, "sram", max(times["send"], times["sram"]))
@@ -113,7 +109,7 @@ class Network:
             hops = 2 * away * rates.cycles(machine.mesh.hop_s)
             hops += self._chip_hops() * rates.cycles(machine.links.hop_s)
             port = machine.links.port_bytes_per_s / machine.clock_hz
-            times[CHIP_LINKS] = self.rates.constants.contention * between * self._share() / port
+            times[CHIP_LINKS] = between * self._share() / port
         busiest = max(times, key=lambda name: times[name])
         return Transport(hops, busiest, times[busiest])
 

@@ -5,6 +5,7 @@ An artifact keeps the sketches of its programs, so that any of their calls can b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -96,8 +97,9 @@ class Sketch:
         )
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+        """As JSON values: lists in place of tuples."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Self:

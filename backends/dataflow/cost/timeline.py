@@ -63,7 +63,6 @@ class Timeline:
 
     Attributes:
         now: cycles since the call began.
-        skew: of the last core behind the first one.
         busy: cycles that each resource binds.
         spaces: rows by symbol.
         rows: of the call, by symbol.
@@ -83,7 +82,6 @@ class Timeline:
     groups: int = 1
     far_cache: bool = False
     now: float = 0.0
-    skew: float = 0.0
     busy: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -122,11 +120,10 @@ class Timeline:
             scalars: instructions of a core in front of each SEND, besides the usual ones.
         """
         machine, constants = self.rates.machine, self.rates.constants
-        issue = sends * (constants.send + scalars + machine.issue_cycles)
-        fixed = machine.dma.startup_cycles + transport.latency
-        # Later SENDs are issued while earlier ones move; where cores come to the exchange one after
-        # the other, those of the first ones are under way when the last one comes.
-        moving = max(transport.busy - self.skew, transport.busy / self.cores)
-        self.skew = transport.staggered
-        self.spend(LATENCY, fixed + min(issue, constants.send + scalars + 1.0))
-        self.spend(transport.resource if moving >= issue else LATENCY, max(moving, issue))
+        first = constants.send + scalars + machine.issue_cycles
+        # Later SENDs are issued while earlier ones move.
+        moving = max(transport.busy, sends * first)
+        power = constants.overlap
+        whole = (transport.latency**power + moving**power) ** (1.0 / power)
+        self.spend(LATENCY, machine.dma.startup_cycles + first + whole - min(whole, moving))
+        self.spend(transport.resource if moving > sends * first else LATENCY, min(whole, moving))
