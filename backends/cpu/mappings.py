@@ -170,9 +170,12 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
 
 
 def _speed(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> float:
-    """What tells mappings of a product apart, and what a provider says of its own functions."""
-    claimed = int(mapping.get(SPEED, 100)) / 100
+    """What tells mappings of a product apart; a provider's function is as fast as the best guess of
+    our own, times what the provider claims."""
     if kernel.kind != "matmul" or kernel.split:
-        return claimed
-    own = matmul_mapping_of(mapping)
-    return claimed * mapping_speed(matmul_spec(kernel), own, kernel.typical_rows, target)
+        return 1.0
+    spec, claimed, own = matmul_spec(kernel), 1.0, matmul_mapping_of(mapping)
+    if SPEED in mapping:
+        own, *_ = all_candidates(spec, isa_of(target), target.memory("l2").size_bytes)
+        claimed = int(mapping[SPEED]) / 100
+    return claimed * mapping_speed(spec, own, kernel.typical_rows, target)

@@ -27,7 +27,6 @@ from infc.backends.cpu.target import isa_of
 from infc.backends.tvm import PROVIDER as TVM
 from infc.backends.tvm.provider import TvmProvider
 from infc.backends.tvm.records import all_records
-from infc.cost.roofline import estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver import compilation
 from infc.driver.compilation import cached_compile
@@ -112,14 +111,12 @@ def test_names_of_a_provider_stay_in_the_program(providers: Providers) -> None:
     assert "sums" not in names
 
 
-@pytest.mark.parametrize(("speed", "rank"), [(0.5, 2), (1.0, 1), (2.0, 0)])
-def test_the_cost_model_takes_a_provider_at_its_word(
-    providers: Providers, speed: float, rank: int
-) -> None:
-    """Where it says that it is no faster, measurements decide: it is among the first ones."""
+@pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
+def test_the_cost_model_takes_a_provider_at_its_word(providers: Providers, speed: float) -> None:
+    """Of its functions it ranks the backend's best guess, as many times as fast as it claims."""
     providers.install(CProvider(providers.folder, speed))
     _, target = resolve_target(TARGET)
-    own, offered, other, *_ = kernel_candidates(PRODUCT, target)
+    own, offered, *_ = kernel_candidates(PRODUCT, target)
     assert "provider" not in own
     assert offered == {
         **own,
@@ -128,11 +125,8 @@ def test_the_cost_model_takes_a_provider_at_its_word(
         "provider": "plain-c",
         "provider_percent": round(100 * speed),
     }
-    times = [
-        estimate_work(kernel_work(PRODUCT, mapping, target), target).mid
-        for mapping in (own, offered, other)
-    ]
-    assert sorted(range(3), key=times.__getitem__).index(1) == rank
+    ours, theirs = (kernel_work(PRODUCT, mapping, target).speed for mapping in (own, offered))
+    assert theirs == pytest.approx(speed * ours)
 
 
 def test_a_kept_model_is_compiled_anew_for_other_versions_of_a_provider(
