@@ -229,8 +229,9 @@ def baselines(partition: Partition, machine: Machine) -> Mapping[str, Partition]
     """Variants of a mapping; there are none where weights stay in SRAM."""
     if not machine.far:
         return {}
+    ring_bytes = partition.ring_slots * partition.slot_bytes
     return {
-        "no prefetch": replace(partition, prefetch=False, ring_slots=1),
+        "no prefetch": replace(partition, prefetch=False, ring_slots=1, slot_bytes=ring_bytes),
         "naive placement": replace(partition, near=False),
     }
 
