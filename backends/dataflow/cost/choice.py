@@ -6,7 +6,7 @@ and the ring of weights are each program's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as Named
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,11 @@ from infc.backends.dataflow.partition import Mapping, Stage, stages_of
 _SLOTS = (2, 4, 8, 16)
 _RING_SHARES = (8, 16, 32, 64)
 """A ring takes one of these parts of SRAM."""
-_MOST_STAGES = 1024
+_WORTH = 1.2
+"""Rings are chosen for stages that take at most so many times as long as the best with usual
+rings."""
+_PARTS_OF_CHIP = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Stages that may share a chip."""
 
 
 @dataclass(frozen=True)
@@ -72,49 +76,70 @@ def choices(sketches: Named[str, Sketch], machine: Machine, use: Use) -> list[Ch
     Those are left out whose weights and caches alone need more SRAM than there is, unless none is
     left: the code generator then says what is missing.
     """
-    all_stages = list(_stages(machine, len(sketches["decode"].layers)))
+    all_stages = list(_stages(sketches["decode"], machine))
     fitting = [
         stages
         for stages in all_stages
         if resident_bytes(sketches["decode"], machine, stages) <= machine.sram_bytes
     ]
-    found = []
-    for stages in fitting or all_stages[:1]:
-        best = {
-            phase: min(
-                (
-                    _timed(sketch, machine, mapping, use)
-                    for mapping in _rings(sketch, machine, stages)
-                ),
-                key=lambda each: each[0],
-            )
-            for phase, sketch in sketches.items()
-        }
-        found.append(
-            Choice(
-                {phase: each[2] for phase, each in best.items()},
-                {phase: each[0] for phase, each in best.items()},
-                {phase: each[1] for phase, each in best.items()},
-            )
-        )
+    usual = [
+        _choice(sketches, machine, use, stages, _usual_ring) for stages in fitting or all_stages[:1]
+    ]
+    limit = _WORTH * min(choice.total for choice in usual)
+    found = [
+        _choice(sketches, machine, use, choice.mappings["decode"].stages, _rings)
+        if choice.total <= limit
+        else choice
+        for choice in usual
+    ]
     return sorted(found, key=lambda each: each.total)
 
 
-def _stages(machine: Machine, layers: int) -> Iterator[tuple[Stage, ...]]:
-    """Stages of some whole chips each, or bands of rows of a chip."""
-    for count in range(1, min(layers, machine.chips) + 1):
-        if machine.chips % count == 0:
-            yield stages_of(machine, layers, count)
-    for bands in range(2, machine.rows + 1):
-        count = bands * machine.chips
-        if machine.rows % bands == 0 and count <= min(layers, _MOST_STAGES):
-            yield stages_of(machine, layers, count)
+def _choice(
+    sketches: Named[str, Sketch],
+    machine: Machine,
+    use: Use,
+    stages: tuple[Stage, ...],
+    rings: Callable[[Sketch, Machine, tuple[Stage, ...]], Iterable[Mapping]],
+) -> Choice:
+    """The best of some rings for each phase."""
+    best = {
+        phase: min(
+            (_timed(sketch, machine, mapping, use) for mapping in rings(sketch, machine, stages)),
+            key=lambda each: each[0],
+        )
+        for phase, sketch in sketches.items()
+    }
+    return Choice(
+        {phase: mapping for phase, (_, _, mapping) in best.items()},
+        {phase: seconds for phase, (seconds, _, _) in best.items()},
+        {phase: bound for phase, (_, bound, _) in best.items()},
+    )
 
 
-def _rings(sketch: Sketch, machine: Machine, stages: tuple[Stage, ...]) -> Iterator[Mapping]:
+def _stages(sketch: Sketch, machine: Machine) -> Iterator[tuple[Stage, ...]]:
+    """Stages of some whole chips each, or rectangles of a chip's cores, that hold about as much."""
+    layers, chips = len(sketch.layers), machine.chips
+    counts = [count for count in range(1, chips + 1) if chips % count == 0]
+    counts += [each * chips for each in _PARTS_OF_CHIP if each <= machine.chip_cores]
+    steps = [step for layer in sketch.layers for step in sketch.bodies[layer]]
+    layer = _held_bytes(steps, machine) / layers
+    before = 0.0 if machine.far else _held_bytes(sketch.head, machine) / layer
+    behind = _held_bytes(sketch.tail, machine) / layer
+    heads = next(step.sizes["kv_heads"] for step in steps if step.op == "kv_append")
+    for count in counts:
+        if count <= layers:
+            yield stages_of(machine, layers, count, before=before, behind=behind, heads=heads)
+
+
+def _usual_ring(sketch: Sketch, machine: Machine, stages: tuple[Stage, ...]) -> Iterable[Mapping]:
+    """The ring of a usual size."""
+    return [default_mapping(machine, stages, sketch.most["t"], min(sketch.most["r"], 1))]
+
+
+def _rings(sketch: Sketch, machine: Machine, stages: tuple[Stage, ...]) -> Iterable[Mapping]:
     """Rings of weights, the smaller ones first; of equals the first is taken."""
-    rows, logit_rows = sketch.most["t"], min(sketch.most["r"], 1)
-    mapping = replace(default_mapping(machine, stages, rows, logit_rows))
+    (mapping,) = _usual_ring(sketch, machine, stages)
     if not mapping.ring_slots:
         yield mapping
         return
@@ -125,6 +150,8 @@ def _rings(sketch: Sketch, machine: Machine, stages: tuple[Stage, ...]) -> Itera
             if size and (slots, size) not in seen:
                 seen.add((slots, size))
                 yield replace(mapping, ring_slots=slots, slot_bytes=size)
+    if not seen:
+        yield mapping
 
 
 def _timed(
@@ -153,8 +180,13 @@ def resident_bytes(sketch: Sketch, machine: Machine, stages: tuple[Stage, ...]) 
         steps = [step for layer in layers for step in sketch.bodies[layer]]
         steps += sketch.head if number == 0 else ()
         steps += sketch.tail if number == len(stages) - 1 else ()
-        needed.append(sum(_kept_bytes(step, machine, stage.area.size) for step in steps))
+        needed.append(_held_bytes(steps, machine, stage.area.size))
     return max(needed)
+
+
+def _held_bytes(steps: Sequence[Step], machine: Machine, cores: int = 1) -> int:
+    """Weights, tables and caches of some operations on a core of so many."""
+    return sum(_kept_bytes(step, machine, cores) for step in steps)
 
 
 def _kept_bytes(step: Step, machine: Machine, cores: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping as Named
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from infc.backends.dataflow.codegen.emit import CACHE_SHARE
 from infc.backends.dataflow.codegen.kv_home import KVHome
@@ -22,6 +23,9 @@ from infc.backends.dataflow.isa import BLOCK
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.partition import Mapping, Stage
 from infc.ir.types import KVType
+
+_STEADY = 1e-3
+"""Layers that differ by no more than this part are taken to be alike, with all behind them."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +134,30 @@ class _Stage:
                 identity(self.time)
             self.steps(sketch.head)
         layers = sketch.layers[stage.first_layer : stage.first_layer + stage.layers]
-        for number, layer in enumerate(layers):
-            body = sketch.bodies[layer]
-            self.steps(body)
-            self.as_rows(body[-1].makes, "t")
-            width = body[0].sizes["width"]
-            if layer in layers[max(number - 1, 0) : number] + layers[number + 1 : number + 2]:
-                rows.copy_rows(self.time, width)
+        for layer, turns in groupby(layers):
+            self._turns(sketch.bodies[layer], len(list(turns)))
         if not last:
             self._hand_over(sketch.bodies[layers[-1]][0].sizes["width"])
         elif self.time.rows["r"]:
             self.steps(sketch.tail)
+
+    def _turns(self, body: Sequence[Step], turns: int) -> None:
+        """Equal layers one after the other, until each takes as long as the one before."""
+        time, before = self.time, 0.0
+        for turn in range(turns):
+            since, busy, by_origin = time.now, dict(time.busy), dict(self.by_origin)
+            self.steps(body)
+            self.as_rows(body[-1].makes, "t")
+            if turns > 1:
+                rows.copy_rows(time, body[0].sizes["width"])
+            took, left = time.now - since, turns - turn - 1
+            if left and abs(took - before) <= _STEADY * took:
+                time.repeat(left, since, busy)
+                for name, spent in self.by_origin.items():
+                    more = left * (spent - by_origin.get(name, 0.0))
+                    self.by_origin[name] = spent + more
+                return
+            before = took
 
     def steps(self, steps: Sequence[Step]) -> None:
         """Operations in order."""

@@ -7,6 +7,7 @@ times of operations add up. Only the load stream runs ahead: `Loader`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from infc.backends.dataflow.codegen.builder import Area
@@ -51,6 +52,11 @@ class Loader:
         """When a request that may begin then is there."""
         self.at = max(self.at, begin) + size / self._bytes_per_cycle
         return self.at + self._delay
+
+    def skip(self, cycles: float) -> None:
+        """Everything goes on so much later as it is now."""
+        self.at += cycles
+        self._free = deque(at + cycles for at in self._free)
 
     def release(self, at: float) -> None:
         """The oldest piece has been read."""
@@ -103,6 +109,21 @@ class Timeline:
         """Nothing else happens meanwhile."""
         self.now += cycles
         self.busy[resource] = self.busy.get(resource, 0.0) + cycles
+
+    def repeat(self, times: int, since: float, busy: Mapping[str, float]) -> None:
+        """What happened since then happens some times more.
+
+        Args:
+            times: how often.
+            since: the time then.
+            busy: as it was then.
+        """
+        later = times * (self.now - since)
+        self.now += later
+        for name, cycles in self.busy.items():
+            self.busy[name] = cycles + times * (cycles - busy.get(name, 0.0))
+        if self.loader is not None:
+            self.loader.skip(later)
 
     def vector(self, cycles: float) -> None:
         """The vector unit is at work."""
