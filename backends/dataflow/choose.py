@@ -22,7 +22,7 @@ from infc.ir.attributes import get, to_attribute
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
 from infc.passes.walk import programs
-from infc.pipeline.passes import FunctionPass, PassContext
+from infc.pipeline.passes import FunctionPass, PassContext, Remark
 
 ATTRIBUTE = "infc.partitions"
 _KEPT = 6
@@ -45,7 +45,7 @@ def choose_partition(module: ir.Module, ctx: PassContext) -> None:
         [{phase: mapping.record() for phase, mapping in choice.mappings.items()} for choice in kept]
     )
     for choice in ranked:
-        ctx.decline(module.operation, _reason(choice, ranked[0]))
+        ctx.remarks.append(Remark(ctx.pass_name, "all layers", _reason(choice, ranked[0])))
 
 
 def partitions_of(module: ir.Module) -> list[dict[str, Mapping]]:
