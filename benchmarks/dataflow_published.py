@@ -109,8 +109,9 @@ def measure(preset: str, model: str, weight_bits: int, chips: int) -> list[dict[
                     raise
                 found.append({**record, "does_not_fit": error.diagnostic.message})
                 continue
-            seconds, timings = time_calls(emitted.images["decode"], machine, "decode", case)
-            bound = bound_of(source, machine, partition, "decode", case)
+            image = emitted.images["decode"]
+            seconds, timings = time_calls(image, machine, "decode", case)
+            bound = bound_of(source, machine, partition, image, case)
             found.append(
                 {
                     **record,
