@@ -21,14 +21,14 @@ demo: $(VENV)/demo.stamp $(MODEL) ## Compile a real model, generate text, and ti
 	$(DEMO)/probe $$(nproc) 1024 > $(DEMO)/probe.json
 	$(BIN)/python samples/limits.py $(DEMO)/bench.json $(DEMO)/probe.json
 
-test: $(VENV)/dev.stamp ## Run all tests.
-	$(BIN)/python -m pytest
+test: $(VENV)/dev.stamp ## Run all tests, side by side on all cores.
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 check: $(VENV)/dev.stamp ## The gate before a commit: format, lint, types, fast tests.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/typecheck.py
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --dist worksteal
 
 bench: $(VENV)/dev.stamp $(MODEL) ## Measure infc's speed and compile time (more: benchmarks/README.md).
 	$(BIN)/infc compile $(MODEL) --target cpu --max-context 1024 -o $(DEMO)/bench.infc

@@ -231,6 +231,7 @@ def test_a_full_disk_under_stdout() -> None:
     )
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_a_prefill() -> None:
     process = start("run", "endless.infc", "--prompt", "Hi")
     assert process.stderr is not None

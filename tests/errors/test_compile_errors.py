@@ -44,6 +44,7 @@ def start(model: Path, output: Path, seconds: float) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_compilation_leaves_nothing_half_written(
     small_models: SmallModels, tmp_path: Path, number: signal.Signals
@@ -126,6 +127,7 @@ print(np.array_equal(session.prefill(tokens[7:]), expected), session.position)
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_prefill_leaves_the_session_usable(small_models: SmallModels) -> None:
     """The program sees the flag and stops; the same prompt then gives the same bits."""
     artifact = small_models.artifact(small_models.model("gemma2", num_hidden_layers=2), "cpu")

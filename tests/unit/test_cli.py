@@ -344,7 +344,8 @@ def test_bench_for_people(invoke: Invoke, driver: FakeDriver) -> None:
     assert lines[2].split()[-5:] == ["unknown"] * 5
     assert lines[3].startswith("target toy:a, threads 2, loaded in ")
     assert re.fullmatch(
-        r"memory: planned 4 KiB, resident \S+ [MG]iB mapped and \S+ [MG]iB private, peak \S+ [MG]iB",
+        r"memory: planned 4 KiB, resident \S+ [MG]iB mapped and \S+ [MG]iB private, "
+        r"peak \S+ [MG]iB",
         lines[4],
     )
 

@@ -241,6 +241,7 @@ def fail(cancel: threading.Event | None) -> None:
 @pytest.mark.parametrize(
     ("failure", "raised"), [(interrupt, KeyboardInterrupt), (fail, RuntimeError)]
 )
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("before", [0, 3, 20])
 def test_a_prefill_that_fails_leaves_the_session_as_it_was(
     failure: Callable[[threading.Event | None], None], raised: type[BaseException], before: int

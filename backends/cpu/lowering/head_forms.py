@@ -9,11 +9,12 @@ from infc.backends.cpu.kernels.head_planes import HeadSpec
 from infc.backends.cpu.kernels.rows import emit_argmax
 from infc.backends.cpu.kernels.split_head import emit_head_candidates, emit_head_logits
 from infc.backends.cpu.kernels.split_layout import split_layout_named
-from infc.backends.cpu.lowering.forms import Form, KernelBody, matmul_mapping
+from infc.backends.cpu.lowering.forms import Form, matmul_mapping
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.ir.types import TensorType
+from infc.passes.codegen.kernel_body import KernelBody
 
 
 def reads_split(body: KernelBody) -> bool:

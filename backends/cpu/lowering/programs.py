@@ -13,7 +13,6 @@ from infc.backends.cpu.lowering.abi import ControlBlock
 from infc.backends.cpu.lowering.forms import (
     Environment,
     Form,
-    KernelBody,
     attention_form,
     matmul_form,
     rotary_form,
@@ -30,6 +29,7 @@ from infc.diagnostics import InternalError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.ir.types import BufferType
+from infc.passes.codegen.kernel_body import KernelBody
 from infc.passes.memory.demand import OUTPUTS, demanded_by, kinds_of_call
 from infc.passes.walk import body, dim_maxima, program_functions
 

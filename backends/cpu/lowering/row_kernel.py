@@ -21,11 +21,12 @@ from infc.backends.cpu.kernels.rows import (
 )
 from infc.backends.cpu.kernels.split_embed import emit_split_embed_row
 from infc.backends.cpu.kernels.split_layout import split_layout_named
-from infc.backends.cpu.lowering.forms import Form, KernelBody
+from infc.backends.cpu.lowering.forms import Form
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.ir.types import A8, TensorType, storage_bytes
+from infc.passes.codegen.kernel_body import KernelBody
 
 
 def row_form(b: Builder, name: str, body: KernelBody) -> Form:

@@ -1,0 +1,1 @@
+"""What backends that emit machine code through MLIR have in common."""
