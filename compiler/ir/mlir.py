@@ -7,7 +7,7 @@ same import name, so the choice is kept to this file.
 from __future__ import annotations
 
 from mlir import ir, rewrite
-from mlir.dialects import arith, func, irdl, llvm, math, scf, vector
+from mlir.dialects import arith, func, gpu, irdl, llvm, math, nvvm, scf, vector
 from mlir.dialects._ods_common import _cext as bindings
 from mlir.passmanager import PassManager
 
@@ -15,10 +15,12 @@ __all__ = [
     "PassManager",
     "arith",
     "func",
+    "gpu",
     "ir",
     "irdl",
     "llvm",
     "math",
+    "nvvm",
     "rewrite",
     "scf",
     "vector",

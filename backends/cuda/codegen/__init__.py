@@ -1,0 +1,1 @@
+"""From kernels to PTX and, where an assembler is there, to machine code."""

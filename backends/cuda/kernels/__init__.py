@@ -1,0 +1,1 @@
+"""What each kind of kernel does on a GPU, as device functions."""

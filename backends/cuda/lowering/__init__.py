@@ -1,0 +1,1 @@
+"""From the memory level to functions and kernels of a GPU."""

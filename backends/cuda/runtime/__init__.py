@@ -1,0 +1,1 @@
+"""Running programs on a device through the CUDA driver API."""
