@@ -310,13 +310,17 @@ class GpuBuilder(builder.Builder):
             ir.Attribute.parse("#nvvm.shape<m = 16, n = 8, k = 16>"),
             ir.Attribute.parse("#nvvm.mma_layout<row>"),
             ir.Attribute.parse("#nvvm.mma_layout<col>"),
-            list(a),
-            list(b),
+            [self._multiplicand(kind, register) for register in a],
+            [self._multiplicand(kind, register) for register in b],
             list(c),
             multiplicandAPtxType=type_,
             multiplicandBPtxType=type_,
         )
         return self.fields(op.res, 4, self.f32)
+
+    def _multiplicand(self, kind: str, register: Value) -> Value:
+        """MLIR wants vectors where the numbers are f16, and i32 where they are bf16."""
+        return self.number(register, self.vec(2, self.f16)) if kind == "f16" else register
 
     # ---- numbers -----------------------------------------------------------------------------
 
