@@ -332,6 +332,10 @@ class GpuBuilder(builder.Builder):
         """`1 / sqrt(a)`, to about 2 ulp (`rsqrt.approx`)."""
         return math.RsqrtOp(a).result
 
+    def reciprocal(self, a: Value) -> Value:
+        """`1 / a`, to about 1 ulp, subnormal results are zero (`rcp.approx.ftz`)."""
+        return self.intrinsic("llvm.nvvm.rcp.approx.ftz.f", self.f32, a)
+
     def pack_bf16(self, low: Value, high: Value) -> Value:
         """Two f32 rounded to bf16, ties to even, in an i32 (`cvt.rn.bf16x2.f32`)."""
         pair = vector.FromElementsOp(self.vec(2, self.f32), [low, high]).dest
