@@ -1,75 +1,19 @@
-"""The block in device memory that says what one call is: one place for code generator and caller.
+"""The call block: what the host writes into device memory once a call and the programs read.
 
-Also what the signature of the programs holds (`infc.backends.cuda.lowering.entry` makes it):
-
-    {"arch": "sm_90a", "ctas": 132, "weight_bytes": ..., "kv_bytes": ...,
-     "prefill": PHASE, "decode": PHASE}
-
-    PHASE = {
-      "arena_bytes", "thread_bytes" (of each block), "scratch_bytes",
-      "counter_bytes" (zeroed with each call), "kernel_calls" (entries of the trace behind the first),
-      "launches": [LAUNCH in order],
-      "persistent": {"entry", "threads", "shared_bytes", "kernels": [name in order]} or null,
-      "reason": why decode is not persistent, or "",
-    }
-    LAUNCH = {
-      "kernel": name, "entry": symbol, "threads": 256, "shared_bytes",
-      "offsets": [i64: offset of each operand in its space; of an operand of the call the offset of
-                  its pointer in this block],
-      "rows": "t" or "r" (it may be left out where there are no rows),
-      "kinds": [kinds of output that need it], sorted
-    }
-
-Every launch and the persistent kernel have `ctas` blocks; the persistent one is cooperative: all of
-them must be resident together. An entry is a kernel `(u64 call, i64 offset...)`, the persistent one
-`(u64 call)`. The row kernels of a prefill that are launched in the order of the list give the same
-results as the persistent kernel.
+One place for the code generator (byte offsets) and the runtime (ctypes). Pointers are addresses in
+device memory.
 """
 
 from __future__ import annotations
 
 import ctypes
 
+NUMBERS = ("n_tokens", "n_logit_rows", "output_kind", "top_k")
+"""i32 each; `output_kind` is the number of one of `KINDS`."""
 KINDS = ("logits", "argmax", "top_k")
-"""The kinds of output by their number in a call."""
+"""The kinds of output."""
 
-COUNTERS = 128
-"""Bytes of the counters in front of the arrivals: the grid barrier's, in a line of its own."""
-
-
-class CallBlock(ctypes.Structure):
-    """One call; all pointers are addresses in device memory.
-
-    `tokens`, `positions`, `row_slots`, `logit_rows` are i32; `logits` f32 [rows, vocabulary],
-    `best` i32 [rows], `top_logits` f32 and `top_ids` i32 [rows, top_k]. `thread` is the first of
-    the copies of the blocks, `scratch` what attention keeps its parts in, `counters` zeros with
-    each call. `trace` is 0 or i64 nanoseconds: the start, then the end of each kernel.
-    """
-
-    _fields_ = (
-        ("n_tokens", ctypes.c_int32),
-        ("n_logit_rows", ctypes.c_int32),
-        ("output_kind", ctypes.c_int32),
-        ("top_k", ctypes.c_int32),
-        ("tokens", ctypes.c_uint64),
-        ("positions", ctypes.c_uint64),
-        ("row_slots", ctypes.c_uint64),
-        ("logit_rows", ctypes.c_uint64),
-        ("logits", ctypes.c_uint64),
-        ("best", ctypes.c_uint64),
-        ("top_logits", ctypes.c_uint64),
-        ("top_ids", ctypes.c_uint64),
-        ("weights", ctypes.c_uint64),
-        ("kv", ctypes.c_uint64),
-        ("arena", ctypes.c_uint64),
-        ("thread", ctypes.c_uint64),
-        ("scratch", ctypes.c_uint64),
-        ("counters", ctypes.c_uint64),
-        ("trace", ctypes.c_uint64),
-    )
-
-
-OPERANDS = (
+POINTERS = (
     "tokens",
     "positions",
     "row_slots",
@@ -78,8 +22,39 @@ OPERANDS = (
     "best",
     "top_logits",
     "top_ids",
+    "weights",
+    "kv",
+    "arena",
+    "thread",
+    "scratch",
+    "counters",
+    "trace",
 )
-"""The fields that are the operands of a program, in its order."""
+"""u64 each.
+
+- `tokens`, `positions`, `row_slots` i32 `[n_tokens]`, `logit_rows` i32 `[n_logit_rows]`;
+- `logits` f32 `[n_logit_rows, vocab]`, `best` i32 `[n_logit_rows]`, `top_logits` f32 and `top_ids`
+  i32 `[n_logit_rows, top_k]`;
+- `thread`: one copy of the `thread` space for each block of the launch, `thread_bytes` apart;
+- `scratch`: partial results of attention;
+- `counters`: the u32 of the grid barrier in a line of its own (`ARRIVALS` bytes), then the arrivals
+  of attention and of the best tokens; zero when a call begins;
+- `trace`: 0, or i64 nanoseconds, entry 0 the start of the program, then one for each kernel's end.
+"""
+
+
+class CallBlock(ctypes.Structure):
+    """The block as the host fills it."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in NUMBERS),
+        *((name, ctypes.c_uint64) for name in POINTERS),
+    )
+
+
+ARRIVALS = 128
+"""Where the arrivals start in `counters`."""
+CALL_BLOCK_BYTES = ctypes.sizeof(CallBlock)
 
 
 def offset_of(field: str) -> int:
