@@ -1,4 +1,5 @@
 """Runs the programs of an artifact on a device.
 
-What `emit` puts into the signature and what a call hands to a program is in `call_block.py`.
+What `emit` must put into the signature is written down as types in `signature.py`, what a call
+hands to a program in `call_block.py`.
 """

@@ -1,0 +1,78 @@
+"""What `emit` writes into a program's signature and the runtime reads, as types.
+
+Beside what the signature of every backend has (`vocab_size`, `max_tokens`, `max_logit_rows`,
+`max_context`, `max_slots`, `max_threads`, `max_top_k`, `capacity`, `windows`, `kv_heads`,
+`head_dim`, `kv_dtype`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class Entry(TypedDict):
+    """A kernel that the host can launch.
+
+    Attributes:
+        module: the member that holds it: `MODULE.ptx`, and `MODULE.cubin` where it was assembled.
+        entry: its symbol.
+        threads: of a block.
+        shared_bytes: of dynamic shared memory a block.
+        ctas_per_sm: blocks on a multiprocessor, at most; a persistent program has one.
+    """
+
+    module: str
+    entry: str
+    threads: int
+    shared_bytes: int
+    ctas_per_sm: int
+
+
+class Launch(Entry):
+    """One launch of a program of separate kernels: `entry(call, i64 offset of each operand)`.
+
+    Attributes:
+        kernel: its name at the memory level.
+        offsets: of each operand in bytes, in its space; 0 for arrays of the call.
+        rows: the symbol of its rows, `t` (tokens) or `r` (rows of logits): a kernel of no rows is
+            not launched.
+        outputs: the kinds of output it works for (`logits`, `argmax`, `top_k`).
+    """
+
+    kernel: str
+    offsets: list[int]
+    rows: Literal["t", "r"]
+    outputs: list[str]
+
+
+class PhaseProgram(TypedDict):
+    """One program.
+
+    Attributes:
+        arena_bytes: of the `arena` space.
+        thread_bytes: of one block's copy of the `thread` space, a multiple of 256.
+        scratch_bytes: of partial results, for the largest call.
+        counter_bytes: of counters, which are zero when a call begins.
+        launches: in order, one for each kernel.
+        persistent: the one kernel `entry(call)` that does the same, launched cooperatively with
+            one block a multiprocessor; None where there is none.
+    """
+
+    arena_bytes: int
+    thread_bytes: int
+    scratch_bytes: int
+    counter_bytes: int
+    launches: list[Launch]
+    persistent: Entry | None
+
+
+class CudaSignature(TypedDict):
+    """The signature's own fields.
+
+    Attributes:
+        arch: what the modules were compiled for: `sm_80`, `sm_90a`, `sm_100a`.
+        phases: the programs, `prefill` and `decode`.
+    """
+
+    arch: str
+    phases: dict[str, PhaseProgram]
