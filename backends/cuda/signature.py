@@ -1,4 +1,4 @@
-"""What `emit` writes into a program's signature and the runtime reads, as types.
+"""What `emit` writes into a program's signature and the runtime reads, as types: `CudaSignature`.
 
 Beside what the signature of every backend has (`vocab_size`, `max_tokens`, `max_logit_rows`,
 `max_context`, `max_slots`, `max_threads`, `max_top_k`, `capacity`, `windows`, `kv_heads`,
@@ -33,7 +33,8 @@ class Launch(Entry):
 
     Attributes:
         kernel: its name at the memory level.
-        offsets: of each operand in bytes, in its space; 0 for arrays of the call.
+        offsets: of each operand in bytes, in its space; of an operand of the call, of its pointer
+            in the call block.
         rows: the symbol of its rows, `t` (tokens) or `r` (rows of logits): a kernel of no rows is
             not launched.
         outputs: the kinds of output it works for (`logits`, `argmax`, `top_k`).
@@ -56,6 +57,8 @@ class PhaseProgram(TypedDict):
         launches: in order, one for each kernel.
         persistent: the one kernel `entry(call)` that does the same, launched cooperatively with
             one block a multiprocessor; None where there is none.
+        reason: why a decode program is not persistent; empty where it is.
+        kernels: names of the kernels in the order of the trace.
     """
 
     arena_bytes: int
@@ -64,6 +67,8 @@ class PhaseProgram(TypedDict):
     counter_bytes: int
     launches: list[Launch]
     persistent: Entry | None
+    reason: str
+    kernels: list[str]
 
 
 class CudaSignature(TypedDict):
@@ -72,7 +77,10 @@ class CudaSignature(TypedDict):
     Attributes:
         arch: what the modules were compiled for: `sm_80`, `sm_90a`, `sm_100a`.
         phases: the programs, `prefill` and `decode`.
+        functions: what the assembler says of each function, where there was one: registers of a
+            thread, bytes of its stack and of spilled registers.
     """
 
     arch: str
     phases: dict[str, PhaseProgram]
+    functions: dict[str, dict[str, int]]
