@@ -345,6 +345,12 @@ class GpuBuilder(builder.Builder):
         """Byte `i` of the result is byte `selector >> 4i & 7` of `b:a`, 0 to 3 in `a` (`prmt`)."""
         return self.intrinsic("llvm.nvvm.prmt", self.i32, a, b, self.idx(selector))
 
+    def and_or(self, a: Value, b: Value | int, c: Value | int) -> Value:
+        """`a & b | c` of i32 in one instruction (`lop3`), which two constants would keep the
+        assembler from finding."""
+        b, c = (self.idx(x) if isinstance(x, int) else x for x in (b, c))
+        return self.assembly(AND_OR, [self.i32], a, b, c, pure=True)[0]
+
     def bits(self, a: Value) -> Value:
         """The bits of a 32-bit number or of a vector of 32 bits as an i32."""
         return llvm.BitcastOp(self.i32, a).res
@@ -384,9 +390,12 @@ class GpuBuilder(builder.Builder):
             for i in range(count)
         ]
 
-    def assembly(self, text: str, results: Sequence[Type], *operands: Value) -> list[Value]:
+    def assembly(
+        self, text: str, results: Sequence[Type], *operands: Value, pure: bool = False
+    ) -> list[Value]:
         """Inline PTX: results `=r` or `=f`, operands `r` or `f` by type. The lockstep interpreter
-        knows each text by `infc.backends.cuda.lockstep`'s table, so a new one is entered there."""
+        knows each text by `infc.backends.cuda.lockstep`'s table, so a new one is entered there.
+        What is `pure` only computes its results: it may be moved or left out."""
         letters = [*(f"={_letter(t)}" for t in results), *(_letter(v.type) for v in operands)]
         result: Type | None = None
         if len(results) == 1:
@@ -394,7 +403,7 @@ class GpuBuilder(builder.Builder):
         elif results:
             result = Type.parse(f"!llvm.struct<({', '.join(str(t) for t in results)})>")
         op = llvm.InlineAsmOp(
-            result, list(operands), text, ",".join(letters), has_side_effects=True
+            result, list(operands), text, ",".join(letters), has_side_effects=not pure
         )
         if len(results) < 2:
             return [op.results[0]] if results else []
@@ -408,6 +417,8 @@ TEST_WAIT = (
     "{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [$1], $2; selp.b32 $0, 1, 0, p;}"
 )
 """Whether a phase of a barrier in shared memory has ended: 1 or 0."""
+AND_OR = "lop3.b32 $0, $1, $2, $3, 0xEA;"
+"""`$1 & $2 | $3`."""
 _WAIT_TICKS = 0x989680
 """Nanoseconds after which a waiting thread looks again."""
 

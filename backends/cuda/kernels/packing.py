@@ -1,0 +1,391 @@
+"""How weights are packed for the GPU: blocks of 16 x 32 in the order of its matrix instructions.
+
+A packed matrix [n, k] is a header of 128 bytes, then panels of 16 rows, each `ceil(k / 32)` blocks
+in the order of k. Rows beyond n and columns beyond k are zeros. The header starts with an f32, a
+power of two, that multiplies all scales (1 for floats), so that they fit f16; the rest is zero.
+
+With lane = 4 r + c (r below 8, c below 4), a lane holds of a block the weights of rows r and r + 8
+at k = 2c, 2c+1, 2c+8, 2c+9 (step 0) and 16 beyond those (step 1): the first operand of
+`mma.m16n8k16`.
+
+- f16, bf16: [row half h][lane][step][4 numbers]; f32: [row half h][step][lane][4 numbers].
+- Codes: the 16 codes of a lane are words of 4 bytes `u[h][p]`, where byte `2 t + s` is the code at
+  k = 16 s + 8 p + 2 c + t. The bits of a code are cut, lowest first, into planes of 8, 4, 2 and 1
+  bits, each [lane][16 codes]:
+      8 bits   u[0][0], u[0][1], u[1][0], u[1][1]; codes less 128 as signed bytes
+      4 bits   u[0][0] | u[0][1] << 4, u[1][0] | u[1][1] << 4
+      2 bits   the sum of u[h][p] << 2 (2 h + p)
+      1 bit    x = the sum of u[h][p] << (2 h + p) has four bits in each byte; those of
+               bytes 0, 2, 1, 3 make the 16 bits
+  Behind the planes lie, for each r, f16 scales [group][row r, row r + 8] and then, where there are
+  minima, f16 minima alike. `value = multiplier * (scale * (code - zero_point) + min)`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infc.diagnostics import InternalError
+from infc.ir.storage import STORAGE_TYPES, Codes, StorageType
+
+HEADER_BYTES = 128
+PANEL_ROWS = 16
+BLOCK_K = 32
+"""Columns of a block."""
+LANES = 32
+
+_FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+_PLANES = (8, 4, 2, 1)
+_LARGEST_SCALE_EXPONENT = 15
+"""Scales are multiplied up to at most 2**15: below the largest f16, far above the subnormals."""
+_CHUNK_CODES = 1 << 18
+"""Numbers packed at a time: the temporaries then stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way of packing.
+
+    Attributes:
+        kind: `int`, or the float type `f32`, `f16` or `bf16`.
+        bits: of a code (8, 6, 5, 4, 3 or 2), or of the float.
+        group: codes that share a scale, along k: 32 or 16 (1 for floats).
+        has_min: groups have a minimum too.
+    """
+
+    kind: str
+    bits: int
+    group: int = 1
+    has_min: bool = False
+
+    @property
+    def name(self) -> str:
+        """`m16k32.u4.g32.min`, `m16k32.bf16`: what dumps and buffers show."""
+        if self.is_float:
+            return f"m{PANEL_ROWS}k{BLOCK_K}.{self.kind}"
+        minima = ".min" if self.has_min else ""
+        return f"m{PANEL_ROWS}k{BLOCK_K}.u{self.bits}.g{self.group}{minima}"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether there are floats instead of codes."""
+        return self.kind != "int"
+
+    @property
+    def zero_point(self) -> int:
+        """The code that means zero: in the middle, or 0 where minima do its work."""
+        return 0 if self.has_min or self.is_float else 1 << (self.bits - 1)
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row in a block."""
+        return BLOCK_K // self.group
+
+    @property
+    def planes(self) -> tuple[tuple[int, int], ...]:
+        """The planes of the codes as (bits, bytes from the start of a block)."""
+        made: list[tuple[int, int]] = []
+        left, offset = self.bits, 0
+        for bits in _PLANES:
+            if left >= bits:
+                made.append((bits, offset))
+                left -= bits
+                offset += LANES * 2 * bits
+        return tuple(made)
+
+    @property
+    def scales_offset(self) -> int:
+        """Bytes from the start of a block to its scales."""
+        return PANEL_ROWS * BLOCK_K * self.bits // 8
+
+    @property
+    def scales_bytes(self) -> int:
+        """Bytes of the scales and minima of rows r and r + 8; those of each r follow."""
+        return 0 if self.is_float else 4 * self.groups * (2 if self.has_min else 1)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block, a multiple of 32."""
+        return self.scales_offset + PANEL_ROWS // 2 * self.scales_bytes
+
+    def blocks(self, k: int) -> int:
+        """Blocks of a panel."""
+        if not self.is_float and k % BLOCK_K:
+            raise InternalError(f"layout {self.name} needs rows of a multiple of 32, got {k}")
+        return -(-k // BLOCK_K)
+
+    def panel_bytes(self, k: int) -> int:
+        """Bytes of 16 rows."""
+        return self.blocks(k) * self.block_bytes
+
+
+def layout_for(storage: StorageType | str) -> Layout:
+    """The layout for weights of a storage type."""
+    if isinstance(storage, str):
+        storage = STORAGE_TYPES[storage]
+    if storage.is_float:
+        return Layout(storage.name, storage.bits)
+    return Layout("int", storage.bits, storage.group, storage.has_min)
+
+
+def layout_named(name: str) -> Layout:
+    """The layout with this `name`."""
+    if match := re.fullmatch(r"m16k32\.u([234568])\.g(16|32)(\.min)?", name):
+        return Layout("int", int(match[1]), int(match[2]), match[3] is not None)
+    if match := re.fullmatch(r"m16k32\.(bf16|f16|f32)", name):
+        return Layout(match[1], 8 * _FLOAT_BYTES[match[1]])
+    raise InternalError(f"no packed layout is called `{name}`")
+
+
+def panels_of(n: int) -> int:
+    """Panels that `n` rows fill."""
+    return -(-n // PANEL_ROWS)
+
+
+def packed_bytes(layout: Layout, n: int, k: int) -> int:
+    """Bytes of a packed matrix [n, k], header included."""
+    return HEADER_BYTES + panels_of(n) * layout.panel_bytes(k)
+
+
+def row_chunks(
+    storage: StorageType, raw: NDArray[np.uint8], n: int, k: int
+) -> Iterator[Codes | NDArray[np.float32]]:
+    """The rows of a stored matrix [n, k] in order, a few panels at a time: what `pack` takes.
+
+    Args:
+        storage: how `raw` holds the numbers.
+        raw: 1-D, `storage.size_bytes((n, k))` long; may be memory-mapped.
+    """
+    row_bytes = storage.size_bytes((1, k))
+    rows = max(1, _CHUNK_CODES // (k * PANEL_ROWS)) * PANEL_ROWS
+    for start in range(0, n, rows):
+        stop = min(start + rows, n)
+        part = raw[start * row_bytes : stop * row_bytes]
+        take = storage.dequantize if storage.is_float else storage.unpack
+        yield take(part, (stop - start, k))
+
+
+def pack(
+    layout: Layout,
+    chunks: Iterable[Codes | NDArray[np.float32]],
+    n: int,
+    k: int,
+    out: NDArray[np.uint8] | memoryview,
+) -> None:
+    """Pack a matrix [n, k].
+
+    Args:
+        layout: of `out`.
+        chunks: the rows in order; every chunk but the last holds a multiple of 16 of them. `Codes`
+            for a quantised layout (with its group, codes that fit its bits, and minima where it has
+            them), float32 [rows, k] for a float layout.
+        out: `packed_bytes(layout, n, k)` bytes, overwritten whole.
+    """
+    target = np.frombuffer(out, np.uint8) if isinstance(out, memoryview) else out
+    size = packed_bytes(layout, n, k)
+    if target.size != size:
+        raise InternalError(f"packing needs {size} bytes of room, got {target.size}")
+    blocks = target[HEADER_BYTES:].reshape(panels_of(n), layout.blocks(k), layout.block_bytes)
+    scales = _Scales(n, k, layout)
+    row = 0
+    for chunk in chunks:
+        count = len(chunk.codes) if isinstance(chunk, Codes) else len(chunk)
+        if row % PANEL_ROWS or row + count > n:
+            raise InternalError(f"rows {row} .. {row + count} do not fit panels of [{n}, {k}]")
+        part = blocks[row // PANEL_ROWS : panels_of(row + count)]
+        if isinstance(chunk, Codes):
+            _pack_codes(layout, chunk, part)
+            scales.take(chunk, row)
+        else:
+            _pack_floats(layout, chunk, part)
+        row += count
+    if row != n:
+        raise InternalError(f"packing expected {n} rows, got {row}")
+    multiplier = np.float32(1.0) if layout.is_float else scales.write(blocks)
+    header = target[:HEADER_BYTES]
+    header[:] = 0
+    header[:4] = np.array([multiplier], "<f4").view(np.uint8)
+
+
+def multiplier_of(packed: NDArray[np.uint8]) -> np.float32:
+    """The multiplier in a packed matrix's header."""
+    return np.float32(packed[:4].view("<f4")[0])
+
+
+def _padded(rows: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Zeros appended up to 16 rows and 32 columns."""
+    n, k = rows.shape
+    if n % PANEL_ROWS == 0 and k % BLOCK_K == 0:
+        return np.ascontiguousarray(rows)
+    return np.pad(rows, ((0, -n % PANEL_ROWS), (0, -k % BLOCK_K)))
+
+
+def _pack_codes(layout: Layout, source: Codes, blocks: NDArray[np.uint8]) -> None:
+    if source.group != layout.group or (source.mins is not None) != layout.has_min:
+        raise InternalError(f"codes in groups of {source.group} do not fit layout {layout.name}")
+    codes = source.codes
+    if layout.zero_point != source.zero_point:
+        codes = codes + np.uint8(layout.zero_point - source.zero_point)
+    words = _words(_padded(codes), blocks.shape[1])
+    for bits, offset in layout.planes:
+        plane = blocks[:, :, offset : offset + LANES * 2 * bits]
+        plane.reshape(len(blocks), -1, LANES, 2 * bits)[...] = _plane(words, bits)
+        if bits < 8:
+            words >>= np.uint32(bits)
+
+
+def _words(codes: NDArray[np.generic], blocks: int) -> NDArray[np.uint32]:
+    """The words `u` of codes [rows, k]: [panel, block, lane, 2 h + p]."""
+    pairs = codes.view("<u2").reshape(-1, 2, 8, blocks, 2, 2, 4)  # panel h r block s p c
+    pairs = pairs.transpose(4, 0, 3, 2, 6, 1, 5)  # s panel block r c h p
+    words = np.empty(pairs.shape[1:], np.uint32)
+    words[...] = pairs[1]
+    words <<= np.uint32(16)
+    words |= pairs[0]
+    # The two codes of a pair belong into the two halves of the word: bytes 1 and 2 change places.
+    middle = (words ^ (words >> np.uint32(8))) & np.uint32(0x0000FF00)
+    words ^= middle
+    words ^= middle << np.uint32(8)
+    return words.reshape(len(words), blocks, LANES, 4)
+
+
+def _plane(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
+    """The lowest `bits` bits of each code: [panel, block, lane, 2 * bits bytes]."""
+    if bits == 8:
+        return (words ^ np.uint32(0x80808080)).view(np.uint8)
+    if bits == 4:
+        low = words & np.uint32(0x0F0F0F0F)
+        nibbles: NDArray[np.uint32] = low[..., 0::2] | (low[..., 1::2] << np.uint32(4))
+        return nibbles.view(np.uint8)
+    shifts = np.arange(4, dtype=np.uint32) * np.uint32(bits)
+    low = (words & np.uint32(0x03030303 if bits == 2 else 0x01010101)) << shifts
+    made: NDArray[np.uint32] = np.bitwise_or.reduce(low, axis=-1, keepdims=True)
+    if bits == 2:
+        return made.view(np.uint8)
+    swapped = made.view(np.uint8)[..., [0, 2, 1, 3]]
+    return swapped[..., 0::2] | (swapped[..., 1::2] << np.uint8(4))
+
+
+class _Scales:
+    """Scales and minima of the whole matrix, kept until their common multiplier is known."""
+
+    def __init__(self, n: int, k: int, layout: Layout) -> None:
+        self.layout = layout
+        shape = (panels_of(n) * PANEL_ROWS, k // layout.group)
+        names = () if layout.is_float else ("scales", "mins") if layout.has_min else ("scales",)
+        self.parts = {name: np.zeros(shape, np.float32) for name in names}
+
+    def take(self, source: Codes, row: int) -> None:
+        """Keep those of the rows from `row` on."""
+        for name, kept in self.parts.items():
+            kept[row : row + len(source.codes)] = getattr(source, name)
+
+    def write(self, blocks: NDArray[np.uint8]) -> np.float32:
+        """Write all into the blocks and return the multiplier."""
+        largest = max(float(max(part.max(), -part.min())) for part in self.parts.values())
+        if not np.isfinite(largest):
+            raise InternalError("a weight has a scale that is not finite")
+        exponent = int(np.frexp(largest)[1]) - _LARGEST_SCALE_EXPONENT if largest else 0
+        multiplier = np.float32(2.0 ** max(exponent, -126))
+        fields = _scale_fields(self.layout, blocks)
+        for index, part in enumerate(self.parts.values()):
+            part /= multiplier
+            rows = part.reshape(len(blocks), 2, 8, -1, self.layout.groups)
+            fields[..., index, :, :] = rows.transpose(0, 3, 2, 4, 1)
+        return multiplier
+
+
+def _scale_fields(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[np.generic]:
+    """Scales and minima: a view [panel, block, r, scale or min, group, row half] of f16."""
+    fields = blocks[:, :, layout.scales_offset :].view("<f2")
+    return fields.reshape(*blocks.shape[:2], 8, -1, layout.groups, 2)
+
+
+def _float_order(layout: Layout) -> tuple[int, ...]:
+    """From panel h r block s p c t to the order in memory."""
+    return (0, 3, 1, 4, 2, 6, 5, 7) if layout.kind == "f32" else (0, 3, 1, 2, 6, 4, 5, 7)
+
+
+def _pack_floats(layout: Layout, rows: NDArray[np.float32], blocks: NDArray[np.uint8]) -> None:
+    if not layout.is_float:
+        raise InternalError(f"layout {layout.name} takes codes, got floats")
+    numbers: NDArray[np.generic] = _padded(rows)
+    if layout.kind == "bf16":
+        numbers = _to_bf16(numbers)
+    elif layout.kind == "f16":
+        numbers = numbers.astype("<f2")
+    ordered = numbers.reshape(-1, 2, 8, blocks.shape[1], 2, 2, 4, 2).transpose(_float_order(layout))
+    blocks.view(numbers.dtype).reshape(ordered.shape)[...] = ordered
+
+
+def _to_bf16(values: NDArray[np.generic]) -> NDArray[np.uint16]:
+    """The upper halves, rounded to nearest even; a NaN stays one."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x0040)
+    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
+
+
+def unpack(layout: Layout, packed: NDArray[np.uint8], n: int, k: int) -> NDArray[np.float32]:
+    """The numbers of a packed matrix, float32 [n, k]: what the kernels compute with."""
+    blocks = packed[HEADER_BYTES:].reshape(panels_of(n), layout.blocks(k), layout.block_bytes)
+    if layout.is_float:
+        return _unpack_floats(layout, blocks, n, k)
+    values = _unpack_codes(layout, blocks).astype(np.float32)
+    values -= np.float32(layout.zero_point)
+    # [panel, block, r, scale or min, group, h] -> [part, panel, h, r, block and group, 1]
+    fields = _scale_fields(layout, blocks).astype(np.float32).transpose(3, 0, 5, 2, 1, 4)
+    parts = np.ascontiguousarray(fields).reshape(len(fields), len(values), k // layout.group, 1)
+    values = values.reshape(len(values), -1, layout.group)
+    values *= parts[0]
+    if layout.has_min:
+        values += parts[1]
+    values *= multiplier_of(packed)
+    return values.reshape(-1, k)[:n]
+
+
+def _unpack_codes(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The codes of all rows of the panels: [16 panels, 32 blocks]."""
+    words = np.zeros((*blocks.shape[:2], LANES, 4), np.uint32)
+    shift = 0
+    for bits, offset in layout.planes:
+        plane = np.ascontiguousarray(blocks[:, :, offset : offset + LANES * 2 * bits])
+        words |= _plane_words(plane.reshape(*words.shape[:3], 2 * bits), bits) << np.uint32(shift)
+        shift += bits
+    # panel block r c h p t s -> panel h r block s p c t
+    codes = words.view(np.uint8).reshape(*blocks.shape[:2], 8, 4, 2, 2, 2, 2)
+    ordered = codes.transpose(0, 4, 2, 1, 7, 5, 3, 6)
+    return np.ascontiguousarray(ordered).reshape(len(blocks) * PANEL_ROWS, -1)
+
+
+def _plane_words(plane: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
+    """The inverse of `_plane`: [..., 2 * bits bytes] -> [..., 4 words]."""
+    if bits == 8:
+        return plane.view(np.uint32) ^ np.uint32(0x80808080)
+    if bits == 4:
+        halves = np.repeat(plane.view(np.uint32), 2, axis=-1)
+        return (halves >> np.array([0, 4, 0, 4], np.uint32)) & np.uint32(0x0F0F0F0F)
+    if bits == 2:
+        return (plane.view(np.uint32) >> np.array([0, 2, 4, 6], np.uint32)) & np.uint32(0x03030303)
+    nibbles = plane[..., [0, 1, 0, 1]] >> np.array([0, 0, 4, 4], np.uint8)
+    spread = np.ascontiguousarray(nibbles).view(np.uint32)
+    return (spread >> np.arange(4, dtype=np.uint32)) & np.uint32(0x01010101)
+
+
+def _unpack_floats(
+    layout: Layout, blocks: NDArray[np.uint8], n: int, k: int
+) -> NDArray[np.float32]:
+    kinds = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+    in_memory = blocks.view(kinds[layout.kind])
+    extents = (len(blocks), 2, 8, blocks.shape[1], 2, 2, 4, 2)
+    order = _float_order(layout)
+    ordered = in_memory.reshape([extents[axis] for axis in order]).transpose(np.argsort(order))
+    numbers = np.ascontiguousarray(ordered).reshape(len(blocks) * PANEL_ROWS, -1)[:n, :k]
+    if layout.kind == "bf16":
+        return (numbers.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.ascontiguousarray(numbers, np.float32)
