@@ -19,14 +19,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.ir.kv_storage import StoredKV, load_kv, store_kv
 from infc.target.runnable import KVBlock
+
+if TYPE_CHECKING:  # what runs a program needs no MLIR
+    from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 
 BLOCK = 64
 """Positions whose keys, and whose values, lie together."""
