@@ -190,7 +190,11 @@ class CostOnlyBackend(Protocol):
 
 
 class Backend(CostOnlyBackend, Protocol):
-    """What makes a chip a target. Every method is a function of its arguments alone."""
+    """What makes a chip a target. Every method is a function of its arguments alone.
+
+    A backend whose KV cache does not hold all of `infc.ir.kv_storage.KV_DTYPES` names those that it
+    does hold in an attribute `kv_dtypes`, first the one that stands in for the usual one.
+    """
 
     storage_types: frozenset[str]
     """Storage types its matrix products read as they are."""

@@ -14,9 +14,12 @@ Does not handle: graphs whose layers attend to another layer's keys.
 
 from __future__ import annotations
 
-from infc.diagnostics import InternalError
+from collections.abc import Sequence
+
+from infc.diagnostics import Code, InternalError, UserError
 from infc.ir import ops
 from infc.ir.attributes import get, to_attribute
+from infc.ir.kv_storage import KV_DTYPES
 from infc.ir.levels import Level
 from infc.ir.mlir import func, ir
 from infc.ir.types import KVType, TensorType, is_tensor
@@ -35,7 +38,7 @@ def split_phases(module: ir.Module, ctx: PassContext) -> None:
     model = next((op for op in module.body.operations if op.operation.name == "func.func"), None)
     if model is None or get(model, "sym_name") != "model":
         raise InternalError("expected a function @model in a graph-level module")
-    dtype = kv_dtype(model, ctx.options)
+    dtype = kv_dtype(model, ctx)
     rows = {"prefill": ctx.options.prefill_rows, "decode": ctx.options.max_batch}
     logit_rows = {
         "prefill": max(min(ctx.options.logit_rows, rows["prefill"]), ctx.options.max_batch),
@@ -79,16 +82,30 @@ def _signature(
     }
 
 
-def kv_dtype(model: ir.OpView, options: CompileOptions) -> str:
-    """What was asked; or `f32` where all weights of the model are kept in float32, else `f16`."""
-    if options.kv_dtype != "auto":
-        return options.kv_dtype
+def kv_dtype(model: ir.OpView, ctx: PassContext) -> str:
+    """What was asked; or `f32` where all weights of the model are kept in float32, else `f16`; or
+    what the backend holds in place of that.
+
+    Raises:
+        UserError: the backend cannot hold what was asked (INF3004).
+    """
+    held: Sequence[str] = getattr(ctx.backend, "kv_dtypes", tuple(KV_DTYPES))
+    asked = ctx.options.kv_dtype
+    if asked != "auto":
+        if asked not in held:
+            raise UserError(
+                Code.TARGET_UNSUPPORTED,
+                f"target {ctx.target.name!r} holds no cache of {asked}",
+                hint=f"give --kv-dtype {' or '.join(held)}",
+            )
+        return asked
     kinds = {
         TensorType.of(op.operation.results[0].type).element
         for op in body(model)
         if op.operation.name == "infc.weight"
     }
-    return "f32" if all(kind == "f32" for kind in kinds) else "f16"
+    usual = "f32" if all(kind == "f32" for kind in kinds) else "f16"
+    return usual if usual in held else held[0]
 
 
 def capacity(window: int, options: CompileOptions) -> int:
