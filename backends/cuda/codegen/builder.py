@@ -222,10 +222,12 @@ class GpuBuilder(builder.Builder):
         waiting (`cp.async`; 16 bytes pass by the first cache)."""
         nvvm.CpAsyncOp(target, source, size_bytes, _cache(size_bytes))
 
-    def copy_async_or_zero(self, target: Value, source: Value, there: Value) -> None:
-        """`copy_async` of 16 bytes where `there` (i1); else zeros, and `source` is not read."""
-        count = self.select(there, self.idx(16), self.idx(0))
-        nvvm.CpAsyncOp(target, source, 16, _cache(16), cpSize=count)
+    def copy_async_or_zero(
+        self, target: Value, source: Value, there: Value, size_bytes: int = 16
+    ) -> None:
+        """`copy_async` where `there` (i1); else zeros, and `source` is not read."""
+        count = self.select(there, self.idx(size_bytes), self.idx(0))
+        nvvm.CpAsyncOp(target, source, size_bytes, _cache(size_bytes), cpSize=count)
 
     def copy_commit(self) -> None:
         """This thread's copies since the last commit are a group (`cp.async.commit_group`)."""
@@ -336,10 +338,20 @@ class GpuBuilder(builder.Builder):
         """`1 / a`, to about 1 ulp, subnormal results are zero (`rcp.approx.ftz`)."""
         return self.intrinsic("llvm.nvvm.rcp.approx.ftz.f", self.f32, a)
 
+    def vector_of(self, numbers: Sequence[Value]) -> Value:
+        """A vector of scalars of one type, to store them at once."""
+        type_ = self.vec(len(numbers), numbers[0].type)
+        return vector.FromElementsOp(type_, list(numbers)).dest
+
     def pack_bf16(self, low: Value, high: Value) -> Value:
         """Two f32 rounded to bf16, ties to even, in an i32 (`cvt.rn.bf16x2.f32`)."""
         pair = vector.FromElementsOp(self.vec(2, self.f32), [low, high]).dest
         return self.bits(self.trunc_f(pair, self.bf16x2))
+
+    def pack_f16(self, low: Value, high: Value) -> Value:
+        """Two f32 rounded to f16, ties to even, in an i32 (`cvt.rn.f16x2.f32`)."""
+        pair = vector.FromElementsOp(self.vec(2, self.f32), [low, high]).dest
+        return self.bits(self.trunc_f(pair, self.vec(2, self.f16)))
 
     def permute_bytes(self, a: Value, b: Value, selector: int) -> Value:
         """Byte `i` of the result is byte `selector >> 4i & 7` of `b:a`, 0 to 3 in `a` (`prmt`)."""
