@@ -22,8 +22,10 @@ class Emitted:
         name: of the function.
         work_bytes: shared memory that it uses from `WORK_OFFSET` on.
         panels: for a product that reads weights through the ring, how many panels it deals; else 0.
+        threads: that run it; where they are not `THREADS` it cannot be part of a persistent kernel.
     """
 
     name: str
     work_bytes: int = 0
     panels: int = 0
+    threads: int = THREADS
