@@ -1,0 +1,275 @@
+"""From a `gpu.module` to steps: Python functions that each execute one operation.
+
+Every operation is looked at once. A step is `step(registers, threads)`; one that may wait for other
+threads is a generator function instead and makes its region *waiting*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from infc.backends.cuda.lockstep.memory import Array
+from infc.backends.cuda.lockstep.threads import (
+    LockstepError,
+    Registers,
+    Running,
+    Threads,
+    Where,
+    narrow,
+)
+from infc.ir.mlir import ir
+
+Step: TypeAlias = Callable[[Registers, Threads], Any]
+
+
+@dataclass(frozen=True)
+class Waits:
+    """A step that may wait for other threads: a generator function."""
+
+    step: Callable[[Registers, Threads], Running]
+
+
+_INTEGERS = {1: np.bool_, 8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of a value.
+
+    Attributes:
+        dtype: of a lane; bf16 is held as its bits, pointers as i64.
+        lanes: of a vector; 0 for a scalar.
+        space: the address space of a pointer.
+    """
+
+    dtype: np.dtype[Any]
+    lanes: int = 0
+    bf16: bool = False
+    space: int = -1
+
+    @property
+    def size_bytes(self) -> int:
+        """In memory."""
+        return self.dtype.itemsize * max(self.lanes, 1)
+
+    @property
+    def is_float(self) -> bool:
+        """Also bf16."""
+        return self.bf16 or self.dtype.kind == "f"
+
+
+_KINDS = {
+    "f16": Kind(np.dtype(np.float16)),
+    "f32": Kind(np.dtype(np.float32)),
+    "f64": Kind(np.dtype(np.float64)),
+    "bf16": Kind(np.dtype(np.uint16), bf16=True),
+    "index": Kind(np.dtype(np.int64)),
+    **{f"i{bits}": Kind(np.dtype(dtype)) for bits, dtype in _INTEGERS.items()},
+}
+
+
+def kind_of(text: str) -> Kind:
+    """The kind of a type, as MLIR prints it."""
+    if text in _KINDS:
+        return _KINDS[text]
+    found: Kind | None = None
+    if match := re.fullmatch(r"!llvm\.ptr(?:<(\d+)>)?", text):
+        found = Kind(np.dtype(np.int64), space=int(match[1] or 0))
+    elif match := re.fullmatch(r"vector<(\d+)x(\w+)>", text):
+        element = kind_of(match[2])
+        found = Kind(element.dtype, int(match[1]), element.bf16)
+    elif text == "vector<1xi1>":
+        found = Kind(np.dtype(np.bool_), 1)
+    if found is None:
+        raise LockstepError(f"expected a number, a vector or a pointer, got {text}")
+    _KINDS[text] = found
+    return found
+
+
+@dataclass
+class Region:
+    """Operations in order.
+
+    Attributes:
+        steps: what to run; `waits` beside each says whether it is a generator function.
+        arguments: registers of the block's arguments.
+        yields: registers of what its terminator hands on.
+        outer: registers from outside that it reads (constants are everywhere).
+        waiting: whether anything in it may wait for other threads.
+        looks: whether it reads memory, so that a loop around it may spin.
+    """
+
+    function: FunctionReader
+    arguments: list[int] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    waits: list[bool] = field(default_factory=list)
+    yields: list[int] = field(default_factory=list)
+    outer: list[int] = field(default_factory=list)
+    waiting: bool = False
+    looks: bool = False
+
+    def run(self, r: Registers, t: Threads) -> None:
+        """Execute a region that does not wait."""
+        for step in self.steps:
+            step(r, t)
+
+    def go(self, r: Registers, t: Threads) -> Running:
+        """Execute a region that may wait."""
+        for step, waits in zip(self.steps, self.waits, strict=True):
+            if waits:
+                yield from step(r, t)
+            else:
+                step(r, t)
+
+    def enter(self, r: Registers, part: Threads) -> Registers:
+        """Registers for some of the threads to run this region with."""
+        inner = self.function.constants.copy()
+        index = part.index
+        assert index is not None
+        for slot in self.outer:
+            inner[slot] = narrow(r[slot], index)
+        return inner
+
+    def results(self, r: Registers) -> list[Any]:
+        """What the region handed on."""
+        return [r[slot] for slot in self.yields]
+
+
+class FunctionReader:
+    """Reads one function: gives numbers to its values and finds the steps.
+
+    Attributes:
+        constants: the registers before the function runs: constants, otherwise `None`.
+        body: its region.
+    """
+
+    def __init__(self, program: Program, name: str, op: ir.OpView) -> None:
+        self.program = program
+        self.name = name
+        self.constants: Registers = []
+        self._slots: dict[Any, int] = {}
+        self._open: list[set[int]] = []
+        self._made: list[set[int]] = []
+        self._regions: list[Region] = []
+        self._number = 0
+        self.threads: int | None = None
+        if "nvvm.maxntid" in op.operation.attributes:
+            (self.threads,) = op.operation.attributes["nvvm.maxntid"]
+        self.argument_kinds = [
+            kind_of(str(argument.type)) for argument in op.regions[0].blocks[0].arguments
+        ]
+        self.body = self.region(op.regions[0])
+
+    # ---- values ------------------------------------------------------------------------------
+
+    def new(self, value: Any, constant: Any = None) -> int:
+        """The register of a value that is made here."""
+        slot = self._slots[value] = len(self.constants)
+        self.constants.append(constant)
+        if constant is None and self._made:
+            self._made[-1].add(slot)
+        return slot
+
+    def use(self, value: Any) -> int:
+        """The register of a value that is read here."""
+        slot = self._slots[value]
+        if self.constants[slot] is None:
+            for made, outer in zip(reversed(self._made), reversed(self._open), strict=True):
+                if slot in made:
+                    break
+                outer.add(slot)
+        return slot
+
+    def operands(self, op: Any) -> list[int]:
+        """The registers that an operation reads."""
+        return [self.use(value) for value in op.operands]
+
+    def results(self, op: Any) -> list[int]:
+        """The registers that an operation writes."""
+        return [self.new(value) for value in op.results]
+
+    def constant(self, value: Any) -> Array | None:
+        """The value of a constant, `[1]` or `[1, lanes]`; else `None`."""
+        found: Array | None = self.constants[self._slots[value]]
+        return found
+
+    def kind(self, value: Any) -> Kind:
+        """The type of a value."""
+        return kind_of(str(value.type))
+
+    def looks(self, looks: bool) -> None:
+        """Say that the open region reads memory (in a function that it calls)."""
+        self._regions[-1].looks |= looks
+
+    # ---- regions -----------------------------------------------------------------------------
+
+    def region(self, region: Any) -> Region:
+        """Read a region of one block."""
+        from infc.backends.cuda.lockstep.operations import read_operation
+
+        (block,) = region.blocks
+        made = Region(self)
+        self._made.append(set())
+        self._open.append(set())
+        self._regions.append(made)
+        made.arguments = [self.new(argument) for argument in block.arguments]
+        for op in block.operations:
+            self._number += 1
+            operation = op.operation
+            where = Where(operation.name, self.name, self._number, _location(operation))
+            read_operation(self, made, operation, where)
+        self._regions.pop()
+        self._made.pop()
+        made.outer = sorted(self._open.pop())
+        if self._regions:
+            self._regions[-1].looks |= made.looks
+        return made
+
+
+@dataclass
+class Program:
+    """A module that was read, to be launched any number of times; functions are read when used."""
+
+    functions: dict[str, FunctionReader]
+    source: dict[str, Any]
+
+    def function(self, name: str) -> FunctionReader:
+        """A function by name."""
+        if name not in self.functions:
+            if name not in self.source:
+                known = ", ".join(sorted(self.source))
+                raise LockstepError(f"expected a function of the module ({known}), got {name}")
+            self.functions[name] = FunctionReader(self, name, self.source[name])
+        return self.functions[name]
+
+
+def read(module: ir.OpView) -> Program:
+    """Read a `gpu.module`, as `GpuBuilder` made it, before any lowering."""
+    source: dict[str, Any] = {}
+    for op in module.regions[0].blocks[0].operations:
+        if op.operation.name in ("func.func", "llvm.func") and len(op.regions[0].blocks):
+            source[ir.StringAttr(op.operation.attributes["sym_name"]).value] = op
+    return Program({}, source)
+
+
+_PLACE = re.compile(r'"([^"]*)"\("([^"]+)":(\d+)')
+_INNER = ("/mlir/", "codegen/builder.py", "codegen\\builder.py")
+
+
+def _location(operation: Any) -> str:
+    """Where an operation comes from; of a Python stack, the innermost line that is not the
+    builder's."""
+    text = str(operation.location)
+    if text == "loc(unknown)":
+        return ""
+    places: Iterator[tuple[str, str, str]] = (
+        match for match in _PLACE.findall(text) if not any(word in match[1] for word in _INNER)
+    )
+    for function, path, line in places:
+        return f"{path}:{line} in {function}"
+    return text.removeprefix("loc(").removesuffix(")")

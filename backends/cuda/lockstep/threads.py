@@ -1,0 +1,181 @@
+"""Who runs: groups of threads of a block in lockstep, and what they wait for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+
+from infc.backends.cuda.lockstep.memory import UNWRITTEN, Array, Device, Memory
+from infc.diagnostics import InternalError
+
+WARP = 32
+Running: TypeAlias = Generator[None, None, None]
+"""A group's execution; it yields where another group may go on."""
+Registers: TypeAlias = list[Any]
+"""The values of a function, by number: `[threads, ...]`, or `[1, ...]` where all have the same."""
+
+
+class LockstepError(InternalError):
+    """A kernel does what a GPU would not forgive."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """An operation.
+
+    Attributes:
+        name: of the operation, `llvm.load`.
+        function: that it is in.
+        number: of the operation in its function.
+        location: what MLIR knows of where it comes from.
+    """
+
+    name: str
+    function: str
+    number: int
+    location: str
+
+    def __str__(self) -> str:
+        place = f" at {self.location}" if self.location else ""
+        return f"{self.name} (operation {self.number} of @{self.function}{place})"
+
+
+@dataclass
+class Machine:
+    """The whole grid.
+
+    Attributes:
+        progress: counts what may let a waiting group go on.
+        waiting: groups that wait, where, and for what.
+        dice: decides who runs next; `None`: everybody in turn.
+    """
+
+    device: Device
+    blocks: int
+    dice: random.Random | None
+    progress: int = 0
+    clock_ns: int = 0
+    waiting: dict[Threads, tuple[Where, Callable[[], str]]] = field(default_factory=dict)
+
+
+class Block:
+    """A block of threads and its shared memory."""
+
+    def __init__(self, machine: Machine, number: int, threads: int, shared_bytes: int) -> None:
+        self.machine = machine
+        self.number = number
+        self.threads = threads
+        self.shared = Memory("shared memory", 0, shared_bytes, UNWRITTEN)
+        self.barriers: dict[int, Any] = {}
+
+
+class Threads:
+    """Threads of one block that run together.
+
+    Attributes:
+        ids: their numbers in the block, ascending, i32.
+        index: where they stand in the group that this one is part of.
+        whole: whether they are whole warps.
+    """
+
+    def __init__(self, block: Block, ids: Array, index: Array | None = None) -> None:
+        self.block = block
+        self.ids = ids
+        self.index = index
+        self.count = len(ids)
+        self._parts: dict[bytes, Threads] = {}
+        self.whole = self.count % WARP == 0 and bool(
+            (ids.reshape(-1, WARP) == (ids[::WARP] & -WARP)[:, None] + np.arange(WARP)).all()
+        )
+
+    @property
+    def machine(self) -> Machine:
+        """The grid they belong to."""
+        return self.block.machine
+
+    def part(self, mask: Array) -> Threads:
+        """Those of the threads whose `mask` is set."""
+        key = mask.tobytes()
+        found = self._parts.get(key)
+        if found is None:
+            index = np.flatnonzero(mask)
+            found = self._parts[key] = Threads(self.block, self.ids[index], index)
+        return found
+
+    def fail(self, where: Where, which: int, message: str) -> NoReturn:
+        """Raise an error of the thread number `which` of these."""
+        thread = int(self.ids[min(which, self.count - 1)])
+        raise LockstepError(f"{where}, block {self.block.number}, thread {thread}: {message}")
+
+    def failing(self, where: Where, who: Array | None = None) -> Callable[[int, str], None]:
+        """`fail` with the operation known, and whose the accesses are."""
+        return lambda i, message: self.fail(where, i if who is None else int(who[i]), message)
+
+    def need_whole_warps(self, where: Where) -> None:
+        """Refuse an instruction that all threads of a warp must run."""
+        if not self.whole:
+            missing = np.setdiff1d(
+                (self.ids[:, None] & -WARP) + np.arange(WARP), self.ids
+            )
+            self.fail(where, 0, f"needs whole warps, but thread {missing[0]} is not there")
+
+    def wait(self, where: Where, ready: Callable[[], bool], what: Callable[[], str]) -> Running:
+        """Let others run until `ready()`; `what` says what is waited for."""
+        machine = self.machine
+        if machine.dice is not None:
+            yield
+        if not ready():
+            machine.waiting[self] = (where, what)
+            while not ready():
+                yield
+            del machine.waiting[self]
+        machine.progress += 1
+
+    def __str__(self) -> str:
+        warps = sorted({int(i) // WARP for i in self.ids})
+        threads = f"thread {self.ids[0]}" if self.count == 1 else f"{self.count} threads"
+        return f"block {self.block.number}, {threads} of warps {warps}"
+
+
+def together(machine: Machine, groups: list[Running]) -> Running:
+    """Run groups side by side to the end of each."""
+    while groups:
+        order: Iterator[Running] | list[Running] = list(groups)
+        if machine.dice is not None:
+            order = machine.dice.sample(groups, len(groups))
+        for group in order:
+            if machine.dice is not None and machine.dice.random() < 0.3:
+                continue
+            try:
+                next(group)
+            except StopIteration:
+                groups.remove(group)
+                machine.progress += 1
+        if groups:
+            yield
+
+
+def narrow(value: Any, index: Array) -> Any:
+    """The value of some of the threads."""
+    if isinstance(value, tuple):
+        return tuple(narrow(part, index) for part in value)
+    return value if value is None or len(value) == 1 else value[index]
+
+
+def spread(parts: list[tuple[Any, Array]], count: int) -> Any:
+    """One value of `count` threads, of values of parts of them."""
+    first = parts[0][0]
+    if isinstance(first, tuple):
+        columns = zip(*(value for value, _ in parts), strict=True)
+        indices = [index for _, index in parts]
+        return tuple(
+            spread(list(zip(column, indices, strict=True)), count) for column in columns
+        )
+    out = np.empty((count, *first.shape[1:]), first.dtype)
+    for value, index in parts:
+        out[index] = value
+    return out
