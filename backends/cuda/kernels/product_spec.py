@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Type, Value
+from infc.backends.cuda.kernels.packing import BLOCK_K, panels_of
 from infc.reference.abf16 import abf16_padded, abf16_row_bytes
 
 OUTPUTS = ("f32", "abf16")
 COMBINATIONS = ("silu", "gelu_tanh")
 """The activations of gated feed-forward layers."""
-PANEL_ROWS = 16
-"""Outputs of a panel of packed weights."""
-BLOCK_K = 32
-"""Numbers along k of a block of packed weights."""
 
 _GELU_LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
 _GELU_CUBIC = _GELU_LINEAR * 0.044715
@@ -93,7 +90,7 @@ class ProductSpec:
 
     def panels(self, output: int) -> int:
         """Panels of each of the matrices of an output."""
-        return -(-self.outputs[output] // PANEL_ROWS)
+        return panels_of(self.outputs[output])
 
     def out_row_bytes(self, output: int) -> int:
         """Bytes from a row of an output to the next."""
@@ -144,31 +141,57 @@ class ProductArguments:
         return ProductArguments(x[0], weights, biases, outs, list(arguments[ends[-1] :]))
 
 
+@dataclass(frozen=True)
+class OutputRows:
+    """Where the results of an output go; numbers are constants or i32 that the warps agree on.
+
+    Attributes:
+        out: its first row.
+        n: columns of the matrix.
+        columns: columns that are written (`ProductSpec.stored_columns`).
+        row_bytes: from a row to the next.
+        biases: f32[n] or None for each segment.
+    """
+
+    out: Value
+    n: Value | int
+    columns: Value | int
+    row_bytes: Value | int
+    biases: tuple[Value | None, ...]
+
+    @staticmethod
+    def of(spec: ProductSpec, arguments: ProductArguments, output: int) -> OutputRows:
+        """Those of one output."""
+        return OutputRows(
+            arguments.outs[output],
+            spec.outputs[output],
+            spec.stored_columns(output),
+            spec.out_row_bytes(output),
+            tuple(arguments.biases[segment] for segment in spec.groups[output]),
+        )
+
+
 def load_biases(
-    b: GpuBuilder, spec: ProductSpec, arguments: ProductArguments, output: int, feature: Value
+    b: GpuBuilder, target: OutputRows, feature: Value
 ) -> list[tuple[Value, Value] | None]:
     """For each segment of an output its biases of outputs r and r+8 of the panel that starts at
     `feature` (i32, the same for the warp), zero beyond n; or None."""
     row = b.add(feature, b.shr(b.lane(), 2))
     zero = b.const(0.0, b.f32)
-    n = spec.outputs[output]
 
     def load(pointer: Value, index: Value) -> Value:
         (value,) = b.when(
-            b.cmp("slt", index, n),
+            b.cmp("slt", index, target.n),
             lambda: [b.load(b.at(pointer, b.mul(index, 4)), b.f32, 4)],
             lambda: [zero],
             [b.f32],
         )
         return value
 
-    loaded: list[tuple[Value, Value] | None] = []
-    for segment in spec.groups[output]:
-        pointer = arguments.biases[segment]
-        loaded.append(
-            None if pointer is None else (load(pointer, row), load(pointer, b.add(row, 8)))
-        )
-    return loaded
+    return [
+        None if pointer is None else (load(pointer, row), load(pointer, b.add(row, 8)))
+        for pointer in target.biases
+    ]
 
 
 def finish_fragment(
@@ -195,8 +218,7 @@ def finish_fragment(
 def store_fragment(
     b: GpuBuilder,
     spec: ProductSpec,
-    output: int,
-    out: Value,
+    target: OutputRows,
     feature: Value,
     token: Value,
     values: Fragment,
@@ -204,14 +226,14 @@ def store_fragment(
 ) -> None:
     """Store 16 outputs from `feature` on of 8 tokens from `token` on, i32 and the same for the
     warp, but only columns that the output has and tokens below `rows`."""
-    columns, row_bytes = spec.stored_columns(output), spec.out_row_bytes(output)
     lane = b.lane()
     r, q = b.shr(lane, 2), b.bit_and(lane, 3)
+    row_bytes = b.wide(target.row_bytes)
 
     def store(value: Value, column: Value, row: Value, width: int) -> None:
-        there = b.bit_and(b.cmp("slt", column, columns), b.cmp("slt", row, rows))
+        there = b.bit_and(b.cmp("slt", column, target.columns), b.cmp("slt", row, rows))
         offset = b.add(b.mul(b.wide(row), row_bytes), b.wide(b.mul(column, width)))
-        b.when(there, lambda: b.store(value, b.at(out, offset), 4))
+        b.when(there, lambda: b.store(value, b.at(target.out, offset), 4))
 
     first_token = b.add(token, b.mul(q, 2))
     if spec.out == "f32":
