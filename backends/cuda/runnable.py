@@ -20,7 +20,7 @@ from infc.backends.cuda.runtime.images import check_architecture
 from infc.backends.cuda.runtime.launching import Kernels, Program
 from infc.backends.cuda.runtime.memory import CallArea, Staging, check_fit, plan_memory
 from infc.backends.cuda.signature import CudaSignature
-from infc.diagnostics import InternalError
+from infc.diagnostics import Code, InternalError, UserError
 from infc.target.backend import LoadedPrograms
 from infc.target.runnable import (
     TOP_ENTRY,
@@ -95,7 +95,16 @@ class CudaRunnable:
             for entry in (*program["launches"], program["persistent"])
             if entry is not None
         }
-        modules = {name: device.load_module(name, programs.member) for name in sorted(names)}
+
+        def member(name: str) -> memoryview | None:
+            try:
+                return programs.member(name)
+            except UserError as error:
+                if error.code is not Code.ARTIFACT_FORMAT:
+                    raise
+                return None  # no assembler was found when the model was compiled
+
+        modules = {name: device.load_module(name, member) for name in sorted(names)}
         kernels = {phase: Kernels(device, modules, phases[phase]) for phase in Phase}
         self._plan = plan_memory(
             phases,
