@@ -100,7 +100,9 @@ class FakeDriver:
         if name == "cuModuleLoadDataEx":
             if failed:
                 options = dict(zip(arguments[2], arguments[3], strict=True))
-                ctypes.memmove(options["log"], self.log, min(len(self.log), options["size"]))
+                log: bytes = options["log"]
+                assert len(log) == options["size"]
+                ctypes.memmove(log, self.log, len(self.log))
             return ("module",)
         if name == "cuMemcpyHtoDAsync":
             return ()

@@ -161,9 +161,9 @@ class NativeDevice:
             CudaError: the driver's log is among its notes.
         """
         option = self._api.driver.CUjit_option
-        log = ctypes.create_string_buffer(_LOG_BYTES)
+        log = bytes(_LOG_BYTES)  # which the driver writes to: the package takes nothing else
         options = {
-            option.CU_JIT_ERROR_LOG_BUFFER: ctypes.addressof(log),
+            option.CU_JIT_ERROR_LOG_BUFFER: log,
             option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: _LOG_BYTES,
         }
         try:
@@ -171,7 +171,7 @@ class NativeDevice:
                 "cuModuleLoadDataEx", image, len(options), list(options), list(options.values())
             )
         except CudaError as error:
-            error.add_note(log.value.decode(errors="replace").strip())
+            error.add_note(log.partition(b"\0")[0].decode(errors="replace").strip())
             raise
 
     def function(self, module: Any, name: str, shared_bytes: int) -> Any:
