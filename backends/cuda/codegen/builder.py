@@ -21,6 +21,8 @@ __all__ = ["WARP", "GpuBuilder", "Type", "Value"]
 WARP = 32
 """Threads of a warp."""
 _SHARED_SPACE = 3
+SYNC = "llvm.nvvm.barrier.cta.sync.aligned.count"
+"""LLVM's name of `bar.sync`, of a barrier and how many threads meet."""
 DYNAMIC_SHARED = "shared_memory"
 """The symbol of a kernel's dynamic shared memory."""
 
@@ -126,7 +128,8 @@ class GpuBuilder(builder.Builder):
 
     def sync(self, threads: int, barrier: int = 0) -> None:
         """`threads` threads, a multiple of a warp, meet at a barrier of the block (`bar.sync`)."""
-        nvvm.BarrierOp(None, barrierId=self.idx(barrier), numberOfThreads=self.idx(threads))
+        # An intrinsic: MLIR reads no location behind its own operation, so dumps would not parse.
+        self.intrinsic(SYNC, None, self.idx(barrier), self.idx(threads))
 
     def arrive(self, threads: int, barrier: int) -> None:
         """Arrive at a barrier of the block where `sync` waits, and go on (`bar.arrive`)."""

@@ -59,12 +59,12 @@ def _one(value: Any, t: Threads, where: Where) -> int:
     return int(value[0])
 
 
-def _sync(fn: FunctionReader, op: Any, where: Where) -> Waits:
+def read_sync(fn: FunctionReader, op: Any, where: Where) -> Waits:
+    """`bar.sync` of a barrier and a number of threads."""
     slots = fn.operands(op)
 
     def go(r: Registers, t: Threads) -> Running:
-        number = _one(r[slots[0]], t, where) if slots else 0
-        expected = _one(r[slots[1]], t, where) if len(slots) > 1 else t.block.threads
+        number, expected = (_one(r[slot], t, where) for slot in slots)
         meeting = _meeting(t, number)
         round_ = meeting.round
         meeting.arrive(expected, t, where, number)
@@ -88,6 +88,5 @@ def _arrive(fn: FunctionReader, op: Any, where: Where) -> Step:
 
 
 READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]] = {
-    "nvvm.barrier": _sync,
     "nvvm.barrier.arrive": _arrive,
 }

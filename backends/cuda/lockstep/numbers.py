@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from infc.backends.cuda.codegen.builder import SYNC
+from infc.backends.cuda.lockstep.barriers import read_sync
 from infc.backends.cuda.lockstep.memory import Array
-from infc.backends.cuda.lockstep.reading import FunctionReader, Kind, Step
+from infc.backends.cuda.lockstep.reading import FunctionReader, Kind, Step, Waits
 from infc.backends.cuda.lockstep.threads import LockstepError, Registers, Threads, Where
 from infc.ir.mlir import ir
 
@@ -293,8 +295,10 @@ def _permute(selector: int) -> tuple[list[int], list[int]]:
     return [place & 7 for place in places], [i for i, place in enumerate(places) if place & 8]
 
 
-def _intrinsic(fn: FunctionReader, op: Any, where: Where) -> Step:
+def _intrinsic(fn: FunctionReader, op: Any, where: Where) -> Step | Waits:
     name = ir.StringAttr(op.attributes["intrin"]).value
+    if name == SYNC:
+        return read_sync(fn, op, where)
     slots = fn.operands(op)
     (to,) = fn.results(op)
     if name == "llvm.nvvm.prmt" and (held := fn.constant(op.operands[2])) is not None:
@@ -337,7 +341,7 @@ _INTRINSICS: dict[str, Function] = {
 _CONVERSIONS = (
     "extf truncf extui extsi trunci sitofp uitofp fptosi fptoui index_cast index_castui".split()
 )
-READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | None]] = {
+READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]] = {
     **dict.fromkeys((*_FLOATS, *_WIDE_INTEGERS), _arithmetic),
     "arith.cmpi": _compare,
     "arith.cmpf": _compare,
