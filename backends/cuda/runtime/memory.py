@@ -220,23 +220,21 @@ class CallArea:
         Raises:
             InternalError: the call is larger than the program's limits.
         """
-        block = self.block
-        block.n_tokens = len(call.tokens)
-        block.n_logit_rows = len(call.logit_rows)
-        block.output_kind = int(call.output)
-        block.top_k = call.top_k
+        block, arrays = self.block, self._arrays
+        tokens, rows = len(call.tokens), len(call.logit_rows)
+        for name, count in (("tokens", tokens), ("logit_rows", rows)):
+            if count > len(arrays[name]):
+                raise InternalError(
+                    f"the call has {count} {name}, and the program takes {len(arrays[name])}"
+                )
+        block.n_tokens, block.n_logit_rows = tokens, rows
+        block.output_kind, block.top_k = call.output, call.top_k
         block.kv, block.trace = kv, trace
-        slots = np.repeat(call.slots, np.diff(call.row_offsets))
-        self._put("tokens", call.tokens)
-        self._put("positions", call.positions)
-        self._put("row_slots", slots)
-        self._put("logit_rows", call.logit_rows)
+        arrays["tokens"][:tokens] = call.tokens
+        arrays["positions"][:tokens] = call.positions
+        one = len(call.slots) == 1
+        arrays["row_slots"][:tokens] = (
+            call.slots if one else np.repeat(call.slots, np.diff(call.row_offsets))
+        )
+        arrays["logit_rows"][:rows] = call.logit_rows
         self._device.upload(self.address, self._data)
-
-    def _put(self, name: str, values: NDArray[np.int32]) -> None:
-        room = self._arrays[name]
-        if len(values) > len(room):
-            raise InternalError(
-                f"the call has {len(values)} {name}, and the program takes {len(room)}"
-            )
-        room[: len(values)] = values

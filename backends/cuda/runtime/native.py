@@ -43,12 +43,13 @@ class Api:
 
     def call(self, name: str, *arguments: Any) -> Any:
         """What the function gives: nothing, one value, or a tuple."""
-        result, *values = getattr(self.driver, name)(*arguments)
-        if int(result):
+        answer = getattr(self.driver, name)(*arguments)
+        result = answer[0]
+        if result != 0:
             raise CudaError(name, int(result), *self._words(result))
-        if len(values) == 1:
-            return values[0]
-        return tuple(values) or None
+        if len(answer) == 1:
+            return None
+        return answer[1] if len(answer) == 2 else answer[1:]
 
     def _words(self, result: Any) -> tuple[str, str]:
         """The name of a result and what it says."""
@@ -94,7 +95,8 @@ class NativeDevice:
         self._stream = api.call("cuStreamCreate", non_blocking)
         self._modules: list[Any] = []
         self._graphs: list[Any] = []
-        self._pinned: list[int] = []
+        self._pinned: dict[int, NDArray[np.uint8]] = {}  # by address
+        self._addresses: dict[int, int] = {}  # of pinned arrays, by `id`: quicker than to ask them
 
     def use(self) -> None:
         """Make the context this thread's."""
@@ -129,12 +131,15 @@ class NativeDevice:
     def pinned(self, size_bytes: int) -> NDArray[np.uint8]:
         """Page-locked host memory."""
         address = int(self._api.call("cuMemHostAlloc", size_bytes, 0))
-        self._pinned.append(address)
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
+        data = np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
+        self._pinned[address] = data
+        self._addresses[id(data)] = address
+        return data
 
     def upload(self, address: int, data: NDArray[Any]) -> None:
         """Begin to copy to the device."""
-        self._api.call("cuMemcpyHtoDAsync", address, data.ctypes.data, data.nbytes, self._stream)
+        source = self._addresses.get(id(data)) or data.ctypes.data
+        self._api.call("cuMemcpyHtoDAsync", address, source, data.nbytes, self._stream)
 
     def download(self, data: NDArray[Any], address: int) -> None:
         """Begin to copy from the device."""
@@ -247,4 +252,4 @@ class NativeDevice:
             self._api.call("cuMemFreeHost", address)
         self._api.call("cuStreamDestroy", self._stream)
         self._api.call("cuDevicePrimaryCtxRelease", self._device)
-        self._graphs, self._modules, self._pinned = [], [], []
+        self._graphs, self._modules, self._pinned, self._addresses = [], [], {}, {}
