@@ -58,6 +58,10 @@ def _align(op: Any, kind: Kind) -> int:
     return kind.dtype.itemsize
 
 
+def _is_ordered(op: Any) -> bool:
+    return "ordering" in op.attributes and ir.IntegerAttr(op.attributes["ordering"]).value > 0
+
+
 def _load(fn: FunctionReader, op: Any, where: Where) -> Step:
     (a,) = fn.operands(op)
     memory, kind = memory_of(fn.kind(op.operands[0])), fn.kind(op.results[0])
@@ -67,19 +71,26 @@ def _load(fn: FunctionReader, op: Any, where: Where) -> Step:
     def step(r: Registers, t: Threads) -> None:
         r[to] = as_kind(memory(t).load(r[a], size, align, t, where), kind)
 
-    return step
+    def ordered(r: Registers, t: Threads) -> None:
+        raw = memory(t).load(r[a], size, align, t, where, ordered=True)
+        t.block.meet(t)
+        r[to] = as_kind(raw, kind)
+
+    return ordered if _is_ordered(op) else step
 
 
 def _store(fn: FunctionReader, op: Any, where: Where) -> Step:
     v, a = fn.operands(op)
     memory, kind = memory_of(fn.kind(op.operands[1])), fn.kind(op.operands[0])
-    align = _align(op, kind)
+    align, ordered = _align(op, kind), _is_ordered(op)
 
     def step(r: Registers, t: Threads) -> None:
         address, value = r[a], as_bytes(r[v])
         if len(address) < len(value):
             address = np.repeat(address, len(value))
-        memory(t).store(address, value, align, t, where)
+        if ordered:
+            t.block.meet(t)
+        memory(t).store(address, value, align, t, where, ordered=ordered)
         t.machine.progress += 1
 
     return step
@@ -162,6 +173,7 @@ def _atomic(fn: FunctionReader, op: Any, where: Where) -> Step:
 
     def step(r: Registers, t: Threads) -> None:
         space, n = memory(t), t.count
+        t.block.meet(t)
         address, value = np.broadcast_to(r[a], (n,)), r[v]
         value = np.broadcast_to(value, (n, *value.shape[1:]))
         out = np.empty_like(value)
@@ -169,9 +181,9 @@ def _atomic(fn: FunctionReader, op: Any, where: Where) -> Step:
         while len(left):
             _, first = np.unique(address[left], return_index=True)
             turn = left[first]
-            old = as_kind(space.load(address[turn], size, size, t, where, turn, atomic=True), kind)
+            old = as_kind(space.load(address[turn], size, size, t, where, turn, ordered=True), kind)
             new = as_bytes(np.asarray(function(old, value[turn]), kind.dtype))
-            space.store(address[turn], new, size, t, where, turn, atomic=True)
+            space.store(address[turn], new, size, t, where, turn, ordered=True)
             out[turn] = old
             left = np.delete(left, first)
         t.machine.progress += 1
@@ -184,6 +196,10 @@ def _nothing(fn: FunctionReader, op: Any, where: Where) -> None:
     """Operations take effect in order here."""
 
 
+def _fence_async(fn: FunctionReader, op: Any, where: Where) -> Step:
+    return lambda r, t: t.block.races.fence(t)
+
+
 READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | None]] = {
     "llvm.mlir.addressof": _address_of,
     "llvm.getelementptr": _element_pointer,
@@ -193,7 +209,7 @@ READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | None]] = {
     "llvm.intr.masked.store": _masked_store,
     "llvm.atomicrmw": _atomic,
     "llvm.fence": _nothing,
-    "nvvm.fence.proxy": _nothing,
+    "nvvm.fence.proxy": _fence_async,
     "nvvm.fence.mbarrier.init": _nothing,
 }
 __all__ = ["READERS", "SHARED_SPACES", "Fail", "memory_of"]

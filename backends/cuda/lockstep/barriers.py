@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from infc.backends.cuda.lockstep.races import Clock
 from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
 from infc.backends.cuda.lockstep.threads import Registers, Running, Threads, Where
 
@@ -18,14 +21,20 @@ class Meeting:
         expected: threads that it waits for; 0 while nobody arrived.
         arrived: threads that are there.
         round: how often it was complete.
+        clock: what those that arrived know.
+        waiting: those that will get to know it.
     """
 
+    clock: Clock
     expected: int = 0
     arrived: int = 0
     round: int = 0
+    waiting: list[Threads] = field(default_factory=list)
 
-    def arrive(self, expected: int, t: Threads, where: Where, number: int) -> None:
-        """`t` comes; the last ones begin a new round."""
+    def arrive(
+        self, expected: int, t: Threads, where: Where, number: int, *, waits: bool = False
+    ) -> None:
+        """`t` comes, and `waits` for the others; the last ones begin a new round."""
         if not t.whole:
             t.need_whole_warps(where)
         if self.arrived and self.expected != expected:
@@ -44,12 +53,22 @@ class Meeting:
         self.expected = expected
         self.arrived += t.count
         t.machine.progress += 1
+        races = t.block.races
+        np.maximum(self.clock, races.release(t), out=self.clock)
+        if waits:
+            self.waiting.append(t)
         if self.arrived == expected:
             self.arrived, self.expected, self.round = 0, 0, self.round + 1
+            for other in self.waiting:
+                races.acquire(other, self.clock)
+            self.waiting.clear()
 
 
 def _meeting(t: Threads, number: int) -> Meeting:
-    found: Meeting = t.block.barriers.setdefault(number, Meeting())
+    barriers = t.block.barriers
+    if number not in barriers:
+        barriers[number] = Meeting(t.block.races.new_clock())
+    found: Meeting = barriers[number]
     return found
 
 
@@ -67,7 +86,7 @@ def read_sync(fn: FunctionReader, op: Any, where: Where) -> Waits:
         number, expected = (_one(r[slot], t, where) for slot in slots)
         meeting = _meeting(t, number)
         round_ = meeting.round
-        meeting.arrive(expected, t, where, number)
+        meeting.arrive(expected, t, where, number, waits=True)
         yield from t.wait(
             where,
             lambda: meeting.round > round_,

@@ -54,25 +54,26 @@ def launch(
     machine = Machine(device, grid, None if seed is None else random.Random(seed))
     values = _values(function, arguments)
     groups: list[Running] = []
-    for number in range(grid):
-        block = Block(machine, number, threads, shared_bytes)
+    blocks = [Block(machine, number, threads, shared_bytes) for number in range(grid)]
+    for block in blocks:
         ids = np.arange(threads, dtype=np.int32)
         size = threads if seed is None else WARP
         parts = [Threads(block, ids[at : at + size]) for at in range(0, threads, size)]
         groups += [_run(function, values, part) for part in parts]
     with np.errstate(all="ignore"):
-        _schedule(machine, groups)
+        _schedule(machine, blocks, groups)
+    for block in blocks:
+        if block.later:
+            raise LockstepError(
+                f"@{kernel}: block {block.number} ends before its copies have landed"
+            )
 
 
 def _values(function: FunctionReader, arguments: Sequence[int | float]) -> list[Array]:
     kinds = function.argument_kinds
     if len(kinds) != len(arguments):
-        raise LockstepError(
-            f"@{function.name} takes {len(kinds)} arguments, got {len(arguments)}"
-        )
-    return [
-        np.array([value], kind.dtype) for kind, value in zip(kinds, arguments, strict=True)
-    ]
+        raise LockstepError(f"@{function.name} takes {len(kinds)} arguments, got {len(arguments)}")
+    return [np.array([value], kind.dtype) for kind, value in zip(kinds, arguments, strict=True)]
 
 
 def _run(function: FunctionReader, values: list[Array], threads: Threads) -> Running:
@@ -86,11 +87,14 @@ _PATIENCE = 200
 """Rounds of a drawn order in which nobody went on, after which it is a deadlock."""
 
 
-def _schedule(machine: Machine, groups: list[Running]) -> None:
-    """Run all to the end."""
+def _schedule(machine: Machine, blocks: list[Block], groups: list[Running]) -> None:
+    """Run all to the end; the copy engines work between the turns."""
     idle = 0
     seen = machine.progress
     for _ in together(machine, groups):
+        for block in blocks:
+            if block.later:
+                block.deliver()
         idle = idle + 1 if machine.progress == seen else 0
         seen = machine.progress
         if idle > (1 if machine.dice is None else _PATIENCE):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
+    from infc.backends.cuda.lockstep.races import Races
     from infc.backends.cuda.lockstep.threads import Threads, Where
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -31,7 +32,7 @@ _WHAT = (
     (IN_FLIGHT, "is being written by a copy that nobody waited for"),
     (UNWRITTEN, "was never written"),
 )
-_ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
+ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 """Complex numbers stand for any 16 bytes; they are moved, never computed with."""
 
 
@@ -41,11 +42,13 @@ class Memory:
     Attributes:
         data: the bytes, u8 `[size]`.
         state: what is known of each, a sum of `UNWRITTEN`, ..., u8 `[size]`; 0 may be read.
+        races: looks for races, if anybody does.
     """
 
     def __init__(self, name: str, base: int, size: int, state: int) -> None:
         self.name = name
         self.base = base
+        self.races: Races | None = None
         self.data: Array = np.zeros(0, np.uint8)
         self.state: Array = np.zeros(0, np.uint8)
         self._views: dict[int, tuple[Array, Array]] = {}
@@ -57,7 +60,7 @@ class Memory:
         data, marks = np.zeros(size, np.uint8), np.full(size, state, np.uint8)
         data[:old], marks[:old] = self.data, self.state
         self.data, self.state = data, marks
-        self._views = {n: (data.view(t), marks.view(t)) for n, t in _ELEMENTS.items()}
+        self._views = {n: (data.view(t), marks.view(t)) for n, t in ELEMENTS.items()}
 
     def load(
         self,
@@ -68,12 +71,12 @@ class Memory:
         where: Where,
         who: Array | None = None,
         *,
-        atomic: bool = False,
+        ordered: bool = False,
     ) -> Array:
         """The `size` bytes at each address, u8 `[addresses, size]`, where all may be read.
 
         `who` says which of the threads `t` asks for each address, if not each for one or all for
-        the only one.
+        the only one. Nothing races with `ordered` accesses.
         """
         fail = t.failing(where, who)
         index, width = self.locate(address, size, align, fail)
@@ -81,6 +84,8 @@ class Memory:
         marks = state.take(index)
         if np.count_nonzero(marks.view(np.uint8) if width < 8 else marks.view(np.uint64)):
             self._refuse(marks, 255, len(address), "reads", fail)
+        if self.races is not None and not ordered:
+            self.races.read(index, width, t, where, who)
         return data.take(index).reshape(len(address), -1).view(np.uint8)
 
     def store(
@@ -92,16 +97,18 @@ class Memory:
         where: Where,
         who: Array | None = None,
         *,
-        atomic: bool = False,
+        ordered: bool = False,
     ) -> None:
         """Write `values`, u8 `[addresses or 1, bytes]`, contiguous; two threads that write
         different bytes to one place are refused."""
         fail = t.failing(where, who)
         size = values.shape[1]
         index, width = self.locate(address, size, align, fail)
-        data, state = self._views[width]
         self.check_free(index, width, len(address), fail)
-        new = values.view(_ELEMENTS[width])
+        if self.races is not None and not ordered:
+            self.races.write(index, width, t, where, who)
+        data = self._views[width][0]
+        new = values.view(ELEMENTS[width])
         data[index] = new
         if len(address) > 1:
             bits = min(width, 8)
@@ -110,14 +117,16 @@ class Memory:
                 which = int(np.argmax(back.reshape(len(address), -1).any(axis=1)))
                 fail(which, f"another thread writes other bytes to {self.at(int(address[which]))}")
 
-    def check_free(self, index: Array, width: int, count: int, fail: Fail) -> None:
+    def check_free(
+        self, index: Array, width: int, count: int, fail: Fail, allowed: int = 0
+    ) -> None:
         """Note that these elements are written now; refuse those that may not be."""
         state = self._views[width][1]
         marks = state.take(index)
         bits = marks.view(np.uint8)
         if np.count_nonzero(bits):
-            if (bits & ~np.uint8(UNWRITTEN)).any():
-                self._refuse(marks, 255 - UNWRITTEN, count, "writes", fail)
+            if (bits & np.uint8(255 - UNWRITTEN - allowed)).any():
+                self._refuse(marks, 255 - UNWRITTEN - allowed, count, "writes", fail)
             state[index] = 0
 
     def locate(self, address: Array, size: int, align: int, fail: Fail) -> tuple[Array, int]:
@@ -152,11 +161,11 @@ class Memory:
 
     def mark(self, index: Array, width: int, state: int) -> None:
         """Set what is known of all bytes of these elements."""
-        self._views[width][1][index] = np.full(width, state, np.uint8).view(_ELEMENTS[width])[0]
+        self._views[width][1][index] = np.full(width, state, np.uint8).view(ELEMENTS[width])[0]
 
     def put(self, index: Array, width: int, values: Array) -> None:
         """Write elements that a copy brings; they may be read then."""
-        self._views[width][0][index] = values.view(_ELEMENTS[width])
+        self._views[width][0][index] = values.view(ELEMENTS[width])
         self.mark(index, width, 0)
 
 

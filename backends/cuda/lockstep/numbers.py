@@ -99,7 +99,9 @@ _WIDE_INTEGERS: dict[str, Function] = {
     "arith.addi": np.add,
     "arith.subi": np.subtract,
     "arith.muli": np.multiply,
-    "arith.divsi": lambda a, b: (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype),
+    "arith.divsi": lambda a, b: (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(
+        a.dtype
+    ),
     "arith.remsi": np.fmod,
     "arith.minsi": np.minimum,
     "arith.maxsi": np.maximum,
@@ -339,7 +341,15 @@ _INTRINSICS: dict[str, Function] = {
     "llvm.nvvm.fma.rn.bf16x2": _in_f32(_FLOATS["math.fma"]),
 }
 _CONVERSIONS = (
-    "extf truncf extui extsi trunci sitofp uitofp fptosi fptoui index_cast index_castui".split()
+    "extf",
+    "truncf",
+    "extui",
+    "extsi",
+    "trunci",
+    "sitofp",
+    "uitofp",
+    "fptosi",
+    "fptoui",
 )
 READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]] = {
     **dict.fromkeys((*_FLOATS, *_WIDE_INTEGERS), _arithmetic),

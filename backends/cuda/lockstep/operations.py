@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from infc.backends.cuda.lockstep import accesses, barriers, control, numbers, vectors, warps
+from infc.backends.cuda.lockstep import (
+    accesses,
+    assembly,
+    barriers,
+    control,
+    copies,
+    mbarriers,
+    numbers,
+    vectors,
+    warps,
+)
 from infc.backends.cuda.lockstep.reading import FunctionReader, Region, Step, Waits
 from infc.backends.cuda.lockstep.threads import LockstepError, Where
 
@@ -15,10 +25,13 @@ _READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]]
     **accesses.READERS,
     **warps.READERS,
     **barriers.READERS,
+    **mbarriers.READERS,
+    **copies.READERS,
+    **assembly.READERS,
     **control.READERS,
 }
 _LAST = ("scf.yield", "func.return", "llvm.return", "scf.condition")
-_LOOKS = ("llvm.load", "llvm.atomicrmw", "llvm.cmpxchg", "llvm.inline_asm")
+_LOOKS = ("llvm.load", "llvm.atomicrmw")
 
 
 def read_operation(fn: FunctionReader, region: Region, op: Any, where: Where) -> None:
@@ -30,7 +43,7 @@ def read_operation(fn: FunctionReader, region: Region, op: Any, where: Where) ->
     if reader is None:
         raise LockstepError(f"expected an operation that lockstep execution knows, got {where}")
     step = reader(fn, op, where)
-    region.looks |= op.name in _LOOKS
+    region.looks |= op.name in _LOOKS or assembly.looks(op)
     if isinstance(step, Waits):
         region.waiting = True
         region.steps.append(step.step)

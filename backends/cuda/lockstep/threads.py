@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from infc.backends.cuda.lockstep.memory import UNWRITTEN, Array, Device, Memory
+from infc.backends.cuda.lockstep.races import Races
 from infc.diagnostics import InternalError
 
 WARP = 32
@@ -63,14 +64,42 @@ class Machine:
 
 
 class Block:
-    """A block of threads and its shared memory."""
+    """A block of threads and its shared memory.
+
+    Attributes:
+        barriers: named barriers by number, and mbarriers by `("mbarrier", address)`.
+        copies: `cp.async` that have not landed.
+        later: what the copy engine still has to do, each a function that does it.
+    """
 
     def __init__(self, machine: Machine, number: int, threads: int, shared_bytes: int) -> None:
         self.machine = machine
         self.number = number
         self.threads = threads
         self.shared = Memory("shared memory", 0, shared_bytes, UNWRITTEN)
-        self.barriers: dict[int, Any] = {}
+        self.races = Races(-(-threads // WARP), len(self.shared.data))
+        self.shared.races = self.races
+        self.barriers: dict[Any, Any] = {}
+        self.copies: list[Any] = []
+        self.committed: Array = np.zeros(threads, np.int64)
+        self.later: list[Callable[[], None]] = []
+        self._atomics = self.races.new_clock()
+
+    def meet(self, t: Threads) -> None:
+        """These threads make an atomic or ordered access: after all earlier ones of the block."""
+        self.races.acquire(t, self._atomics)
+        np.maximum(self._atomics, self.races.release(t), out=self._atomics)
+
+    def deliver(self) -> None:
+        """Let the copy engine do what it has to do, or some of it."""
+        dice = self.machine.dice
+        waiting, self.later = self.later, []
+        for job in waiting:
+            if dice is not None and dice.random() < 0.5:
+                self.later.append(job)
+            else:
+                job()
+                self.machine.progress += 1
 
 
 class Threads:
@@ -87,6 +116,7 @@ class Threads:
         self.ids = ids
         self.index = index
         self.count = len(ids)
+        self.warps: Array = np.unique(ids // WARP)
         self._parts: dict[bytes, Threads] = {}
         self.whole = self.count % WARP == 0 and bool(
             (ids.reshape(-1, WARP) == (ids[::WARP] & -WARP)[:, None] + np.arange(WARP)).all()
@@ -118,9 +148,7 @@ class Threads:
     def need_whole_warps(self, where: Where) -> None:
         """Refuse an instruction that all threads of a warp must run."""
         if not self.whole:
-            missing = np.setdiff1d(
-                (self.ids[:, None] & -WARP) + np.arange(WARP), self.ids
-            )
+            missing = np.setdiff1d((self.ids[:, None] & -WARP) + np.arange(WARP), self.ids)
             self.fail(where, 0, f"needs whole warps, but thread {missing[0]} is not there")
 
     def wait(self, where: Where, ready: Callable[[], bool], what: Callable[[], str]) -> Running:
@@ -136,9 +164,10 @@ class Threads:
         machine.progress += 1
 
     def __str__(self) -> str:
-        warps = sorted({int(i) // WARP for i in self.ids})
-        threads = f"thread {self.ids[0]}" if self.count == 1 else f"{self.count} threads"
-        return f"block {self.block.number}, {threads} of warps {warps}"
+        if self.count == 1:
+            return f"block {self.block.number}, thread {self.ids[0]}"
+        warps = ", ".join(str(warp) for warp in self.warps)
+        return f"block {self.block.number}, {self.count} threads of warps {warps}"
 
 
 def together(machine: Machine, groups: list[Running]) -> Running:
@@ -172,9 +201,7 @@ def spread(parts: list[tuple[Any, Array]], count: int) -> Any:
     if isinstance(first, tuple):
         columns = zip(*(value for value, _ in parts), strict=True)
         indices = [index for _, index in parts]
-        return tuple(
-            spread(list(zip(column, indices, strict=True)), count) for column in columns
-        )
+        return tuple(spread(list(zip(column, indices, strict=True)), count) for column in columns)
     out = np.empty((count, *first.shape[1:]), first.dtype)
     for value, index in parts:
         out[index] = value

@@ -50,7 +50,7 @@ _LANES = np.arange(WARP)
 
 def _shuffle(fn: FunctionReader, op: Any, where: Where) -> Step:
     _all_threads(fn, op, where)
-    _, v, offset, clamp = fn.operands(op)
+    v, offset = fn.operands(op)[1:3]
     (to,) = fn.results(op)
     word = str(op.attributes["kind"]).split()[-1].rstrip(">")
     held, limit = fn.constant(op.operands[2]), fn.constant(op.operands[3])

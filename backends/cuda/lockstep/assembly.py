@@ -1,0 +1,55 @@
+"""Inline assembly: each text that the builder has, and what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from infc.backends.cuda.codegen.builder import AND_OR, TEST_WAIT
+from infc.backends.cuda.lockstep.mbarriers import test_wait
+from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
+from infc.backends.cuda.lockstep.threads import LockstepError, Registers, Threads, Where
+from infc.ir.mlir import ir
+
+Reader = Callable[[FunctionReader, Any, Where], Step | Waits | None]
+
+
+def _pure(function: Callable[..., Any]) -> Reader:
+    """One result, computed from the operands."""
+
+    def reader(fn: FunctionReader, op: Any, where: Where) -> Step:
+        slots = fn.operands(op)
+        (to,) = fn.results(op)
+
+        def step(r: Registers, t: Threads) -> None:
+            r[to] = function(*(r[slot] for slot in slots))
+
+        return step
+
+    return reader
+
+
+TEXTS: dict[str, Reader] = {
+    TEST_WAIT: test_wait,
+    AND_OR: _pure(lambda a, b, c: a & b | c),
+}
+_LOOKS = (TEST_WAIT,)
+
+
+def _text(op: Any) -> str:
+    return str(ir.StringAttr(op.attributes["asm_string"]).value)
+
+
+def looks(op: Any) -> bool:
+    """Whether this is assembly that looks at memory."""
+    return op.name == "llvm.inline_asm" and _text(op) in _LOOKS
+
+
+def _assembly(fn: FunctionReader, op: Any, where: Where) -> Step | Waits | None:
+    reader = TEXTS.get(_text(op))
+    if reader is None:
+        raise LockstepError(f"lockstep execution does not know the assembly {_text(op)!r}")
+    return reader(fn, op, where)
+
+
+READERS: dict[str, Reader] = {"llvm.inline_asm": _assembly}

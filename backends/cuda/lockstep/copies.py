@@ -1,0 +1,176 @@
+"""Copies from global to shared memory that go on by themselves: `cp.async` and `cp.async.bulk`.
+
+What a copy brings is there when somebody waited for it, not before: until then its bytes are *in
+flight*, and whoever reads or writes them is refused. The source is read when the copy begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infc.backends.cuda.lockstep.mbarriers import arrive_at, barrier_at
+from infc.backends.cuda.lockstep.memory import IN_FLIGHT, Array
+from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
+from infc.backends.cuda.lockstep.threads import WARP, Block, Registers, Threads, Where
+from infc.ir.mlir import ir
+
+
+@dataclass
+class Copy:
+    """`cp.async` of some threads.
+
+    Attributes:
+        threads: their numbers in the block, `[n]`.
+        index: where the bytes go: elements of `width` bytes of shared memory, `[n, elements]`.
+        data: `[n, bytes]`.
+        group: how many groups each thread had committed before, `[n]`.
+    """
+
+    threads: Array
+    index: Array
+    width: int
+    data: Array
+    group: Array
+
+    def land(self, block: Block, mask: Array) -> Copy | None:
+        """The bytes of these threads are there; what is left of the copy."""
+        if not mask.any():
+            return self
+        block.shared.put(self.index[mask], self.width, self.data[mask])
+        block.races.note(self.index[mask], self.width, self.threads[mask] // WARP)
+        if mask.all():
+            return None
+        rest = ~mask
+        return Copy(
+            self.threads[rest], self.index[rest], self.width, self.data[rest], self.group[rest]
+        )
+
+
+def _land(block: Block, copies: list[Copy], limit: Array) -> None:
+    """Land what threads copied in groups before their `limit` (`[threads of the block]`)."""
+    for copy in copies:
+        left = copy.land(block, copy.group < limit[copy.threads])
+        if left is not copy:
+            place = next(i for i, other in enumerate(block.copies) if other is copy)
+            block.copies[place : place + 1] = [left] if left is not None else []
+
+
+def _copy(fn: FunctionReader, op: Any, where: Where) -> Step:
+    to, of, *counts = fn.operands(op)
+    size = int(ir.IntegerAttr(op.attributes["size"]).value)
+
+    def step(r: Registers, t: Threads) -> None:
+        block, shared, everybody = t.block, t.block.shared, (t.count,)
+        target, source = (np.broadcast_to(r[slot], everybody) for slot in (to, of))
+        data = np.zeros((t.count, size), np.uint8)
+        who = None
+        if counts:
+            wanted = np.broadcast_to(r[counts[0]], everybody)
+            if ((wanted != 0) & (wanted != size)).any():
+                t.fail(where, 0, f"expected to copy 0 or {size} bytes, got {wanted.max()}")
+            who = np.flatnonzero(wanted)
+            source = source[who]
+        if len(source):
+            memory = t.machine.device.memory
+            data[slice(None) if who is None else who] = memory.load(
+                source, size, size, t, where, who
+            )
+        fail = t.failing(where)
+        index, width = shared.locate(target, size, size, fail)
+        shared.check_free(index, width, t.count, fail)
+        block.races.write(index, width, t, where, None, "copies to")
+        shared.mark(index, width, IN_FLIGHT)
+        block.copies.append(Copy(t.ids, index, width, data, block.committed[t.ids]))
+
+    return step
+
+
+def _commit(fn: FunctionReader, op: Any, where: Where) -> Step:
+    def step(r: Registers, t: Threads) -> None:
+        t.block.committed[t.ids] += 1
+
+    return step
+
+
+def _wait(fn: FunctionReader, op: Any, where: Where) -> Step:
+    groups = int(ir.IntegerAttr(op.attributes["n"]).value)
+
+    def step(r: Registers, t: Threads) -> None:
+        block = t.block
+        if block.copies:
+            limit = np.full(block.threads, -1)
+            limit[t.ids] = block.committed[t.ids] - groups
+            _land(block, list(block.copies), limit)
+
+    return step
+
+
+def _arrive(fn: FunctionReader, op: Any, where: Where) -> Step:
+    """Once all copies that these threads began are there."""
+    (a,) = fn.operands(op)
+
+    def step(r: Registers, t: Threads) -> None:
+        block, begun, addresses = t.block, list(t.block.copies), r[a]
+
+        def later() -> None:
+            limit = np.full(block.threads, -1)
+            limit[t.ids] = np.iinfo(np.int64).max
+            there = [copy for copy in block.copies if any(copy is one for one in begun)]
+            _land(block, there, limit)
+            arrive_at(addresses, t, where)
+
+        block.later.append(later)
+
+    return step
+
+
+def _bulk(fn: FunctionReader, op: Any, where: Where) -> Step:
+    to, of, barrier, size = fn.operands(op)[:4]
+
+    def step(r: Registers, t: Threads) -> None:
+        values = [np.broadcast_to(r[slot], (t.count,)) for slot in (to, of, barrier, size)]
+        for i, (target, source, at, count) in enumerate(
+            zip(*(value.tolist() for value in values), strict=True)
+        ):
+            _bulk_copy(t, where, i, target, source, at, count)
+
+    return step
+
+
+def _bulk_copy(
+    t: Threads, where: Where, which: int, target: int, source: int, at: int, size: int
+) -> None:
+    """One thread begins a copy; the bytes come later and count at the barrier."""
+    block, shared, who = t.block, t.block.shared, np.array([which])
+    if size % 16 or size <= 0:
+        t.fail(where, which, f"expected a multiple of 16 bytes, got {size}")
+    chunks = np.arange(0, size, 16)
+    per_chunk = np.repeat(who, len(chunks))
+    data = t.machine.device.memory.load(source + chunks, 16, 16, t, where, per_chunk)
+    index, width = shared.locate(target + chunks, 16, 16, t.failing(where, per_chunk))
+    shared.check_free(index, width, len(chunks), t.failing(where, per_chunk))
+    block.races.write(index, width, t, where, per_chunk, "copies to")
+    shared.mark(index, width, IN_FLIGHT)
+    phases = barrier_at(at, t, where)
+
+    def later() -> None:
+        shared.put(index, width, data)
+        block.races.engine_wrote(target, target + size)
+        block.races.release_engine(phases.clock)
+        phases.bytes -= size
+        phases.settle()
+
+    block.later.append(later)
+
+
+READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]] = {
+    "nvvm.cp.async.shared.global": _copy,
+    "nvvm.cp.async.commit.group": _commit,
+    "nvvm.cp.async.wait.group": _wait,
+    "nvvm.cp.async.mbarrier.arrive": _arrive,
+    "nvvm.cp.async.bulk.shared.cluster.global": _bulk,
+}
