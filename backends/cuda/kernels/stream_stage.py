@@ -1,0 +1,102 @@
+"""The streamed product's input in shared memory: rows of bf16, zeros, sums of groups."""
+
+from __future__ import annotations
+
+from infc.backends.cuda.codegen.builder import GpuBuilder, Value
+from infc.backends.cuda.kernels.frame import THREADS, WORKER_BARRIER
+from infc.backends.cuda.kernels.stream_shape import TILE, StreamShape
+from infc.reference.abf16 import abf16_row_bytes
+
+_UNIT = 8
+"""Numbers that a thread copies at once: 16 bytes."""
+_UNITS = 32 // _UNIT
+"""Such units of a block."""
+
+
+def emit_stage(b: GpuBuilder, shape: StreamShape, x: Value, rows: Value) -> None:
+    """Copy `rows` (i32) abf16 rows from `x` into shared memory, with all that belongs to them.
+
+    All workers run it together; they have met when it ends.
+    """
+    units = b.mul(rows, _UNITS * shape.spec.blocks)
+
+    def place(unit: Value) -> tuple[Value, Value]:
+        row = b.div(unit, _UNITS * shape.spec.blocks)
+        return row, b.sub(unit, b.mul(row, _UNITS * shape.spec.blocks))
+
+    def copy(unit: Value) -> None:
+        row, column = place(unit)
+        target = b.add(b.mul(row, shape.x_row_bytes), b.mul(column, 2 * _UNIT))
+        source = b.add(b.mul(row, abf16_row_bytes(shape.spec.k)), b.mul(column, 2 * _UNIT))
+        b.copy_async(b.at(b.shared_memory(shape.x), target), b.at(x, source))
+
+    b.loop(b.thread(), units, THREADS, body=copy)
+    b.copy_commit()
+    zero = b.const(0, b.vec(4, b.i32))
+    zeros = b.shared_memory(shape.zeros)
+    b.loop(
+        b.mul(b.thread(), 16),
+        shape.zeros_bytes,
+        16 * THREADS,
+        body=lambda offset: b.store(zero, b.at(zeros, offset), 16),
+    )
+    b.copy_wait(0)
+
+    def add(start: Value) -> None:
+        unit = b.add(start, b.thread())
+        row, column = place(unit)
+        there = b.cmp("slt", unit, units)
+        offset = b.add(b.mul(row, shape.x_row_bytes), b.mul(column, 2 * _UNIT))
+        # What this thread has copied itself it sees before the others do.
+        address = b.at(b.shared_memory(shape.x), offset)
+        (total,) = b.when(
+            there,
+            lambda: [_sum_of_unit(b, address)],
+            lambda: [b.const(0.0, b.f32)],
+            [b.f32],
+        )
+        units_of_group = 1
+        for group in (16, 32):
+            total = b.fadd(total, b.shuffle_xor(total, units_of_group))
+            units_of_group *= 2
+            if group in shape.sums_groups:
+                is_first = b.cmp("eq", b.bit_and(column, units_of_group - 1), 0)
+                index = b.div(column, units_of_group)
+                b.when(
+                    b.bit_and(there, is_first),
+                    lambda group=group, index=index, total=total: _store_sum(
+                        b, shape, group, index, row, rows, total
+                    ),
+                )
+
+    if shape.sums_groups:
+        b.loop(0, units, THREADS, body=add)
+    b.sync(THREADS, WORKER_BARRIER)
+
+
+def _sum_of_unit(b: GpuBuilder, address: Value) -> Value:
+    """The sum of eight bf16 in shared memory: a tree."""
+    numbers = b.ext_f(b.load(address, b.vec(_UNIT, b.bf16), 16), b.vec(_UNIT, b.f32))
+    return b.reduce("add", numbers)
+
+
+def _store_sum(
+    b: GpuBuilder,
+    shape: StreamShape,
+    group: int,
+    index: Value,
+    row: Value,
+    rows: Value,
+    total: Value,
+) -> None:
+    """Store the sum of group number `index` of a row; behind that of the last row zeros, for the
+    tokens of its tile that are not there."""
+    start = b.at(b.shared_memory(shape.sums(group)), b.mul(index, 4 * shape.tokens))
+    b.store(total, b.at(start, b.mul(row, 4)), 4)
+
+    def fill() -> None:
+        zero = b.const(0.0, b.f32)
+        stop = b.mul(b.ceil_div(rows, TILE), TILE)
+        b.loop(rows, stop, body=lambda token: b.store(zero, b.at(start, b.mul(token, 4)), 4))
+
+    b.when(b.cmp("eq", row, b.sub(rows, 1)), fill)
