@@ -84,11 +84,14 @@ class CudaBackend:
         return kernel_work(kernel, mapping, target)
 
     def pipeline(self, shared: Pipeline) -> Pipeline:
-        """The shared pipeline, then functions and kernels of the device."""
+        """The shared pipeline, then functions and kernels of the device. Kernels move what they
+        need into shared memory themselves."""
         from infc.backends.cuda.lowering.passes import LOWER_PROGRAMS
+        from infc.passes.memory.schedule_transfers import SCHEDULE_TRANSFERS
         from infc.pipeline.passes import Pipeline
 
-        return Pipeline((*shared.passes, LOWER_PROGRAMS))
+        kept = (step for step in shared.passes if step is not SCHEDULE_TRANSFERS)
+        return Pipeline((*kept, LOWER_PROGRAMS))
 
     def emit(self, module: ir.Module, target: Target, weights: WeightData) -> Programs:
         """PTX of both programs, their machine code where there is an assembler, the weights."""
@@ -99,5 +102,6 @@ class CudaBackend:
     def load(self, programs: LoadedPrograms) -> CudaRunnable:
         """Put the programs and their weights onto the device."""
         from infc.backends.cuda.runnable import CudaRunnable
+        from infc.backends.cuda.runtime.probe import open_device
 
-        return CudaRunnable(programs)
+        return CudaRunnable(programs, open_device())

@@ -3,16 +3,102 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from infc.backends.cuda.target import arch_of, sm_count
+from infc.backends.cuda.kernels.attention_spec import MAX_HEAD_DIM
+from infc.backends.cuda.kernels.product_spec import ProductSpec, Segment
+from infc.backends.cuda.kernels.tile_mapping import TileMapping
+from infc.backends.cuda.kernels.weights import layout_for
+from infc.backends.cuda.lowering.matmul_form import STREAM, TILES, stream_fits
+from infc.backends.cuda.target import arch_of, shared_bytes_of, sm_count
 from infc.cost.roofline import Work
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.target.backend import KernelMapping, KernelSummary
 from infc.target.schema import Target
 
-KV_DTYPES = ("f16", "bf16")
-"""What a cache may hold; the first where nothing is asked for."""
 REPLICATED_ROWS = 8
 """Up to so many rows of a step every block computes row operations for itself, a warp a row: all
 blocks reading them from the L2 takes less than a barrier of all of them."""
+_HEAD_STEP = 16
+"""Numbers that a matrix instruction sums over."""
+_PART_KEYS = 64
+"""Keys that a part of an attention has at least: fewer are not worth a block."""
+_HBM = "hbm"
+
+
+def lacking(op: ir.Operation) -> str | None:
+    """Why a graph-level op cannot be compiled, or None."""
+    if op.name == "infc.attention":
+        head_dim = get(op, "head_dim")
+        if head_dim % _HEAD_STEP or head_dim > MAX_HEAD_DIM:
+            return (
+                f"expected a head_dim of a multiple of {_HEAD_STEP} up to {MAX_HEAD_DIM}, "
+                f"got {head_dim}"
+            )
+    return None
+
+
+def kernel_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
+    """Mappings of one kernel, the best guess first."""
+    if kernel.kind == "matmul":
+        return _product_candidates(kernel, target)
+    if kernel.kind == "attention":
+        return _attention_candidates(kernel, target)
+    if kernel.kind == "rows":
+        replicate = kernel.phase == "decode" and kernel.rows <= REPLICATED_ROWS
+        return [{"partition": "replicate" if replicate else "rows"}]
+    return [{"partition": "items"}]
+
+
+def product_spec(kernel: KernelSummary) -> ProductSpec:
+    """What the emitter is told of a product; biases and a soft cap, which cost little, apart."""
+    return ProductSpec(
+        k=kernel.matrices[0][1],
+        segments=tuple(Segment(n, layout_for(storage).name) for n, _, storage in kernel.matrices),
+        combine=kernel.gate or None,
+        max_rows=kernel.rows,
+        out=kernel.out,
+    )
+
+
+def tile_candidates(spec: ProductSpec, arch: str, *, entry: bool) -> Sequence[TileMapping]:
+    return [TileMapping("mma", 128, 64, 32, 3)]
+
+
+def _product_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
+    """Few rows stay in shared memory while weights stream past; many are cut into tiles."""
+    spec = product_spec(kernel)
+    tiles = [
+        {"product": TILES, **asdict(mapping)}
+        for mapping in tile_candidates(spec, arch_of(target), entry=kernel.phase == "prefill")
+    ]
+    return [{"product": STREAM}, *tiles] if stream_fits(spec, shared_bytes_of(target)) else tiles
+
+
+def _attention_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
+    """Rows share keys in prefill; in decode the keys of a row are divided among blocks."""
+    if kernel.phase == "prefill":
+        return [{"tiles": 2, "parts": 1}, {"tiles": 1, "parts": 1}]
+    shapes = kernel.shapes
+    rows = kernel.typical_rows * shapes["kv_heads"]
+    seen = min(shapes["capacity"], shapes["window"] or shapes["capacity"])
+    most = max(1, -(-seen // _PART_KEYS))
+    return [{"tiles": 0, "parts": min(most, max(1, sm_count(target) // rows))}]
+
+
+def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
+    """Weights and the cache come from the large memory; activations stay in the L2 and are not
+    counted. A kernel has a barrier of the device behind it, or is a launch of its own, which takes
+    about as long; one that every block does for itself has none."""
+    replicated = mapping.get("partition") == "replicate"
+    blocks = sm_count(target) if replicated else 1
+    moved = kernel.weight_bytes + (kernel.activation_bytes if kernel.kind == "attention" else 0)
+    operations = dict(kernel.operations)
+    if kernel.kind == "attention":
+        operations = {"f16": operations["f32"]}
+    return Work(
+        bytes={_HBM: float(moved)},
+        operations={dtype: count * blocks for dtype, count in operations.items()},
+        barriers=0 if replicated else 1,
+    )
