@@ -7,31 +7,18 @@ from typing import Any
 
 from infc.backends.cuda.codegen.builder import AND_OR, TEST_WAIT
 from infc.backends.cuda.lockstep.mbarriers import test_wait
+from infc.backends.cuda.lockstep.numbers import pure
 from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
-from infc.backends.cuda.lockstep.threads import LockstepError, Registers, Threads, Where
+from infc.backends.cuda.lockstep.threads import LockstepError, Where
+from infc.backends.cuda.lockstep.warpgroup import is_multiply, multiply
 from infc.ir.mlir import ir
 
 Reader = Callable[[FunctionReader, Any, Where], Step | Waits | None]
 
 
-def _pure(function: Callable[..., Any]) -> Reader:
-    """One result, computed from the operands."""
-
-    def reader(fn: FunctionReader, op: Any, where: Where) -> Step:
-        slots = fn.operands(op)
-        (to,) = fn.results(op)
-
-        def step(r: Registers, t: Threads) -> None:
-            r[to] = function(*(r[slot] for slot in slots))
-
-        return step
-
-    return reader
-
-
 TEXTS: dict[str, Reader] = {
     TEST_WAIT: test_wait,
-    AND_OR: _pure(lambda a, b, c: a & b | c),
+    AND_OR: pure(lambda a, b, c: a & b | c),
 }
 _LOOKS = (TEST_WAIT,)
 
@@ -46,9 +33,10 @@ def looks(op: Any) -> bool:
 
 
 def _assembly(fn: FunctionReader, op: Any, where: Where) -> Step | Waits | None:
-    reader = TEXTS.get(_text(op))
+    text = _text(op)
+    reader = multiply if is_multiply(text) else TEXTS.get(text)
     if reader is None:
-        raise LockstepError(f"lockstep execution does not know the assembly {_text(op)!r}")
+        raise LockstepError(f"lockstep execution does not know the assembly {text!r} of {where}")
     return reader(fn, op, where)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from infc.backends.cuda.codegen.builder import SYNC
 from infc.backends.cuda.lockstep.races import Clock
 from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
 from infc.backends.cuda.lockstep.threads import Registers, Running, Threads, Where
@@ -106,6 +107,7 @@ def _arrive(fn: FunctionReader, op: Any, where: Where) -> Step:
     return step
 
 
+INTRINSICS = {SYNC: read_sync}
 READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]] = {
     "nvvm.barrier.arrive": _arrive,
 }

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from infc.backends.cuda.codegen.builder import SYNC
-from infc.backends.cuda.lockstep.barriers import read_sync
 from infc.backends.cuda.lockstep.memory import Array
 from infc.backends.cuda.lockstep.reading import FunctionReader, Kind, Step, Waits
 from infc.backends.cuda.lockstep.threads import LockstepError, Registers, Threads, Where
@@ -297,48 +295,53 @@ def _permute(selector: int) -> tuple[list[int], list[int]]:
     return [place & 7 for place in places], [i for i, place in enumerate(places) if place & 8]
 
 
-def _intrinsic(fn: FunctionReader, op: Any, where: Where) -> Step | Waits:
-    name = ir.StringAttr(op.attributes["intrin"]).value
-    if name == SYNC:
-        return read_sync(fn, op, where)
-    slots = fn.operands(op)
+def _permute_bytes(fn: FunctionReader, op: Any, where: Where) -> Step:
+    a, b, _ = fn.operands(op)
     (to,) = fn.results(op)
-    if name == "llvm.nvvm.prmt" and (held := fn.constant(op.operands[2])) is not None:
-        a, b, _ = slots
-        order, signs = _permute(int(held[0]))
-
-        def permute(r: Registers, t: Threads) -> None:
-            low, high = np.broadcast_arrays(r[a], r[b])
-            both = np.stack((low, high), axis=1).view(np.uint8)
-            out = both.take(order, axis=1)
-            for byte in signs:
-                out[:, byte] = np.where(out[:, byte] & 128, 255, 0)
-            r[to] = out.view(np.int32)[:, 0]
-
-        return permute
-    function = _INTRINSICS.get(name)
-    if function is None:
-        raise LockstepError(f"expected a known intrinsic, got {name} of {where}")
+    held = fn.constant(op.operands[2])
+    if held is None:
+        raise LockstepError(f"expected a constant selector at {where}")
+    order, signs = _permute(int(held[0]))
 
     def step(r: Registers, t: Threads) -> None:
-        r[to] = function(*(r[slot] for slot in slots))
+        low, high = np.broadcast_arrays(r[a], r[b])
+        out = np.stack((low, high), axis=1).view(np.uint8).take(order, axis=1)
+        for byte in signs:
+            out[:, byte] = np.where(out[:, byte] & 128, 255, 0)
+        r[to] = out.view(np.int32)[:, 0]
 
     return step
+
+
+def pure(function: Function) -> Callable[[FunctionReader, Any, Where], Step]:
+    """Reads an operation whose only result is computed from its operands."""
+
+    def reader(fn: FunctionReader, op: Any, where: Where) -> Step:
+        slots = fn.operands(op)
+        (to,) = fn.results(op)
+
+        def step(r: Registers, t: Threads) -> None:
+            r[to] = function(*(r[slot] for slot in slots))
+
+        return step
+
+    return reader
 
 
 def _half_fma(a: Array, b: Array, c: Array) -> Array:
     return (a.astype(np.float64) * b + c).astype(np.float16)
 
 
-_INTRINSICS: dict[str, Function] = {
-    "llvm.nvvm.ex2.approx.f": _FLOATS["math.exp2"],
-    "llvm.nvvm.ex2.approx.ftz.f": _FLOATS["math.exp2"],
-    "llvm.nvvm.rsqrt.approx.f": _FLOATS["math.rsqrt"],
-    "llvm.nvvm.rsqrt.approx.ftz.f": _FLOATS["math.rsqrt"],
-    "llvm.nvvm.rcp.approx.ftz.f": _through_f64(lambda a: 1 / a),
-    "llvm.nvvm.lg2.approx.f": _FLOATS["math.log2"],
-    "llvm.nvvm.fma.rn.f16x2": _half_fma,
-    "llvm.nvvm.fma.rn.bf16x2": _in_f32(_FLOATS["math.fma"]),
+INTRINSICS: dict[str, Callable[[FunctionReader, Any, Where], Step]] = {
+    "llvm.nvvm.prmt": _permute_bytes,
+    "llvm.nvvm.ex2.approx.f": pure(_FLOATS["math.exp2"]),
+    "llvm.nvvm.ex2.approx.ftz.f": pure(_FLOATS["math.exp2"]),
+    "llvm.nvvm.rsqrt.approx.f": pure(_FLOATS["math.rsqrt"]),
+    "llvm.nvvm.rsqrt.approx.ftz.f": pure(_FLOATS["math.rsqrt"]),
+    "llvm.nvvm.rcp.approx.ftz.f": pure(_through_f64(lambda a: 1 / a)),
+    "llvm.nvvm.lg2.approx.f": pure(_FLOATS["math.log2"]),
+    "llvm.nvvm.fma.rn.f16x2": pure(_half_fma),
+    "llvm.nvvm.fma.rn.bf16x2": pure(_in_f32(_FLOATS["math.fma"])),
 }
 _CONVERSIONS = (
     "extf",
@@ -358,5 +361,4 @@ READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]] 
     **{f"arith.{name}": _convert for name in _CONVERSIONS},
     "arith.constant": _constant,
     "arith.select": _select,
-    "llvm.call_intrinsic": _intrinsic,
 }

@@ -14,12 +14,26 @@ from infc.backends.cuda.lockstep import (
     mbarriers,
     numbers,
     vectors,
+    warpgroup,
     warps,
 )
 from infc.backends.cuda.lockstep.reading import FunctionReader, Region, Step, Waits
 from infc.backends.cuda.lockstep.threads import LockstepError, Where
+from infc.ir.mlir import ir
 
-_READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]] = {
+Reader = Callable[[FunctionReader, Any, Where], Step | Waits | None]
+_INTRINSICS: dict[str, Reader] = {**numbers.INTRINSICS, **barriers.INTRINSICS}
+
+
+def _intrinsic(fn: FunctionReader, op: Any, where: Where) -> Step | Waits | None:
+    name = ir.StringAttr(op.attributes["intrin"]).value
+    if name not in _INTRINSICS:
+        raise LockstepError(f"lockstep execution does not know the intrinsic {name} of {where}")
+    return _INTRINSICS[name](fn, op, where)
+
+
+_READERS: dict[str, Reader] = {
+    "llvm.call_intrinsic": _intrinsic,
     **numbers.READERS,
     **vectors.READERS,
     **accesses.READERS,
@@ -28,6 +42,7 @@ _READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | Waits | None]]
     **mbarriers.READERS,
     **copies.READERS,
     **assembly.READERS,
+    **warpgroup.READERS,
     **control.READERS,
 }
 _LAST = ("scf.yield", "func.return", "llvm.return", "scf.condition")
@@ -41,7 +56,7 @@ def read_operation(fn: FunctionReader, region: Region, op: Any, where: Where) ->
         return
     reader = _READERS.get(op.name)
     if reader is None:
-        raise LockstepError(f"expected an operation that lockstep execution knows, got {where}")
+        raise LockstepError(f"lockstep execution does not know {where}")
     step = reader(fn, op, where)
     region.looks |= op.name in _LOOKS or assembly.looks(op)
     if isinstance(step, Waits):
