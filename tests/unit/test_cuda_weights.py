@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from infc.backends.cuda.codegen.builder import GpuBuilder
+from infc.backends.cuda.codegen.ptx import new_gpu_module
 from infc.backends.cuda.kernels.packing import (
     BLOCK_K,
     HEADER_BYTES,
@@ -17,8 +19,12 @@ from infc.backends.cuda.kernels.packing import (
     row_chunks,
     unpack,
 )
+from infc.backends.cuda.kernels.weights import BlockReader, load_multiplier, row_piece
+from infc.backends.cuda.lockstep import Device, launch
 from infc.diagnostics import InternalError
+from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES, Codes
+from infc.reference.abf16 import round_bf16
 from tests.cuda_weights import packed_weights, stored_weights
 
 EXACT = {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}
@@ -121,3 +127,64 @@ def test_what_does_not_fit_is_refused() -> None:
         pack(layout, chunks, 16, 32, np.zeros(17, np.uint8))
     with pytest.raises(InternalError, match="expected 32 rows"):
         pack(layout, chunks, 32, 32, np.zeros(packed_bytes(layout, 32, 32), np.uint8))
+
+
+def of_lanes(values: np.ndarray, block: int) -> np.ndarray:
+    """What the lanes of a warp hold of a block of [16, k]: [step][register][lane][2]."""
+    lane = np.arange(32)[:, None]
+    made = np.zeros((2, 4, 32, 2), values.dtype)
+    for step in range(2):
+        for register in range(4):
+            row = lane // 4 + 8 * (register % 2)
+            column = 32 * block + 16 * step + 8 * (register // 2) + 2 * (lane % 4) + np.arange(2)
+            made[step, register] = values[row, column]
+    return made
+
+
+@pytest.mark.parametrize("name", STORAGE_TYPES)
+def test_registers_of_a_block(name: str) -> None:
+    """Fragments are exact, weights are rounded once, pieces of a row are what `unpack` gives."""
+    block, row = 5, 9
+    layout, out, _ = packed_weights(name, 16, 256)
+    values = unpack(layout, out, 16, 256)
+    device = Device()
+    matrix, result = device.allocate(out.nbytes), device.allocate(4 * 32 * 64)
+    device.write(matrix, out)
+    with ir.Context(), ir.Location.unknown():
+        whole = ir.Module.create()
+        module = new_gpu_module(whole, "reading")
+        b = GpuBuilder(module, "sm_90a")
+        with b.kernel("read", [b.ptr, b.ptr, b.i32, b.i32], threads=32) as (matrix_, out_, r, n):
+            address = b.at(matrix_, HEADER_BYTES)
+            planes = BlockReader(b, layout).read(address, block * layout.block_bytes).fragments()
+            address = b.at(address, b.mul(n, layout.block_bytes))
+            weights = BlockReader(b, layout).weights(address, load_multiplier(b, matrix_))
+            c = b.bit_and(b.lane(), 3)
+            numbers = [x for steps in (*planes, weights) for step in steps for x in step]
+            numbers += row_piece(b, layout, matrix_, 256, r, n, c)
+            for index, number in enumerate(numbers):
+                place = b.at(b.at(out_, b.mul(b.lane(), 4)), 128 * index)
+                b.store(number, place, 4)
+        arguments = [matrix, result, row, block]
+        launch(module, "read", grid=1, threads=32, arguments=arguments, device=device)
+    count = 8 * (2 + {"f16": 1, "f32": 2}.get(name, 0)) + 8
+    got = device.read(result, np.uint32, (count, 32))
+    pairs = got[:-8].view(np.uint16).astype(np.uint32).reshape(-1, 2, 4, 32, 2) << 16
+    *planes, weights = pairs.view(np.float32)
+    if layout.is_float:
+        exact = values
+    else:
+        source = STORAGE_TYPES[name].unpack(stored_weights(name, 16, 256), (16, 256))
+        exact = source.codes.astype(np.float32) - source.zero_point
+    np.testing.assert_array_equal(np.sum(planes, axis=0), of_lanes(exact, block))
+    rounded = of_lanes(round_bf16(values), block)
+    if layout.has_min:
+        # A minimum and a multiple of its scale are added in f32: hardly ever the other neighbour.
+        np.testing.assert_allclose(weights, rounded, rtol=2.0**-7)
+        assert (weights == rounded).mean() > 0.98
+    else:
+        np.testing.assert_array_equal(weights, rounded)
+    columns = 32 * block + np.array([0, 1, 8, 9, 16, 17, 24, 25])
+    for lane in range(32):
+        expected = values[row, columns + 2 * (lane % 4)]
+        np.testing.assert_array_equal(got[-8:, lane].view(np.float32), expected)
