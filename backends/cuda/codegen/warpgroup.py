@@ -51,9 +51,7 @@ def descriptor(b: GpuBuilder, lines: Value) -> Value:
     return b.bit_or(b.wide(b.shr(address, 4)), _DESCRIPTOR)
 
 
-def multiply(
-    b: GpuBuilder, a: Sequence[Value], lines: Value, sums: Sequence[Value]
-) -> list[Value]:
+def multiply(b: GpuBuilder, a: Sequence[Value], lines: Value, sums: Sequence[Value]) -> list[Value]:
     """`sums + a @ x.T`: 64x16 bf16, tokens x 16 bf16, 64 x tokens f32
     (`wgmma.mma_async.m64nNk16`).
 

@@ -11,46 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.packing import Layout
 from infc.backends.cuda.kernels.product_spec import ProductSpec
-from infc.backends.cuda.kernels.tile_dealing import Lot, Place
-from infc.backends.cuda.kernels.tile_mapping import LINE_BYTES, STAGE_ALIGNMENT, STEP_BLOCKS
+from infc.backends.cuda.kernels.tile_dealing import Lot
+from infc.backends.cuda.kernels.tile_mapping import LINE_BYTES, STEP_BLOCKS
 from infc.reference.abf16 import abf16_row_bytes
 
 PIECE = 16
 """Bytes that a thread copies at once."""
 _LINE_PIECES = LINE_BYTES // PIECE
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of shared memory.
-
-    Attributes:
-        tokens: lines.
-        layouts: of the segments.
-        panels: of each segment.
-    """
-
-    tokens: int
-    layouts: tuple[Layout, ...]
-    panels: int
-
-    @property
-    def weights(self) -> tuple[int, ...]:
-        """Bytes from the start of the stage to the panels of each segment."""
-        sizes = (self.panels * STEP_BLOCKS * layout.block_bytes for layout in self.layouts)
-        return tuple(accumulate(sizes, initial=self.tokens * LINE_BYTES))[:-1]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes from one stage to the next."""
-        sizes = sum(self.panels * STEP_BLOCKS * layout.block_bytes for layout in self.layouts)
-        used = self.tokens * LINE_BYTES + sizes
-        return -(-used // STAGE_ALIGNMENT) * STAGE_ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -95,24 +66,22 @@ class Copier:
         b: GpuBuilder,
         spec: ProductSpec,
         lot: Lot,
-        stage: Stage,
         threads: int,
         thread: Value,
         stride: Value,
     ) -> None:
-        self._b, self._k, self._lot, self._stage = b, spec.k, lot, stage
+        self._b, self._k, self._lot, self._stage = b, spec.k, lot, lot.stage
         self._threads, self._thread, self._stride = threads, thread, stride
         self._blocks = spec.blocks
         self.steps = -(-spec.blocks // STEP_BLOCKS)
         self._kinds = [value.type for value in self.start(b.idx(0)).values()]
 
     def start(self, tile: Value) -> Cursor:
-        """The first stage of a tile."""
-        return self._cursor(tile, self._lot.place(tile))
-
-    def _cursor(self, tile: Value, place: Place) -> Cursor:
+        """The first stage of a tile; beyond the last tile it is never copied."""
+        b = self._b
+        place = self._lot.place(b.min(tile, b.sub(self._lot.count, 1)))
         left = (place.x, place.rows_left, place.panels_left)
-        return Cursor(tile, self._b.idx(0), *left, tuple(place.weights))
+        return Cursor(tile, b.idx(0), *left, tuple(place.weights))
 
     def copy(self, cursor: Cursor, target: Value) -> Cursor:
         """Begin the copies of a stage to `target`, if there is such a stage; returns the next."""

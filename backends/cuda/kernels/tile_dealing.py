@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
-from infc.backends.cuda.kernels.packing import HEADER_BYTES, PANEL_ROWS, Layout, layout_named
+from infc.backends.cuda.kernels.packing import HEADER_BYTES, PANEL_ROWS
 from infc.backends.cuda.kernels.product_spec import OutputRows, ProductArguments, ProductSpec
-from infc.backends.cuda.kernels.tile_mapping import TileMapping
+from infc.backends.cuda.kernels.tile_mapping import TileMapping, stage_of
 from infc.reference.abf16 import abf16_row_bytes
 
 _SHARED_TOKEN_TILES = 8
@@ -55,8 +55,7 @@ class Lot:
     """The tiles of outputs whose matrices are packed alike.
 
     Attributes:
-        layouts: of the segments of each output.
-        tile_panels: panels of each segment in a tile.
+        stage: of its tiles.
         whole: all tiles have all their panels.
         token_tiles: tiles along the rows, i32.
         count: tiles, i32.
@@ -72,14 +71,13 @@ class Lot:
     ) -> None:
         self._b, self._spec, self._arguments, self._outputs = b, spec, arguments, outputs
         self._tokens = mapping.tokens
-        group = spec.groups[outputs[0]]
-        self.layouts: list[Layout] = [layout_named(spec.segments[i].layout) for i in group]
-        self.tile_panels = mapping.features // PANEL_ROWS // len(group)
-        self._width = self.tile_panels * PANEL_ROWS
+        self.stage = stage_of(spec, mapping, outputs[0])
+        panels = self.stage.panels
+        self._width = panels * PANEL_ROWS
         tiles = [-(-spec.stored_columns(output) // self._width) for output in outputs]
         *self._firsts, self._feature_tiles = accumulate(tiles, initial=0)
         self.whole = all(
-            count * self.tile_panels == spec.panels(output)
+            count * panels == spec.panels(output)
             for count, output in zip(tiles, outputs, strict=True)
         )
         self.rows = arguments.rest[0]
@@ -96,14 +94,14 @@ class Lot:
         token = b.mul(b.add(first, b.rem(within, width)), self._tokens)
         feature_tile = b.div(within, width)
         local = b.sub(feature_tile, self._chosen(feature_tile, lambda i: b.idx(self._firsts[i])))
-        panel = b.mul(local, self.tile_panels)
+        panel = b.mul(local, self.stage.panels)
         headers = [
             self._chosen(feature_tile, lambda i, s=s: self._weights(i)[s])
-            for s in range(len(self.layouts))
+            for s in range(len(self.stage.layouts))
         ]
         offsets = [
             b.add(b.mul(b.wide(panel), layout.panel_bytes(spec.k)), HEADER_BYTES)
-            for layout in self.layouts
+            for layout in self.stage.layouts
         ]
         panels = self._chosen(feature_tile, lambda i: b.idx(spec.panels(self._outputs[i])))
         x_offset = b.mul(b.wide(token), abf16_row_bytes(spec.k))

@@ -1,11 +1,12 @@
-"""How a tiled product runs: the sizes of its tiles, by matrix instruction."""
+"""How a tiled product runs: the sizes of its tiles, and what they ask of a multiprocessor."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infc.backends.cuda.kernels.frame import WARPS, WORK_OFFSET
-from infc.backends.cuda.kernels.packing import PANEL_ROWS, layout_named
+from infc.backends.cuda.kernels.packing import PANEL_ROWS, Layout, layout_named
 from infc.backends.cuda.kernels.product_spec import ProductSpec
 
 MMA, WARPGROUP = "mma", "warpgroup"
@@ -14,9 +15,6 @@ STEP_BLOCKS = 2
 LINE_BYTES = 128
 STAGE_ALIGNMENT = 1024
 """The swizzled lines of a stage repeat after so many bytes."""
-_SHARED_BYTES = {"sm_80": 163 * 1024}
-_MOST_SHARED_BYTES = 227 * 1024
-"""Shared memory that a block can have (CUDA C++ Programming Guide, compute capabilities)."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class TileMapping:
         unit: `mma` (all architectures) or `warpgroup` (sm_90a; an entry of its own).
         features: rows of weights of a block's tile; of a gated product half of them are gates.
         tokens: rows of activations of a block's tile.
-        warp_features: rows of weights of a warp; the tile's tokens are split among the warps that
-            are left. Of `warpgroup` 64 x 64: each group of four warps has all tokens.
+        warp_features: rows of weights of a warp. The tile's tokens are split among the warps that
+            are left; of `warpgroup` none are.
         stages: how many parts of 64 numbers along k there is room for.
     """
 
@@ -38,7 +36,184 @@ class TileMapping:
     warp_features: int
     stages: int
 
+    def __post_init__(self) -> None:
+        if self.unit not in (MMA, WARPGROUP):
+            raise ValueError(f"unit is one of {(MMA, WARPGROUP)}, got {self.unit!r}")
+        if self.stages < 3:
+            raise ValueError(f"a tile needs at least 3 stages, got {self.stages}")
+        warps, left = divmod(self.features, self.warp_features)
+        if left or self.warp_features % PANEL_ROWS or WARPS % warps or self.tokens % 32:
+            raise ValueError(f"{WARPS} warps do not share a tile of {self}")
+        if self.unit == WARPGROUP and warps != WARPS:
+            raise ValueError(f"each warp of a warpgroup has its own features, got {self}")
+        if self.warp_tokens % 16:
+            raise ValueError(f"a warp has a multiple of 16 tokens, got {self.warp_tokens}")
+
     @property
     def warp_tokens(self) -> int:
         """Tokens of a warp."""
         return self.tokens * self.features // (self.warp_features * WARPS)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage holds in shared memory.
+
+    Attributes:
+        tokens: lines.
+        layouts: of the segments.
+        panels: of each segment.
+    """
+
+    tokens: int
+    layouts: tuple[Layout, ...]
+    panels: int
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """Bytes from the start of the stage to the panels of each segment."""
+        starts, end = [], self.tokens * LINE_BYTES
+        for layout in self.layouts:
+            starts.append(end)
+            end += self.panels * STEP_BLOCKS * layout.block_bytes
+        return tuple(starts)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all panels."""
+        return self.panels * STEP_BLOCKS * sum(layout.block_bytes for layout in self.layouts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes from one stage to the next."""
+        used = self.tokens * LINE_BYTES + self.weight_bytes
+        return -(-used // STAGE_ALIGNMENT) * STAGE_ALIGNMENT
+
+
+def stage_of(spec: ProductSpec, mapping: TileMapping, output: int) -> Stage:
+    """The stage of the tiles of an output."""
+    group = spec.groups[output]
+    layouts = tuple(layout_named(spec.segments[i].layout) for i in group)
+    return Stage(mapping.tokens, layouts, mapping.features // PANEL_ROWS // len(group))
+
+
+@dataclass(frozen=True)
+class _Chip:
+    """A multiprocessor, and how many there are. Only what they are to each other matters.
+
+    Attributes:
+        rates: of each unit, dense bf16 products and sums a clock.
+    """
+
+    multiprocessors: int
+    shared_bytes: int
+    rates: dict[str, float]
+
+
+_CHIPS = {
+    # NVIDIA A100 and H100 whitepapers; `mma.sync` has 62% of the rate of `wgmma` there (Luo et al.,
+    # "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking").
+    "sm_80": _Chip(108, 163 << 10, {MMA: 1024}),
+    "sm_90a": _Chip(132, 227 << 10, {MMA: 1270, WARPGROUP: 2048}),
+    "sm_100a": _Chip(148, 227 << 10, {MMA: 1024}),
+}
+_SHARED_RATE = 128
+"""Bytes of shared memory a clock."""
+_ISSUES = 4
+"""Instructions of warps a clock."""
+_UNPACKING = {"bf16": 13, "f16": 26, "f32": 12, 8: 74, 6: 80, 5: 80, 4: 65, 3: 83, 2: 81}
+"""Instructions that bring a block of a layout into registers (counted in SASS)."""
+_STEP_OVERHEAD = 70
+"""Instructions of a warp in a stage for barriers, addresses and copies (counted in SASS)."""
+_MOST_SUMS = 128
+_PERSISTENT_SUMS = 64
+"""Sums of a thread: a block of 288 threads has fewer registers for each."""
+_STAGES = (4, 3)
+_MOST_CANDIDATES = 6
+
+
+def tile_candidates(spec: ProductSpec, arch: str, *, entry: bool) -> list[TileMapping]:
+    """Mappings for calls of `max_rows` rows, those first that should take least time.
+
+    Args:
+        spec: of the product.
+        arch: `sm_80`, `sm_90a`, ...
+        entry: whether the product may be an entry of its own, which `warpgroup` needs.
+    """
+    chip = _CHIPS[arch]
+    fitting = [
+        mapping
+        for sizes in _sizes(spec, chip, entry)
+        for mapping in [_with_stages(spec, sizes, chip)]
+        if mapping is not None
+    ]
+    # Equal guesses: the larger tile, which reads less from the second cache.
+    fitting.sort(key=lambda m: (_clocks(spec, m, chip), -m.features * m.tokens))
+    return fitting[:_MOST_CANDIDATES]
+
+
+def _sizes(spec: ProductSpec, chip: _Chip, entry: bool) -> Iterator[tuple[str, int, int, int]]:
+    """Units, features, tokens, and features of a warp."""
+    least = PANEL_ROWS * len(spec.groups[0])
+    if WARPGROUP in chip.rates and entry:
+        for features, most in ((128, 256), (256, 128)):
+            if features // WARPS >= least:
+                for tokens in range(64, most + 1, 64):
+                    yield WARPGROUP, features, tokens, features // WARPS
+    most = _MOST_SUMS if entry else _PERSISTENT_SUMS
+    for features in (64, 128, 256):
+        for tokens in (32, 64, 128, 256):
+            for warp_features in (16, 32, 64):
+                warp_tokens = tokens * features // (warp_features * WARPS)
+                fits = 16 <= warp_tokens <= 32 * most // warp_features
+                shared_out = features // WARPS <= warp_features <= features
+                if fits and shared_out and warp_features >= least:
+                    yield MMA, features, tokens, warp_features
+
+
+def _with_stages(
+    spec: ProductSpec, sizes: tuple[str, int, int, int], chip: _Chip
+) -> TileMapping | None:
+    for stages in _STAGES:
+        mapping = TileMapping(*sizes, stages)
+        largest = max(stage_of(spec, mapping, i).size_bytes for i in range(len(spec.outputs)))
+        # Barriers of the stages of `warpgroup` lie behind them.
+        if WORK_OFFSET + stages * (largest + 16) <= chip.shared_bytes:
+            return mapping
+    return None
+
+
+def _clocks(spec: ProductSpec, mapping: TileMapping, chip: _Chip) -> float:
+    """Clocks of a multiprocessor for all stages that it has."""
+    tiles, clocks = 0, 0.0
+    token_tiles = -(-spec.max_rows // mapping.tokens)
+    for output, group in enumerate(spec.groups):
+        width = mapping.features // len(group)
+        count = token_tiles * -(-spec.stored_columns(output) // width)
+        tiles += count
+        clocks += count * max(stage_clocks(spec, mapping, chip.rates[mapping.unit], output))
+    waves = -(-tiles // chip.multiprocessors)
+    return waves * clocks / tiles
+
+
+def stage_clocks(
+    spec: ProductSpec, mapping: TileMapping, rate: float, output: int
+) -> tuple[float, float, float]:
+    """Clocks of a multiprocessor for a stage of a tile: of the tensor cores, which do `rate`
+    products a clock, of shared memory, and to issue instructions."""
+    stage = stage_of(spec, mapping, output)
+    tensor = mapping.features * mapping.tokens * LINE_BYTES // 2 / rate
+    blocks = mapping.warp_features // PANEL_ROWS * STEP_BLOCKS
+    read = WARPS * blocks * sum(x.block_bytes for x in stage.layouts) / len(stage.layouts)
+    unpacked = sum(_UNPACKING[x.kind if x.is_float else x.bits] for x in stage.layouts)
+    issued = blocks * unpacked / len(stage.layouts) + _STEP_OVERHEAD
+    if mapping.unit == WARPGROUP:
+        # Each `wgmma` has 64 rows of weights and reads all tokens.
+        read += mapping.features // 64 * mapping.tokens * LINE_BYTES
+        issued += mapping.tokens // 2  # the warps that copy
+    else:
+        read += WARPS * mapping.warp_tokens * LINE_BYTES
+        products = blocks * 2 * mapping.warp_tokens // 8
+        issued += products + mapping.warp_tokens // 4 + stage.size_bytes // 1024
+    shared = (read + stage.size_bytes) / _SHARED_RATE
+    return tensor, shared, WARPS * issued / _ISSUES

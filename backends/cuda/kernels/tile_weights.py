@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import WORK_OFFSET
 from infc.backends.cuda.kernels.packing import PANEL_ROWS
-from infc.backends.cuda.kernels.tile_copies import Stage
-from infc.backends.cuda.kernels.tile_dealing import Lot
-from infc.backends.cuda.kernels.tile_mapping import STEP_BLOCKS, TileMapping
+from infc.backends.cuda.kernels.tile_mapping import STEP_BLOCKS, Stage, TileMapping
 from infc.backends.cuda.kernels.weights import BlockReader
 
 
@@ -35,13 +33,11 @@ class WarpWeights:
         first_panel: i32, the first of them in the tile.
     """
 
-    def __init__(
-        self, b: GpuBuilder, mapping: TileMapping, lot: Lot, stage: Stage, warp: Value
-    ) -> None:
-        self._b, self._layouts, self._stage = b, lot.layouts, stage
-        self._readers = [BlockReader(b, layout) for layout in lot.layouts]
+    def __init__(self, b: GpuBuilder, mapping: TileMapping, stage: Stage, warp: Value) -> None:
+        self._b, self._stage = b, stage
+        self._readers = [BlockReader(b, layout) for layout in stage.layouts]
         self.warps = mapping.features // mapping.warp_features
-        self.panels = mapping.warp_features // PANEL_ROWS // len(lot.layouts)
+        self.panels = mapping.warp_features // PANEL_ROWS // len(stage.layouts)
         self.first_panel = b.mul(b.rem(warp, self.warps), self.panels)
 
     def read(
@@ -50,7 +46,9 @@ class WarpWeights:
         """bf16 weights [segment][panel][step][4 i32] of block 0 or 1 of each panel."""
         b = self._b
         made = []
-        for segment, (layout, reader) in enumerate(zip(self._layouts, self._readers, strict=True)):
+        for segment, (layout, reader) in enumerate(
+            zip(self._stage.layouts, self._readers, strict=True)
+        ):
             part_bytes = STEP_BLOCKS * layout.block_bytes
             start = b.at(stage, b.mul(self.first_panel, part_bytes))
             offset = self._stage.weights[segment] + block * layout.block_bytes

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
-from infc.backends.cuda.kernels.frame import THREADS, WORK_OFFSET, WORKER_BARRIER, Emitted
+from infc.backends.cuda.kernels.frame import THREADS, WORKER_BARRIER, Emitted
 from infc.backends.cuda.kernels.product_spec import ProductArguments, ProductSpec
-from infc.backends.cuda.kernels.tile_copies import PIECE, Copier, Cursor, Stage
+from infc.backends.cuda.kernels.tile_copies import PIECE, Copier, Cursor
 from infc.backends.cuda.kernels.tile_dealing import Lot, alike
 from infc.backends.cuda.kernels.tile_mapping import LINE_BYTES, STEP_BLOCKS, WARPGROUP, TileMapping
 from infc.backends.cuda.kernels.tile_store import FRAGMENT_TOKENS, Sums, flat, store_tile
@@ -42,7 +42,7 @@ def emit_tiles(b: GpuBuilder, name: str, spec: ProductSpec, mapping: TileMapping
         for index, outputs in enumerate(alike(spec)):
             lot = Lot(b, spec, mapping, arguments, outputs)
             tiles = _Tiles(b, spec, mapping, lot, ctas)
-            work_bytes = max(work_bytes, mapping.stages * tiles.stage.size_bytes)
+            work_bytes = max(work_bytes, mapping.stages * lot.stage.size_bytes)
             if index:
                 b.sync(THREADS, WORKER_BARRIER)
             tiles.run(first)
@@ -59,11 +59,11 @@ class _Tiles:
         self, b: GpuBuilder, spec: ProductSpec, mapping: TileMapping, lot: Lot, ctas: Value
     ) -> None:
         self.b, self.spec, self.mapping, self.lot, self.ctas = b, spec, mapping, lot, ctas
-        self.stage = Stage(mapping.tokens, tuple(lot.layouts), lot.tile_panels)
-        self.copier = Copier(b, spec, lot, self.stage, THREADS, b.thread(), ctas)
-        self.weights = WarpWeights(b, mapping, lot, self.stage, b.warp())
+        self.stage = lot.stage
+        self.copier = Copier(b, spec, lot, THREADS, b.thread(), ctas)
+        self.weights = WarpWeights(b, mapping, lot.stage, b.warp())
         fragments = mapping.warp_tokens // FRAGMENT_TOKENS
-        self.sums = Sums(len(lot.layouts), self.weights.panels, fragments)
+        self.sums = Sums(len(lot.stage.layouts), self.weights.panels, fragments)
         lane = b.lane()
         self.first_token = b.mul(b.div(b.warp(), self.weights.warps), mapping.warp_tokens)
         # Matrix i of `ldmatrix` is k half i & 1 of tokens 8 (i >> 1) on.

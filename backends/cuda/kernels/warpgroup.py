@@ -15,7 +15,7 @@ from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.codegen.warpgroup import WARPGROUP
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORK_OFFSET, Emitted
 from infc.backends.cuda.kernels.product_spec import ProductArguments, ProductSpec
-from infc.backends.cuda.kernels.tile_copies import Copier, Cursor, Stage
+from infc.backends.cuda.kernels.tile_copies import Copier, Cursor
 from infc.backends.cuda.kernels.tile_dealing import Lot, alike
 from infc.backends.cuda.kernels.tile_mapping import STEP_BLOCKS, TileMapping
 from infc.backends.cuda.kernels.tile_store import FRAGMENT_TOKENS, Sums, flat, store_tile
@@ -37,25 +37,23 @@ def emit_warpgroup_tiles(
         arguments = ProductArguments.of(spec, values)
         _, cta, ctas = arguments.rest
         lots = [Lot(b, spec, mapping, arguments, outputs) for outputs in alike(spec)]
-        stages = [Stage(mapping.tokens, tuple(lot.layouts), lot.tile_panels) for lot in lots]
-        slots = _Slots(b, mapping.stages, max(stage.size_bytes for stage in stages))
+        slots = _Slots(b, mapping.stages, max(lot.stage.size_bytes for lot in lots))
         slots.make()
-        parts = list(zip(lots, stages, _firsts(b, lots, cta, ctas), strict=True))
+        parts = list(zip(lots, _firsts(b, lots, cta, ctas), strict=True))
 
         def copy() -> None:
             warpgroup.keep_registers(_COPYING_REGISTERS, more=False)
             state = slots.start()
-            for lot, stage, first in parts:
+            for lot, first in parts:
                 thread = b.sub(b.thread(), THREADS)
-                copier = Copier(b, spec, lot, stage, WARPGROUP, thread, ctas)
+                copier = Copier(b, spec, lot, WARPGROUP, thread, ctas)
                 state = _copy_tiles(b, slots, lot, copier, first, state)
 
         def multiply() -> None:
             warpgroup.keep_registers(_MULTIPLYING_REGISTERS, more=True)
             state = slots.start()
-            for lot, stage, first in parts:
-                weights = WarpWeights(b, mapping, lot, stage, b.warp())
-                multiplier = _Multiplier(b, spec, mapping, lot, stage, weights, slots)
+            for lot, first in parts:
+                multiplier = _Multiplier(b, spec, mapping, lot, slots)
                 state = multiplier.run(first, ctas, state)
 
         b.when(b.cmp("slt", b.warp(), WARPS), multiply, copy)
@@ -181,14 +179,13 @@ class _Multiplier:
         spec: ProductSpec,
         mapping: TileMapping,
         lot: Lot,
-        stage: Stage,
-        weights: WarpWeights,
         slots: _Slots,
     ) -> None:
-        self.b, self.spec, self.lot, self.weights, self.slots = b, spec, lot, weights, slots
+        self.b, self.spec, self.lot, self.slots = b, spec, lot, slots
+        self.weights = WarpWeights(b, mapping, lot.stage, b.warp())
         self.steps = -(-spec.blocks // STEP_BLOCKS)
         fragments = mapping.tokens // FRAGMENT_TOKENS
-        self.sums = Sums(len(lot.layouts), weights.panels, fragments)
+        self.sums = Sums(len(lot.stage.layouts), self.weights.panels, fragments)
 
     def run(self, first: Value, ctas: Value, state: Sequence[Value]) -> list[Value]:
         """Do the tiles `first`, `first + ctas`, ...; returns the state behind."""
