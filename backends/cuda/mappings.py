@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from infc.backends.cuda.kernels.attention import AttentionSpec, attention_mapping
 from infc.backends.cuda.kernels.attention_spec import MAX_HEAD_DIM
+from infc.backends.cuda.kernels.kv_layout import KVLayer
 from infc.backends.cuda.kernels.product_spec import ProductSpec, Segment
-from infc.backends.cuda.kernels.tile_mapping import TileMapping
+from infc.backends.cuda.kernels.tile_mapping import TileMapping, stage_of, tile_candidates
 from infc.backends.cuda.kernels.weights import layout_for
 from infc.backends.cuda.lowering.matmul_form import STREAM, TILES, stream_fits
 from infc.backends.cuda.target import arch_of, shared_bytes_of, sm_count
@@ -22,8 +24,8 @@ REPLICATED_ROWS = 8
 blocks reading them from the L2 takes less than a barrier of all of them."""
 _HEAD_STEP = 16
 """Numbers that a matrix instruction sums over."""
-_PART_KEYS = 64
-"""Keys that a part of an attention has at least: fewer are not worth a block."""
+_STEP_STAGES_BYTES = 64 * 1024
+"""Shared memory that tiles of a step take, where it can be helped."""
 _HBM = "hbm"
 
 
@@ -62,29 +64,42 @@ def product_spec(kernel: KernelSummary) -> ProductSpec:
     )
 
 
-def tile_candidates(spec: ProductSpec, arch: str, *, entry: bool) -> Sequence[TileMapping]:
-    return [TileMapping("mma", 128, 64, 32, 3)]
-
-
 def _product_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
     """Few rows stay in shared memory while weights stream past; many are cut into tiles."""
-    spec = product_spec(kernel)
-    tiles = [
-        {"product": TILES, **asdict(mapping)}
-        for mapping in tile_candidates(spec, arch_of(target), entry=kernel.phase == "prefill")
-    ]
+    spec, alone = product_spec(kernel), kernel.phase == "prefill"
+    cuts = tile_candidates(spec, arch_of(target), entry=alone)
+    if not alone:  # others of the step may want a ring behind it
+        cuts = [cut for cut in cuts if _stage_bytes(spec, cut) <= _STEP_STAGES_BYTES] or cuts
+    tiles = [{"product": TILES, **asdict(cut)} for cut in cuts]
     return [{"product": STREAM}, *tiles] if stream_fits(spec, shared_bytes_of(target)) else tiles
+
+
+def _stage_bytes(spec: ProductSpec, cut: TileMapping) -> int:
+    """Shared memory that the stages of a tiled product take."""
+    outputs = range(len(spec.outputs))
+    return cut.stages * max(stage_of(spec, cut, output).size_bytes for output in outputs)
 
 
 def _attention_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
     """Rows share keys in prefill; in decode the keys of a row are divided among blocks."""
-    if kernel.phase == "prefill":
-        return [{"tiles": 2, "parts": 1}, {"tiles": 1, "parts": 1}]
     shapes = kernel.shapes
-    rows = kernel.typical_rows * shapes["kv_heads"]
-    seen = min(shapes["capacity"], shapes["window"] or shapes["capacity"])
-    most = max(1, -(-seen // _PART_KEYS))
-    return [{"tiles": 0, "parts": min(most, max(1, sm_count(target) // rows))}]
+    kv = KVLayer(
+        kv_heads=shapes["kv_heads"],
+        head_dim=shapes["head_dim"],
+        capacity=shapes["capacity"],
+        dtype=kernel.kv_dtype,
+        slots=kernel.rows,
+    )
+    spec = AttentionSpec(
+        heads=shapes["heads"],
+        kv=kv,
+        window=shapes["window"] or None,
+        scale=1.0,
+        softcap=None,
+        max_rows=kernel.rows,
+        out=kernel.out,
+    )
+    return [asdict(attention_mapping(spec, kernel.typical_rows, sm_count(target)))]
 
 
 def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
