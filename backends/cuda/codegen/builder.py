@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from infc.ir.mlir import arith, func, ir, llvm, math, nvvm, vector
+from infc.ir.mlir import arith, func, ir, llvm, nvvm, vector
 from infc.passes.codegen import builder
 from infc.passes.codegen.builder import Type, Value
 
@@ -330,12 +330,12 @@ class GpuBuilder(builder.Builder):
     # ---- numbers -----------------------------------------------------------------------------
 
     def exp2(self, a: Value) -> Value:
-        """`2**a`, to about 2 ulp, subnormal results may be zero (`ex2.approx`)."""
-        return math.Exp2Op(a).result
+        """`2**a`, to about 2 ulp, subnormal results may be zero (`ex2.approx.ftz`)."""
+        return self.intrinsic("llvm.nvvm.ex2.approx.ftz.f", self.f32, a)
 
     def rsqrt(self, a: Value) -> Value:
-        """`1 / sqrt(a)`, to about 2 ulp (`rsqrt.approx`)."""
-        return math.RsqrtOp(a).result
+        """`1 / sqrt(a)`, to about 2 ulp (`rsqrt.approx.ftz`)."""
+        return self.intrinsic("llvm.nvvm.rsqrt.approx.ftz.f", self.f32, a)
 
     def reciprocal(self, a: Value) -> Value:
         """`1 / a`, to about 1 ulp, subnormal results are zero (`rcp.approx.ftz`)."""
