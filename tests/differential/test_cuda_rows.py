@@ -125,9 +125,19 @@ def close(got: NDArray[np.generic], want: F32) -> None:
 
 # Shared by a block, taken by warps, in chunks of 4, 2 and 1, with zeros behind, in several rounds.
 @pytest.mark.parametrize(
-    ("d", "rows"), [(640, 1), (4096, 1), (33, 1), (96, 11), (1024, 3), (1026, 3), (2304, 2)]
+    ("d", "rows", "replicated"),
+    [
+        (640, 1, True),
+        (4096, 1, True),
+        (33, 1, True),
+        (96, 11, False),
+        (1024, 3, True),
+        (1026, 3, True),
+        (2304, 6, True),
+        (2304, 2, False),
+    ],
 )
-def test_the_norms_between_two_layers(d: int, rows: int) -> None:
+def test_the_norms_between_two_layers(d: int, rows: int, replicated: bool) -> None:
     """`y = x + norm(a)`, kept; `norm(y)` for the next product."""
     spec = RowsSpec(
         d,
@@ -135,21 +145,24 @@ def test_the_norms_between_two_layers(d: int, rows: int) -> None:
         (Store(3, 4), Store(4, 5), Store(4, 6, rounded=True)),
         arguments=7,
         max_rows=rows,
+        replicated=replicated,
     )
     rng = np.random.default_rng(d)
     x, a = rng.standard_normal((2, rows, d), np.float32)
     gains = list(rng.standard_normal((2, d), np.float32))
-    y, normed, rounded = run_rows(spec, [x, a, *gains], rows, seed=1 if d == 96 else None)
+    grid, seed = (1 if replicated else 2), (1 if d == 96 else None)
+    y, normed, rounded = run_rows(spec, [x, a, *gains], rows, grid=grid, seed=seed)
     want = x + ops.rms_norm(a, gains[0], 1e-6, 1.0, None)
     close(y, want)
     close(normed, ops.rms_norm(want, gains[1], 1e-5, 0.0, None))
     assert_rounded(rounded, normed, d)
 
 
-def test_the_number_of_blocks_changes_no_bit() -> None:
+def test_neither_blocks_nor_other_rows_change_a_bit() -> None:
     rng = np.random.default_rng(0)
-    for d, rows in ((100, 20), (1200, 3)):
-        spec = RowsSpec(d, (Load(0), Norm(0, 1, 1e-6, 0.0)), (Store(1, 2),), 3, max_rows=rows)
+    for d, rows, replicated in ((100, 20, False), (1200, 3, False), (2500, 7, True)):
+        steps = (Load(0), Norm(0, 1, 1e-6, 0.0))
+        spec = RowsSpec(d, steps, (Store(1, 2),), 3, max_rows=rows, replicated=replicated)
         arrays = [rng.standard_normal((rows, d), np.float32), np.ones(d, np.float32)]
         (one,) = run_rows(spec, arrays, rows, grid=1)
         (many,) = run_rows(spec, arrays, rows, grid=7, seed=3)

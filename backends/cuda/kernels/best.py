@@ -46,7 +46,7 @@ _ARGMAX_PARTS, _TOP_PARTS = 256, 64
 _LOADS = 4
 """Loads of a thread that are under way at once in `argmax`."""
 
-# Shared memory, in front of that of a list of the best: whether this part is the last; warps' bests.
+# Shared memory in front of a list of the best: whether this part is the last; the warps' bests.
 _LAST = WORK_OFFSET
 _WARP_BEST = WORK_OFFSET + 16
 _END = _WARP_BEST + WARPS * ENTRY_BYTES

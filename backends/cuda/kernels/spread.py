@@ -176,20 +176,30 @@ class Spread:
         else:
             b.when(condition, lambda: b.store(value, pointer, align))
 
-    def sum(self, value: Value, index: int) -> Value:
-        """The sum of an f32 of each thread of the team, the same on each, in a fixed order.
+    def sums(self, values: list[Value], index: int) -> list[Value]:
+        """The sums of f32s of each thread of the team, the same on each, in a fixed order.
 
         Args:
-            index: where a block's team sums: `SUM_BYTES` of shared memory from
-                `WORK_OFFSET + index * SUM_BYTES` on, which nobody reads any more.
+            index: where a block's team sums: `len(values) * SUM_BYTES` of shared memory, the
+                number `index` of such from `WORK_OFFSET` on, which nobody reads any more.
         """
         b = self.b
-        value = b.warp_reduce(b.fadd, value)
+        for mask in (16, 8, 4, 2, 1):
+            values = [b.fadd(value, b.shuffle_xor(value, mask)) for value in values]
         if self.span.team == WARP:
-            return value
-        room = b.shared_memory(WORK_OFFSET + index * SUM_BYTES)
+            return values
+        room = b.shared_memory(WORK_OFFSET + index * len(values) * SUM_BYTES)
         own = b.at(room, b.mul(b.shr(b.thread(), 5), F32_BYTES))
-        b.when(b.cmp("eq", b.lane(), 0), lambda: b.store(value, own, F32_BYTES))
+
+        def store() -> None:
+            for i, value in enumerate(values):
+                b.store(value, b.at(own, i * SUM_BYTES), F32_BYTES)
+
+        b.when(b.cmp("eq", b.lane(), 0), store)
         b.sync(THREADS, WORKER_BARRIER)
-        halves = [b.load(b.at(room, 16 * i), b.vec(4, b.f32), 16) for i in range(WARPS // 4)]
-        return b.reduce("add", b.fadd(*halves))
+        totals = []
+        for i in range(len(values)):
+            quarters = (b.at(room, i * SUM_BYTES + 16 * j) for j in range(WARPS // 4))
+            low, high = (b.load(pointer, b.vec(4, b.f32), 16) for pointer in quarters)
+            totals.append(b.reduce("add", b.fadd(low, high)))
+        return totals

@@ -151,8 +151,14 @@ class _RowsReader:
                 location=str(self.body.function.location),
             )
         (d,) = self.widths
-        arguments = len(self.body.arguments)
-        return RowsSpec(d, tuple(self.steps), tuple(self.stores), arguments, rows)
+        return RowsSpec(
+            d,
+            tuple(self.steps),
+            tuple(self.stores),
+            arguments=len(self.body.arguments),
+            max_rows=rows,
+            replicated=self.body.mapping["partition"] == "replicate",
+        )
 
     def rows_read(self, op: ir.OpView) -> list[Value]:
         """The operands of which an operation reads the row that it makes."""
