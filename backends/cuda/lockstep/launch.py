@@ -47,7 +47,7 @@ def launch(
     Raises:
         LockstepError: the kernel does what it must not.
     """
-    program = module if isinstance(module, Program) else read(module)
+    program = module if isinstance(module, Program) else read(module, kernel)
     function = program.function(kernel)
     if function.threads not in (None, threads):
         raise LockstepError(f"@{kernel} is for {function.threads} threads, got {threads}")

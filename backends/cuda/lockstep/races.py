@@ -44,7 +44,6 @@ class Races:
         self.age = 1
         self.known: Array = np.zeros((warps + 1, warps + 1), np.int16)
         np.fill_diagonal(self.known, _OWN)
-        self.known[:, warps] = _OWN  # until the copy engine does something
         self.fenced: Array = np.zeros(warps + 1, np.int16)
         self._written = np.zeros(size_bytes, np.uint8)
         self._writer = np.zeros(size_bytes, np.uint8)
@@ -60,6 +59,7 @@ class Races:
         self._size = size_bytes
         self._log: deque[tuple[bool, Threads, Any, Where, Array, int]] = deque(maxlen=_REMEMBERED)
         self._clocks: list[Clock] = []
+        self._engine_wrote = False
         self._least: dict[Threads, tuple[Array, int]] = {}
 
     # ---- what is known -----------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Races:
         found = self._least.get(t)
         if found is None:
             ages = self.known[t.warps].min(axis=0)
-            found = self._least[t] = ages, int(ages.min())
+            found = self._least[t] = ages, int(ages[: self.warps + self._engine_wrote].min())
         return found
 
     # ---- accesses ----------------------------------------------------------------------------
@@ -170,9 +170,8 @@ class Races:
 
     def engine_wrote(self, start: int, end: int) -> None:
         """A bulk copy has landed."""
-        if self.known[0, self.warps] == _OWN:
-            self.known[:, self.warps] = 0
-            self._least.clear()
+        self._engine_wrote = True
+        self._least.clear()
         self._written[start:end] = self.age
         self._writer[start:end] = self.warps
 

@@ -6,8 +6,9 @@ threads is a generator function instead and makes its region *waiting*.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -233,31 +234,41 @@ class FunctionReader:
 
 @dataclass
 class Program:
-    """A module that was read, to be launched any number of times; functions are read when used."""
+    """Functions of a module that were read, to be launched any number of times.
+
+    Attributes:
+        functions: what was read, by name.
+        source: the functions of the module; they live as long as it does.
+    """
 
     functions: dict[str, FunctionReader]
     source: dict[str, Any]
 
     def function(self, name: str) -> FunctionReader:
-        """A function by name."""
+        """A function by name; it is read when it is first asked for."""
         if name not in self.functions:
             if name not in self.source:
-                known = ", ".join(sorted(self.source))
+                known = ", ".join(sorted(self.source or self.functions))
                 raise LockstepError(f"expected a function of the module ({known}), got {name}")
             self.functions[name] = FunctionReader(self, name, self.source[name])
         return self.functions[name]
 
 
-def read(module: ir.OpView) -> Program:
-    """Read a `gpu.module`, as `GpuBuilder` made it, before any lowering."""
+def read(module: ir.OpView, *names: str) -> Program:
+    """Read functions of a `gpu.module`, as `GpuBuilder` made it, before any lowering, and what they
+    call; all of them if none is named. The module is not needed any more then."""
     source: dict[str, Any] = {}
     for op in module.regions[0].blocks[0].operations:
         if op.operation.name in ("func.func", "llvm.func") and len(op.regions[0].blocks):
             source[ir.StringAttr(op.operation.attributes["sym_name"]).value] = op
-    return Program({}, source)
+    program = Program({}, source)
+    for name in names or list(source):
+        program.function(name)
+    program.source = {}
+    return program
 
 
-_PLACE = re.compile(r'"([^"]*)"\("([^"]+)":(\d+)')
+_PLACE = re.compile(r'\("([^"]+)":(\d+)')
 _INNER = ("/mlir/", "codegen/builder.py", "codegen\\builder.py")
 
 
@@ -267,9 +278,7 @@ def _location(operation: Any) -> str:
     text = str(operation.location)
     if text == "loc(unknown)":
         return ""
-    places: Iterator[tuple[str, str, str]] = (
-        match for match in _PLACE.findall(text) if not any(word in match[1] for word in _INNER)
-    )
-    for function, path, line in places:
-        return f"{path}:{line} in {function}"
+    for path, line in _PLACE.findall(text):
+        if not any(word in path for word in _INNER):
+            return f"{os.path.relpath(path)}:{line}"
     return text.removeprefix("loc(").removesuffix(")")
