@@ -74,11 +74,12 @@ def test_rows_beyond_the_last_are_zeros(name: str) -> None:
 def test_a_lane_reads_the_operand_of_its_matrix_instruction() -> None:
     layout, out, values = packed_weights("bf16", PANEL_ROWS, BLOCK_K)
     numbers = out[HEADER_BYTES:].view("<u2").reshape(2, 32, 8).astype(np.uint32) << 16
-    columns = np.array([0, 1, 8, 9, 16, 17, 24, 25])
+    rows = np.array([0, 0, 8, 8, 0, 0, 8, 8])
+    columns = np.array([0, 1, 0, 1, 8, 9, 8, 9])
     for lane in range(32):
-        for half in range(2):
-            expected = values[lane // 4 + 8 * half, columns + 2 * (lane % 4)]
-            np.testing.assert_array_equal(numbers[half, lane].view(np.float32), expected)
+        for step in range(2):
+            expected = values[lane // 4 + rows, 16 * step + columns + 2 * (lane % 4)]
+            np.testing.assert_array_equal(numbers[step, lane].view(np.float32), expected)
     assert layout.block_bytes == 1024
 
 

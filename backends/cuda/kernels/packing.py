@@ -8,7 +8,8 @@ With lane = 4 r + c (r below 8, c below 4), a lane holds of a block the weights 
 at k = 2c, 2c+1, 2c+8, 2c+9 (step 0) and 16 beyond those (step 1): the first operand of
 `mma.m16n8k16`.
 
-- f16, bf16: [row half h][lane][step][4 numbers]; f32: [row half h][step][lane][4 numbers].
+- f16, bf16: [step][lane][2c or 2c+8][row half h][2 numbers], so that a lane's 16 bytes are the four
+  registers of a step; f32: [row half h][step][lane][4 numbers].
 - Codes: the 16 codes of a lane are words of 4 bytes `u[h][p]`, where byte `2 t + s` is the code at
   k = 16 s + 8 p + 2 c + t. The bits of a code are cut, lowest first, into planes of 8, 4, 2 and 1
   bits, each [lane][16 codes]:
@@ -308,7 +309,7 @@ def _scale_fields(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[np.gener
 
 def _float_order(layout: Layout) -> tuple[int, ...]:
     """From panel h r block s p c t to the order in memory."""
-    return (0, 3, 1, 4, 2, 6, 5, 7) if layout.kind == "f32" else (0, 3, 1, 2, 6, 4, 5, 7)
+    return (0, 3, 1, 4, 2, 6, 5, 7) if layout.kind == "f32" else (0, 3, 4, 2, 6, 5, 1, 7)
 
 
 def _pack_floats(layout: Layout, rows: NDArray[np.float32], blocks: NDArray[np.uint8]) -> None:

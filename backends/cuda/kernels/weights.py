@@ -134,7 +134,7 @@ class PackedBlock:
         """
         b, layout = self.b, self.layout
         if layout.kind == "bf16":
-            return [self._in_steps([*self.planes[0], *self.planes[1]])]
+            return [[list(plane) for plane in self.planes]]
         if layout.is_float:
             count = 2 if layout.kind == "f16" else 3
             split = [_split(b, pair, count) for pair in self._float_pairs()]
@@ -186,7 +186,8 @@ class PackedBlock:
         b = self.b
         words = [word for plane in self.planes for word in plane]
         if self.layout.kind == "f16":
-            return [_halves(b, word) for word in words]
+            order = [4 * s + 2 * p + h for h in (0, 1) for s in (0, 1) for p in (0, 1)]
+            return [_halves(b, words[i]) for i in order]
         numbers = [b.number(word, b.f32) for word in words]
         return [numbers[i : i + 2] for i in range(0, len(numbers), 2)]
 
@@ -309,7 +310,8 @@ def row_piece(
         words = [*_load_words(b, pointer, 4), *_load_words(b, b.at(pointer, 512), 4)]
         return [b.number(word, b.f32) for word in words]
     if layout.is_float:
-        words = _load_words(b, b.at(start, b.add(b.shl(half, 9), b.shl(lane, 4))), 4)
+        pointer = b.at(start, b.add(b.shl(half, 2), b.shl(lane, 4)))
+        words = [b.load(b.at(pointer, offset), b.i32, 4) for offset in (0, 8, 512, 520)]
         widen = _halves if layout.kind == "f16" else _widen
         return [number for word in words for number in widen(b, word)]
     words = _row_words(b, layout, start, lane, half)
