@@ -120,13 +120,35 @@ def test_runs_cover_a_panel() -> None:
                 runs = Runs.of(blocks, block_bytes, slot_bytes)
                 assert runs.size * (runs.count - 1) + runs.last == blocks
                 assert 0 < runs.last <= runs.size <= slot_bytes // block_bytes
-    assert Runs.of(128, 320, 20480) == Runs(64, 2, 64)
-    assert Runs.of(448, 320, 20480) == Runs(64, 7, 64)
-    assert Runs.of(20, 544, 20480) == Runs(20, 1, 20)
+    assert Runs.of(128, 320, 20480) == Runs(64, 2, 64, 1, 128)
+    assert Runs.of(448, 320, 20480) == Runs(64, 7, 64, 1, 448)
+    assert Runs.of(20, 544, 20480) == Runs(20, 1, 20, 1, 20)
 
 
-def test_shared_memory_of_rows_beyond_what_there_is_is_told() -> None:
-    spec = stream_spec(14336, [("q4_k", 4096)], max_rows=8)
-    assert StreamShape(spec).work_bytes > 229376
+@pytest.mark.parametrize(("arch", "ctas", "rows"), [("sm_80", 1, 3), ("sm_90a", 2, 10)])
+def test_rows_in_parts(arch: str, ctas: int, rows: int) -> None:
+    segments = [("q4_1", 40), ("q2_k", 20)]
+    spec = stream_spec(1280, segments, max_rows=32)
+    assert StreamShape(spec).parts == 2
+    given = operands(1280, segments, rows)
+    check(spec, given, run_stream(spec, given, arch, ctas=ctas, first=1, slots=3, slot_bytes=9216))
+
+
+def test_gated_pairs_of_rows_in_parts() -> None:
+    segments = [("q5_0", 20), ("f16", 20)]
+    spec = stream_spec(4640, segments, max_rows=8, combine="silu", out="abf16")
+    assert StreamShape(spec).parts == 2
+    given = operands(4640, segments, 3)
+    given.x *= 0.01
+    check(spec, given, run_stream(spec, given, ctas=1))
+
+
+def test_shared_memory_is_bounded() -> None:
+    for k in (896, 4096, 14336, 28672):
+        for rows in (1, 8, 16, 32):
+            spec = stream_spec(k, [("q4_k", 4096), ("q4_k", 4096)], max_rows=rows, combine="silu")
+            shape = StreamShape(spec)
+            assert shape.work_bytes < 128 * 1024
+            assert (shape.parts - 1) * shape.part_blocks < spec.blocks
     with pytest.raises(ValueError, match="up to 32 rows"):
         StreamShape(stream_spec(64, [("q8_0", 16)], max_rows=33))

@@ -118,33 +118,70 @@ class Ring:
 
 @dataclass(frozen=True)
 class Runs:
-    """How the blocks of a panel are cut into what a slot holds.
+    """How the blocks of a panel are cut into what a slot holds, part by part.
 
     Attributes:
-        size: blocks of each run but the last.
-        count: runs.
-        last: blocks of the last one.
+        size: blocks of each run but the last of a part.
+        count: runs of each part but the last.
+        last: blocks of the last of them.
+        parts: how many parts.
+        tail: blocks of the last part.
     """
 
     size: int
     count: int
     last: int
+    parts: int
+    tail: int
 
     @staticmethod
-    def of(blocks: int, block_bytes: int, slot_bytes: int) -> Runs:
+    def of(blocks: int, block_bytes: int, slot_bytes: int, part_blocks: int | None = None) -> Runs:
         """Runs of about the same size that give all warps as many blocks where that is possible,
-        best in fours."""
+        best in fours.
+
+        Args:
+            blocks: of a panel.
+            block_bytes: of each.
+            slot_bytes: of a slot.
+            part_blocks: blocks of each part but the last; `None` for one part.
+        """
         most = slot_bytes // block_bytes
         if most < 1:
             raise ValueError(f"a slot of {slot_bytes} bytes is less than a block")
+        part = part_blocks or blocks
         unit = next(u for u in (4 * WARPS, WARPS, 1) if u <= most)
-        count = -(-blocks // (most // unit * unit))
-        size = min(-(-blocks // (count * unit)) * unit, blocks)
-        return Runs(size, -(-blocks // size), blocks - (-(-blocks // size) - 1) * size)
+        count = -(-part // (most // unit * unit))
+        size = min(-(-part // (count * unit)) * unit, part)
+        count = -(-part // size)
+        parts = -(-blocks // part)
+        return Runs(size, count, part - (count - 1) * size, parts, blocks - (parts - 1) * part)
 
-    def blocks(self, b: GpuBuilder, run: Value) -> Value:
-        """Blocks of a run, i32."""
-        if self.last == self.size:
-            return b.idx(self.size)
-        is_last = b.cmp("eq", run, self.count - 1)
-        return b.select(is_last, b.idx(self.last), b.idx(self.size))
+    @property
+    def tail_count(self) -> int:
+        """Runs of the last part."""
+        return -(-self.tail // self.size)
+
+    def counted(self, b: GpuBuilder, part: Value) -> Value:
+        """Runs of a part, i32."""
+        return self._of_part(b, part, self.count, self.tail_count)
+
+    def blocks(self, b: GpuBuilder, part: Value, run: Value) -> Value:
+        """Blocks of a run of a part, i32."""
+        tail_last = self.tail - (self.tail_count - 1) * self.size
+        last = self._of_part(b, part, self.last, tail_last)
+        if self.last == tail_last == self.size:
+            return last
+        is_last = b.cmp("eq", run, b.sub(self.counted(b, part), 1))
+        return b.select(is_last, last, b.idx(self.size))
+
+    def before(self, b: GpuBuilder, part: Value, run: Value) -> Value:
+        """Blocks of the panel before a run of a part, i32."""
+        here = b.mul(run, self.size)
+        if self.parts == 1:
+            return here
+        return b.add(b.mul(part, self.last + (self.count - 1) * self.size), here)
+
+    def _of_part(self, b: GpuBuilder, part: Value, usual: int, last: int) -> Value:
+        if self.parts == 1 or usual == last:
+            return b.idx(last)
+        return b.select(b.cmp("eq", part, self.parts - 1), b.idx(last), b.idx(usual))

@@ -11,7 +11,6 @@ from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import WARPS, WORK_OFFSET
 from infc.backends.cuda.kernels.packing import HEADER_BYTES, Layout, layout_named
 from infc.backends.cuda.kernels.product_spec import OutputRows, ProductSpec
-from infc.reference.abf16 import abf16_padded
 
 TILE = 8
 """Tokens of a tile: columns of the matrix instruction."""
@@ -22,6 +21,9 @@ FRAGMENT_BYTES = 512
 _SKEW_BYTES = 16
 """Between rows of x, so that equal columns of eight rows lie in different banks."""
 _MOST_TILES = 4
+_X_BYTES = 72 * 1024
+"""Rows that take more stay in shared memory in parts: 8 rows of 4096 numbers do not."""
+_PARTIALS_BYTES = 32 * 1024
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,9 @@ class StreamShape:
     """The shared memory of a streamed product, in bytes from its start:
 
     - `zeros`: what lanes read in place of rows that are not there;
-    - `partials`: [1 or 2 copies][segment][warp][tile] fragments, which wait to be added;
+    - `partials`: [copies][segment][warp][tile] fragments, which wait to be added;
     - `sums`: for each size of group among layouts with minima, f32 [group][token]: sums of x;
-    - `x`: the rows, bf16.
+    - `x`: the rows, bf16, or as much of each as a part has.
     """
 
     spec: ProductSpec
@@ -46,6 +48,22 @@ class StreamShape:
     def tiles(self) -> int:
         """Tiles of the most rows that a call has."""
         return -(-self.spec.max_rows // TILE)
+
+    @cached_property
+    def part_blocks(self) -> int:
+        """Blocks of a part of the rows; the last one may have fewer."""
+        blocks = self.spec.blocks
+        most = (_X_BYTES // self.spec.max_rows - _SKEW_BYTES) // 64
+        if blocks <= most:
+            return blocks
+        unit = TOGETHER * WARPS
+        parts = -(-blocks // (most // unit * unit))
+        return -(-blocks // (parts * unit)) * unit
+
+    @property
+    def parts(self) -> int:
+        """Parts of the rows that are in shared memory one after the other."""
+        return -(-self.spec.blocks // self.part_blocks)
 
     @property
     def zeros(self) -> int:
@@ -72,9 +90,17 @@ class StreamShape:
         return self.segments * WARPS * tiles * FRAGMENT_BYTES
 
     def copies(self, tiles: int) -> int:
-        """Copies of the fragments: with two of them, a panel's are added while those of the next
-        are made."""
+        """Copies of the fragments. With one part: two where that is little, so that a panel's are
+        added while those of the next are made. With several: of the panels that are multiplied
+        with one part after the other."""
+        if self.parts > 1:
+            return max(1, _PARTIALS_BYTES // self.copy_bytes(self.tiles))
         return 2 if self.segments * tiles <= 2 else 1
+
+    @property
+    def panels_together(self) -> int:
+        """Panels of a block that are multiplied with a part before the next part comes."""
+        return self.copies(self.tiles) if self.parts > 1 else 1
 
     @cached_property
     def sums_groups(self) -> tuple[int, ...]:
@@ -94,7 +120,7 @@ class StreamShape:
         return self.tiles * TILE
 
     def _sums_bytes(self, group: int) -> int:
-        return self.spec.blocks * (32 // group) * self.tokens * 4
+        return self.part_blocks * (32 // group) * self.tokens * 4
 
     @property
     def x(self) -> int:
@@ -105,7 +131,7 @@ class StreamShape:
     @property
     def x_row_bytes(self) -> int:
         """From a row to the next."""
-        return 2 * abf16_padded(self.spec.k) + _SKEW_BYTES
+        return 64 * self.part_blocks + _SKEW_BYTES
 
     @property
     def work_bytes(self) -> int:

@@ -13,22 +13,36 @@ _UNITS = 32 // _UNIT
 """Such units of a block."""
 
 
-def emit_stage(b: GpuBuilder, shape: StreamShape, x: Value, rows: Value) -> None:
-    """Copy `rows` (i32) abf16 rows from `x` into shared memory, with all that belongs to them.
+def emit_stage(b: GpuBuilder, name: str, shape: StreamShape) -> None:
+    """Define `name(x, rows, part)`: part number `part` of the rows, and all that belongs to it.
 
     All workers run it together; they have met when it ends.
     """
-    units = b.mul(rows, _UNITS * shape.spec.blocks)
+    with b.function(name, [b.ptr, b.i32, b.i32]) as (x, rows, part):
+        _emit_body(b, shape, x, rows, part)
+        b.ret()
 
-    def place(unit: Value) -> tuple[Value, Value]:
-        row = b.div(unit, _UNITS * shape.spec.blocks)
-        return row, b.sub(unit, b.mul(row, _UNITS * shape.spec.blocks))
+
+def _emit_body(b: GpuBuilder, shape: StreamShape, x: Value, rows: Value, part: Value) -> None:
+    row_units = _UNITS * shape.part_blocks
+    units = b.mul(rows, row_units)
+    before = b.mul(part, row_units)
+
+    def place(unit: Value) -> tuple[Value, Value, Value]:
+        """Row and column of a unit of the part, and whether the row has it."""
+        row = b.div(unit, row_units)
+        column = b.sub(unit, b.mul(row, row_units))
+        return row, column, b.cmp("slt", b.add(before, column), _UNITS * shape.spec.blocks)
+
+    def address(row: Value, column: Value) -> Value:
+        offset = b.add(b.mul(row, shape.x_row_bytes), b.mul(column, 2 * _UNIT))
+        return b.at(b.shared_memory(shape.x), offset)
 
     def copy(unit: Value) -> None:
-        row, column = place(unit)
-        target = b.add(b.mul(row, shape.x_row_bytes), b.mul(column, 2 * _UNIT))
-        source = b.add(b.mul(row, abf16_row_bytes(shape.spec.k)), b.mul(column, 2 * _UNIT))
-        b.copy_async(b.at(b.shared_memory(shape.x), target), b.at(x, source))
+        row, column, there = place(unit)
+        offset = b.mul(b.add(before, column), 2 * _UNIT)
+        source = b.add(b.mul(row, abf16_row_bytes(shape.spec.k)), offset)
+        b.when(there, lambda: b.copy_async(address(row, column), b.at(x, source)))
 
     b.loop(b.thread(), units, THREADS, body=copy)
     b.copy_commit()
@@ -44,14 +58,12 @@ def emit_stage(b: GpuBuilder, shape: StreamShape, x: Value, rows: Value) -> None
 
     def add(start: Value) -> None:
         unit = b.add(start, b.thread())
-        row, column = place(unit)
-        there = b.cmp("slt", unit, units)
-        offset = b.add(b.mul(row, shape.x_row_bytes), b.mul(column, 2 * _UNIT))
+        row, column, in_row = place(unit)
+        there = b.bit_and(b.cmp("slt", unit, units), in_row)
         # What this thread has copied itself it sees before the others do.
-        address = b.at(b.shared_memory(shape.x), offset)
         (total,) = b.when(
             there,
-            lambda: [_sum_of_unit(b, address)],
+            lambda: [_sum_of_unit(b, address(row, column))],
             lambda: [b.const(0.0, b.f32)],
             [b.f32],
         )
