@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from infc.backends.cuda.kernels.attention import AttentionSpec, attention_mapping
+from infc.backends.cuda.kernels.attention import (
+    AttentionSpec,
+    few_rows_mapping,
+    many_rows_mappings,
+)
 from infc.backends.cuda.kernels.attention_spec import MAX_HEAD_DIM
 from infc.backends.cuda.kernels.kv_layout import KVLayer
 from infc.backends.cuda.kernels.product_spec import ProductSpec, Segment
@@ -99,7 +103,11 @@ def _attention_candidates(kernel: KernelSummary, target: Target) -> Sequence[Ker
         max_rows=kernel.rows,
         out=kernel.out,
     )
-    return [asdict(attention_mapping(spec, kernel.typical_rows, sm_count(target)))]
+    if kernel.phase == "prefill":
+        return [asdict(mapping) for mapping in many_rows_mappings(spec)]
+    return [
+        asdict(few_rows_mapping(spec, kernel.typical_rows, shapes["context"], sm_count(target)))
+    ]
 
 
 def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:

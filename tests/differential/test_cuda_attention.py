@@ -164,8 +164,8 @@ def tiled(case: str, tiles: int = 1) -> Kernel:
 
 
 @functools.cache
-def parted(case: str, parts: int = 3) -> Kernel:
-    return Kernel(case, AttentionMapping(0, parts))
+def parted(case: str, parts: int = 3, streams: int = 8) -> Kernel:
+    return Kernel(case, AttentionMapping(0, parts, streams))
 
 
 def chunk(slot: int, last: int, count: int) -> list[tuple[int, int]]:
@@ -180,9 +180,10 @@ def test_many_rows(case: str) -> None:
     attention.check(attention(attention.cache(last), rows), rows)
 
 
+@pytest.mark.parametrize("streams", [2, 4, 8])
 @pytest.mark.parametrize("case", CASES)
-def test_few_rows(case: str) -> None:
-    attention = parted(case)
+def test_few_rows(case: str, streams: int) -> None:
+    attention = parted(case, streams=streams)
     last = attention.case.positions - 1
     rows = [(1, last), (0, last - 1), (1, last - 2)]
     attention.check(attention(attention.cache(last), rows), rows)

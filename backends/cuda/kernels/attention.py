@@ -15,36 +15,60 @@ from infc.backends.cuda.kernels.attention_parts import (
     Records,
     most_parts,
 )
-from infc.backends.cuda.kernels.attention_spec import AttentionMapping, AttentionSpec
-from infc.backends.cuda.kernels.attention_tiles import TilesAttention, tiles_a_warp
-from infc.backends.cuda.kernels.frame import Emitted
+from infc.backends.cuda.kernels.attention_spec import (
+    STEP_KEYS,
+    AttentionMapping,
+    AttentionSpec,
+)
+from infc.backends.cuda.kernels.attention_tiles import TilesAttention, most_tiles
+from infc.backends.cuda.kernels.frame import WARPS, Emitted
 
 __all__ = [
     "AttentionMapping",
     "AttentionSpec",
     "attention_arrivals",
-    "attention_mapping",
     "attention_scratch_bytes",
     "emit_attention",
+    "few_rows_mapping",
+    "many_rows_mappings",
 ]
 
 
-def attention_mapping(spec: AttentionSpec, typical_rows: int, ctas: int) -> AttentionMapping:
-    """How to cut the work of calls of so many rows for so many blocks."""
-    if typical_rows * spec.group > 4 * 16:
-        return AttentionMapping(tiles=tiles_a_warp(spec))
-    owners = typical_rows * spec.kv.kv_heads * Records(spec, 1).tiles
-    return AttentionMapping(tiles=0, parts=min(most_parts(spec), max(1, ctas // owners)))
+_MOST_PARTS = 64
+"""Beyond it one block's merging takes longer than the others' reading saves."""
+_WIDE_HEAD_DIM = 128
+"""Heads beyond it give two warps enough to copy."""
+
+
+def few_rows_mapping(spec: AttentionSpec, rows: int, context: int, blocks: int) -> AttentionMapping:
+    """How to cut the work of calls of few rows.
+
+    Args:
+        rows: of a call.
+        context: keys that a row sees.
+        blocks: that run at once.
+    """
+    owners = rows * spec.kv.kv_heads * Records(spec, AttentionMapping(0)).tiles
+    # With plenty of keys for each block all its warps have some; else more blocks have some.
+    plenty = owners * (context // (STEP_KEYS * WARPS)) >= 2 * blocks
+    streams = WARPS if plenty else 2 if spec.kv.head_dim > _WIDE_HEAD_DIM else 4
+    parts = max(1, min(blocks // owners, _MOST_PARTS, most_parts(spec, streams)))
+    return AttentionMapping(0, parts, streams)
+
+
+def many_rows_mappings(spec: AttentionSpec) -> list[AttentionMapping]:
+    """How to cut the work of calls of many rows, the best for long ones first."""
+    return [AttentionMapping(tiles) for tiles in range(most_tiles(spec), 0, -1)]
 
 
 def attention_scratch_bytes(spec: AttentionSpec, mapping: AttentionMapping) -> int:
     """Bytes of `partials`, 256-aligned, with nothing in it."""
-    return 0 if mapping.tiles else Records(spec, mapping.parts).size_bytes
+    return 0 if mapping.tiles else Records(spec, mapping).size_bytes
 
 
 def attention_arrivals(spec: AttentionSpec, mapping: AttentionMapping) -> int:
     """How many i32 `arrivals` has, zero before and after."""
-    return Records(spec, mapping.parts).count if attention_scratch_bytes(spec, mapping) else 0
+    return Records(spec, mapping).count if attention_scratch_bytes(spec, mapping) else 0
 
 
 def emit_attention(
@@ -57,6 +81,8 @@ def emit_attention(
     and `row_slots` are i32 `[rows]`. A row attends to itself and to what is before it in its slot,
     as far as the window goes; its key has been appended.
     """
+    if mapping.tiles > most_tiles(spec):
+        raise ValueError(f"{mapping.tiles} tiles of head_dim {spec.kv.head_dim} are too many")
     pointers, numbers = [b.ptr] * 7, [b.i32] * 3
     with b.function(name, [*pointers, *numbers]) as values:
         a = Arguments(*values)
@@ -64,7 +90,7 @@ def emit_attention(
             TilesAttention(b, spec, mapping.tiles, a).emit()
             work_bytes = TilesAttention.work_bytes(spec, mapping.tiles)
         else:
-            PartsAttention(b, spec, mapping.parts, a).emit()
-            work_bytes = PartsAttention.work_bytes(spec)
+            PartsAttention(b, spec, mapping, a).emit()
+            work_bytes = PartsAttention.work_bytes(spec, mapping.streams)
         b.ret()
     return Emitted(name, work_bytes)

@@ -36,9 +36,10 @@ class Merged:
 
 
 def merge_passes(spec: AttentionSpec, rows: int, room_bytes: int) -> int:
-    """In how many parts the elements of a head are merged, so that they fit `room_bytes`."""
+    """In how many parts the elements of heads are merged, so that `rows`, of all warps together,
+    fit `room_bytes`."""
     for passes in range(1, spec.columns // 2 + 1):
-        fits = WARPS * rows * _row_numbers(spec, passes) * F32_BYTES <= room_bytes
+        fits = rows * _row_numbers(spec, passes) * F32_BYTES <= room_bytes
         if spec.columns % (2 * passes) == 0 and fits:
             return passes
     raise ValueError(f"{room_bytes} bytes are too few to merge {rows} rows of 8 elements")
@@ -53,6 +54,7 @@ class Merge:
 
     Args:
         step: of one tile of 8 rows.
+        warps: how many know something, the first ones; a power of two.
         rows: rows of the tile that there are, from the first on.
         statistics: `MERGE_BYTES` of shared memory.
         room: `room_bytes` of shared memory.
@@ -62,14 +64,15 @@ class Merge:
         self,
         b: GpuBuilder,
         step: Step,
+        warps: int,
         rows: int,
         statistics: Value,
         room: Value,
         room_bytes: int,
     ) -> None:
-        self.b, self.step, self.rows = b, step, rows
+        self.b, self.step, self.warps, self.rows = b, step, warps, rows
         self.statistics, self.room = statistics, room
-        self.passes = merge_passes(step.spec, rows, room_bytes)
+        self.passes = merge_passes(step.spec, warps * rows, room_bytes)
         self.row_bytes = _row_numbers(step.spec, self.passes) * F32_BYTES
         self.warp = b.warp()
 
@@ -116,13 +119,13 @@ class Merge:
             b.store(maximum, place, F32_BYTES)
             b.store(terms, b.at(place, _STATISTICS_BYTES), F32_BYTES)
 
-        b.when(b.cmp("eq", self.step.q, 0), store)
+        b.when(self._knows(b.cmp("eq", self.step.q, 0)), store)
 
     def _of_warps(self, place: Value) -> list[Value]:
-        b = self.b
-        vector = b.vec(_VECTOR, b.f32)
-        fours = [b.load(b.at(place, 16 * i), vector, 16) for i in range(WARPS // _VECTOR)]
-        return [b.extract(four, i) for four in fours for i in range(_VECTOR)]
+        b, lanes = self.b, min(self.warps, _VECTOR)
+        vector = b.vec(lanes, b.f32)
+        parts = [b.load(b.at(place, 16 * i), vector, 4 * lanes) for i in range(self.warps // lanes)]
+        return [b.extract(part, i) for part in parts for i in range(lanes)]
 
     def _maximum(self, maxima: list[Value]) -> Value:
         largest = maxima[0]
@@ -132,7 +135,9 @@ class Merge:
 
     def _factor(self, row: Value) -> Value:
         b = self.b
-        own = b.load(self._place(row, self.warp), b.f32, F32_BYTES)
+        # Warps that know nothing store nothing; they read what is there.
+        warp = b.min(self.warp, self.warps - 1) if self.warps < WARPS else self.warp
+        own = b.load(self._place(row, warp), b.f32, F32_BYTES)
         largest = self._maximum(self._of_warps(self._place(row, 0)))
         return b.exp2(b.fsub(own, largest))
 
@@ -146,10 +151,19 @@ class Merge:
             for column, own in enumerate(sums):
                 b.store(own, b.at(place, column * 8 * F32_BYTES), F32_BYTES)
 
-        if self.rows == PART_ROWS:
-            store()
+        if self.rows < PART_ROWS:
+            b.when(self._knows(b.cmp("slt", row, self.rows)), store)
+        elif self.warps < WARPS:
+            b.when(b.cmp("slt", self.warp, self.warps), store)
         else:
-            b.when(b.cmp("slt", row, self.rows), store)
+            store()
+
+    def _knows(self, condition: Value) -> Value:
+        """The condition, and that this warp knows something."""
+        b = self.b
+        if self.warps == WARPS:
+            return condition
+        return b.bit_and(condition, b.cmp("slt", self.warp, self.warps))
 
     def _merged(self, row: Value, at: Value, first: int) -> Merged:
         b = self.b
@@ -162,7 +176,7 @@ class Merge:
         inside = b.add(b.mul(row, self.row_bytes), b.mul(at, F32_BYTES))
         source = b.at(self.room, inside)
         sums = b.const(0.0, b.vec(_VECTOR, b.f32))
-        for warp in range(WARPS):
+        for warp in range(self.warps):
             part = b.load(b.at(source, warp * self.rows * self.row_bytes), sums.type, 16)
             sums = b.fadd(sums, part)
         numbers = [b.extract(sums, i) for i in range(_VECTOR)]

@@ -17,18 +17,17 @@ from dataclasses import dataclass
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.attention_merge import MERGE_BYTES, Merge, Merged
 from infc.backends.cuda.kernels.attention_output import AttentionOutput
-from infc.backends.cuda.kernels.attention_ring import Ring, Source, ring_bytes
+from infc.backends.cuda.kernels.attention_ring import Ring, RingShape, Source
 from infc.backends.cuda.kernels.attention_spec import (
     F32_BYTES,
     PART_ROWS,
     STEP_KEYS,
+    AttentionMapping,
     AttentionSpec,
 )
 from infc.backends.cuda.kernels.attention_step import FRAGMENT_BYTES, Fragment, Rows, State, Step
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORK_OFFSET, WORKER_BARRIER
 
-ROUND_KEYS = STEP_KEYS * WARPS
-"""Keys of a step of all warps; a part is a number of whole rounds."""
 _RECORD_ALIGN = 128
 _HELD_HEAD_DIM = 128
 """Up to here queries stay in registers; larger ones are read from shared memory."""
@@ -55,18 +54,15 @@ class Records:
     """Parts of all rows in global memory: `[row, kv_head, tile, part]` records.
 
     A record is f32: sums `[rows of the tile, head_dim]`, maxima and terms `[rows of the tile]`.
-
-    Attributes:
-        parts: of a row, as many as are asked for.
     """
 
     spec: AttentionSpec
-    parts: int
+    mapping: AttentionMapping
 
     @property
     def limit(self) -> int:
         """Parts a row has at most: no more than its keys can be divided into."""
-        return min(self.parts, most_parts(self.spec))
+        return min(self.mapping.parts, most_parts(self.spec, self.mapping.streams))
 
     @property
     def tiles(self) -> int:
@@ -105,10 +101,10 @@ class Records:
         return self.count * self.limit * self.record_bytes if self.limit > 1 else 0
 
 
-def most_parts(spec: AttentionSpec) -> int:
-    """Parts that a row can have: rounds that its keys touch."""
+def most_parts(spec: AttentionSpec, streams: int) -> int:
+    """Parts that a row can have: rounds, of a step of each stream, that its keys touch."""
     seen = spec.kv.capacity if spec.window is None else min(spec.window, spec.kv.capacity)
-    touched = -(-seen // ROUND_KEYS)
+    touched = -(-seen // (STEP_KEYS * streams))
     return touched if spec.window is None else touched + 1
 
 
@@ -137,23 +133,29 @@ class _Item:
 class PartsAttention:
     """Emits the attention of few rows."""
 
-    def __init__(self, b: GpuBuilder, spec: AttentionSpec, parts: int, a: Arguments) -> None:
+    def __init__(
+        self, b: GpuBuilder, spec: AttentionSpec, mapping: AttentionMapping, a: Arguments
+    ) -> None:
         self.b, self.spec, self.a = b, spec, a
-        self.records = Records(spec, parts)
+        self.records = Records(spec, mapping)
+        self.streams = mapping.streams
+        self.round_keys = STEP_KEYS * self.streams
         self.step = Step(b, spec, tiles=0, groups=1)
         self.output = AttentionOutput(b, spec, a.out)
-        places = _Places(spec)
+        places = _Places(spec, self.streams)
         base = b.shared_memory(WORK_OFFSET)
         self.flag = b.at(base, places.flag)
         self.queries = b.at(base, places.queries)
         room = b.at(base, places.room)
-        self.ring = Ring(b, self.step, room)
-        self.merge = Merge(b, self.step, self.records.tile_rows, base, room, ring_bytes(spec))
+        self.ring = Ring(b, self.step, self.streams, room)
+        heads, room_bytes = self.records.tile_rows, self.ring.shape.bytes
+        self.merge = Merge(b, self.step, self.streams, heads, base, room, room_bytes)
+        self.merge_all = Merge(b, self.step, WARPS, heads, base, room, room_bytes)
 
     @staticmethod
-    def work_bytes(spec: AttentionSpec) -> int:
+    def work_bytes(spec: AttentionSpec, streams: int) -> int:
         """Shared memory."""
-        return _Places(spec).total
+        return _Places(spec, streams).total
 
     def emit(self) -> None:
         """Run the parts that this block takes; those that rows do not have come last."""
@@ -176,18 +178,20 @@ class PartsAttention:
         oldest = b.idx(0)
         if self.spec.window is not None:
             oldest = b.max(b.sub(position, self.spec.window - 1), 0)
-        first_round = b.div(oldest, ROUND_KEYS)
-        rounds = b.sub(b.add(b.div(position, ROUND_KEYS), 1), first_round)
+        first_round = b.div(oldest, self.round_keys)
+        rounds = b.sub(b.add(b.div(position, self.round_keys), 1), first_round)
         each = b.ceil_div(rounds, records.limit)
         count = b.div(b.add(rounds, b.sub(each, 1)), each)
 
         def run() -> None:
             tiles = records.tiles
-            begin = b.mul(b.add(first_round, b.mul(part, each)), WARPS)
-            end = b.add(begin, b.mul(each, WARPS))
+            begin = b.mul(b.add(first_round, b.mul(part, each)), self.streams)
+            end = b.add(begin, b.mul(each, self.streams))
             first = b.add(begin, b.warp())
             # Steps in front of the window are less than a round: at most one of this warp's.
             early = b.cmp("slt", first, b.div(oldest, STEP_KEYS))
+            first = b.select(early, b.add(first, self.streams), first)
+            has_keys = b.cmp("slt", b.warp(), self.streams)
             one = _Item(
                 row=row,
                 slot=self._number(a.row_slots, row),
@@ -197,7 +201,7 @@ class PartsAttention:
                 owner=b.add(b.mul(row, self.spec.kv.kv_heads * tiles), owner_of_row),
                 part=part,
                 count=count,
-                first=b.select(early, b.add(first, WARPS), first),
+                first=b.select(has_keys, first, end),
                 stop=b.min(end, b.add(b.div(position, STEP_KEYS), 1)),
             )
             self._part(one)
@@ -226,16 +230,27 @@ class PartsAttention:
         b, step, ring, kv = self.b, self.step, self.ring, self.spec.kv
         keys = kv.head_keys(b, self.a.cache, one.slot, one.kv_head)
         values = kv.head_values(b, self.a.cache, one.slot, one.kv_head)
+        ahead_steps = ring.shape.steps_ahead * self.streams
         source = ring.source(keys, values, one.first)
-        ring.begin(source, b.cmp("slt", one.first, one.stop))
+
+        def begin() -> None:
+            steps: list[tuple[Source, Value | None]] = [(source, None)]
+            for number in range(self.streams, ahead_steps, self.streams):
+                later = b.add(one.first, number)
+                there = b.cmp("slt", later, one.stop)
+                steps.append((ring.source(keys, values, later), there))
+            ring.begin(steps)
+
+        b.when(b.cmp("slt", one.first, one.stop), begin)
         held = self._load_queries(one)
         rows = Rows([one.position], one.position, one.position)
 
         def body(number: Value, *carried: Value) -> list[Value]:
-            following = b.add(number, WARPS)
+            following = b.add(number, ahead_steps)
             there = b.cmp("slt", following, one.stop)
             ahead = ring.source(keys, values, following)
-            ring.enter(Source(*carried[:2]), ahead, there)
+            turn = b.div(b.sub(number, one.first), self.streams)
+            ring.enter(turn, Source(*carried[:2]), ahead, there)
             known = step.attend(
                 state.like(carried[2:]),
                 rows,
@@ -249,7 +264,7 @@ class PartsAttention:
 
         state = step.new_state()
         carried = [source.keys, source.values, *state.values()]
-        out = b.loop(one.first, one.stop, WARPS, carried, body=body)
+        out = b.loop(one.first, one.stop, self.streams, carried, body=body)
         return state.like(out[2:])
 
     # ---- queries -------------------------------------------------------------------------------
@@ -363,7 +378,7 @@ class PartsAttention:
 
         state = step.new_state()
         known = b.loop(b.warp(), one.count, WARPS, state.values(), body=body)
-        self.merge.emit(state.like(known), lambda merged: self._finish(one, merged))
+        self.merge_all.emit(state.like(known), lambda merged: self._finish(one, merged))
 
     def _read(self, one: _Item, part: Value) -> State:
         """A part as a warp's state."""
@@ -412,9 +427,9 @@ class PartsAttention:
 class _Places:
     """Where things lie in the kernel's part of shared memory, in bytes."""
 
-    def __init__(self, spec: AttentionSpec) -> None:
+    def __init__(self, spec: AttentionSpec, streams: int) -> None:
         self.flag = MERGE_BYTES
         self.queries = MERGE_BYTES + 128
         staged = spec.kv.head_dim > _HELD_HEAD_DIM
         self.room = self.queries + (2 * spec.pieces * FRAGMENT_BYTES if staged else 0)
-        self.total = self.room + ring_bytes(spec)
+        self.total = self.room + RingShape(spec, streams).bytes

@@ -14,32 +14,55 @@ from dataclasses import dataclass
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.attention_spec import PIECE, STEP_KEYS, AttentionSpec
 from infc.backends.cuda.kernels.attention_step import FRAGMENT_BYTES, Step
-from infc.backends.cuda.kernels.frame import WARPS
 from infc.backends.cuda.kernels.kv_layout import BLOCK, ELEMENT_BYTES, VALUE_STRIDE
 
-_DEPTH = 16
-"""Fragments a warp has under way: 64 KiB for a multiprocessor, twice what bandwidth times latency
-of an H100's memory asks for."""
+ROOM_BYTES = 64 * 1024
+"""Of a multiprocessor's copies under way: twice what bandwidth times latency of an H100's memory
+asks for."""
 _GROUP = 2
 """Fragments that are waited for together."""
 
 
-def ring_depth(spec: AttentionSpec) -> int:
-    """Fragments of a warp's room: they divide the stream of a step, so that places are known when
-    the code is made."""
-    length = stream_length(spec)
-    return max(d for d in range(_GROUP, _DEPTH + 1, _GROUP) if length % d == 0)
+@dataclass(frozen=True)
+class RingShape:
+    """Sizes of the rings of a block.
 
+    Attributes:
+        streams: warps that have one.
+    """
 
-def stream_length(spec: AttentionSpec) -> int:
-    """Fragments of 32 keys, rounded up to a number that has a good divisor."""
-    count = spec.pieces * STEP_KEYS // 8 + spec.columns
-    return -(-count // 8) * 8
+    spec: AttentionSpec
+    streams: int
 
+    @property
+    def length(self) -> int:
+        """Fragments of 32 keys, rounded up to a number that has a good divisor."""
+        count = self.spec.pieces * STEP_KEYS // 8 + self.spec.columns
+        return -(-count // 8) * 8
 
-def ring_bytes(spec: AttentionSpec) -> int:
-    """Shared memory of the rings of all warps."""
-    return WARPS * ring_depth(spec) * FRAGMENT_BYTES
+    @property
+    def depth(self) -> int:
+        """Fragments of a warp's room: a number of whole steps, or they divide a step, so that
+        places are known when the code is made."""
+        most = ROOM_BYTES // FRAGMENT_BYTES // self.streams
+        if most >= self.length:
+            return most // self.length * self.length
+        return max(d for d in range(_GROUP, most + 1, _GROUP) if self.length % d == 0)
+
+    @property
+    def steps_ahead(self) -> int:
+        """Steps that the room holds, at least 1."""
+        return max(1, self.depth // self.length)
+
+    @property
+    def warp_bytes(self) -> int:
+        """Shared memory of a warp's ring."""
+        return self.depth * FRAGMENT_BYTES
+
+    @property
+    def bytes(self) -> int:
+        """Shared memory of all of them."""
+        return self.streams * self.warp_bytes
 
 
 @dataclass(frozen=True)
@@ -64,18 +87,17 @@ class Ring:
 
     Args:
         step: of 32 keys.
-        room: `ring_bytes` of shared memory, of all warps.
+        room: shared memory, `RingShape.bytes`.
     """
 
-    def __init__(self, b: GpuBuilder, step: Step, room: Value) -> None:
+    def __init__(self, b: GpuBuilder, step: Step, streams: int, room: Value) -> None:
         self.b, self.step, self.spec = b, step, step.spec
-        self.depth = ring_depth(step.spec)
+        self.shape = RingShape(step.spec, streams)
         pieces: list[_Piece | None] = [_Piece(True, t, j) for t, j in step.key_order()]
         pieces += [_Piece(False, g, n) for g, n in step.value_order()]
-        pieces += [None] * (stream_length(step.spec) - len(pieces))
+        pieces += [None] * (self.shape.length - len(pieces))
         self.pieces = pieces
-        self.own = b.at(room, b.mul(b.warp(), self.depth * FRAGMENT_BYTES))
-        self._at = 0
+        self.own = b.at(room, b.mul(b.warp(), self.shape.warp_bytes))
 
     def source(self, head_keys: Value, head_values: Value, number: Value) -> Source:
         """Where this lane's fragments of the `number`-th 32 positions begin."""
@@ -92,16 +114,30 @@ class Ring:
             b.at(head_values, b.add(start, b.wide(b.add(value, sixteens)))),
         )
 
-    def begin(self, source: Source, there: Value) -> None:
-        """Copy the first fragments of a stream, or zeros where it is not `there`."""
-        for index in range(self.depth):
-            self._copy(index, source, there)
+    def begin(self, steps: Sequence[tuple[Source, Value | None]]) -> None:
+        """Copy the first fragments of a stream.
+
+        Args:
+            steps: the first `steps_ahead` steps, each with whether it is there, an i1: of others
+                zeros are copied.
+        """
+        for index in range(self.shape.depth):
+            number, piece = divmod(index, len(self.pieces))
+            source, there = steps[number]
+            self._copy(piece, source, there, self._base(self.b.idx(number)))
             self._commit(index)
 
-    def enter(self, source: Source, following: Source, there: Value) -> None:
-        """From now on `next_piece` reads the step at `source`, and copies what comes behind it:
-        the step at `following` where it is `there`, else zeros."""
+    def enter(self, turn: Value, source: Source, following: Source, there: Value) -> None:
+        """From now on `next_piece` reads the step at `source`, and copies what is as far behind it
+        as the ring is long.
+
+        Args:
+            turn: i32, steps of the stream before this one.
+            following: `steps_ahead` steps on; zeros are copied where it is not `there`.
+        """
         self._at = 0
+        held = self.shape.steps_ahead
+        self._turn = self._base(self.b.rem(turn, held) if held > 1 else self.b.idx(0))
         self._source, self._following, self._there = source, following, there
 
     def next_piece(self) -> Sequence[Value]:
@@ -110,9 +146,9 @@ class Ring:
         if piece is None:
             raise IndexError("the stream of a step has no more fragments")
         if self._at % _GROUP == 0:
-            self.b.copy_wait(self.depth // _GROUP - 1)
+            self.b.copy_wait(self.shape.depth // _GROUP - 1)
         size = self._size(piece)
-        slot = self._slot(self._at, size)
+        slot = self._slot(self._turn, self._at, size)
         words = self.b.load(slot, self.b.vec(size // 4, self.b.i32), size)
         self._refill()
         return [self.b.extract(words, i) for i in range(size // 4)]
@@ -127,19 +163,23 @@ class Ring:
         self.b.copy_wait(0)
 
     def _refill(self) -> None:
-        ahead = self._at + self.depth
+        ahead = self._at + self.shape.depth
         if ahead < len(self.pieces):
-            self._copy(ahead, self._source, None)
+            self._copy(ahead, self._source, None, self._turn)
         else:
-            self._copy(ahead - len(self.pieces), self._following, self._there)
+            self._copy(ahead % len(self.pieces), self._following, self._there, self._turn)
         self._commit(self._at)
         self._at += 1
+
+    def _base(self, turn: Value) -> Value:
+        """Where a step's fragments lie, of the steps that the room holds."""
+        return self.b.at(self.own, self.b.mul(turn, self.shape.length * FRAGMENT_BYTES))
 
     def _commit(self, index: int) -> None:
         if index % _GROUP == _GROUP - 1:
             self.b.copy_commit()
 
-    def _copy(self, index: int, source: Source, there: Value | None) -> None:
+    def _copy(self, index: int, source: Source, there: Value | None, base: Value) -> None:
         b, kv, piece = self.b, self.spec.kv, self.pieces[index]
         if piece is None:
             return
@@ -151,7 +191,7 @@ class Ring:
                 at = b.at(at, b.mul(self.step.q, size - 16))
         else:
             at = b.at(source.values, piece.number * 8 * VALUE_STRIDE)
-        slot = self._slot(index, size)
+        slot = self._slot(base, index, size)
         if there is None:
             b.copy_async(slot, at, size)
         else:
@@ -160,7 +200,7 @@ class Ring:
     def _size(self, piece: _Piece) -> int:
         return self.spec.piece_bytes(piece.number) if piece.is_key else 16
 
-    def _slot(self, index: int, size: int) -> Value:
+    def _slot(self, base: Value, index: int, size: int) -> Value:
         b = self.b
-        place = b.at(self.own, b.mul(self.step.lane, size))
-        return b.at(place, index % self.depth * FRAGMENT_BYTES)
+        place = b.at(base, b.mul(self.step.lane, size))
+        return b.at(place, index % self.shape.depth * FRAGMENT_BYTES)

@@ -88,9 +88,12 @@ class AttentionMapping:
     Attributes:
         tiles: 1 or 2: the keys of a block of rows are shared by its warps, each of which has so
             many tiles of 16 rows (calls of many rows). 0: a block has one row and some of its keys.
-        parts: where `tiles` is 0, the most parts that the keys of a row are divided into, which is
-            part of the order of summation.
+        parts: where `tiles` is 0, the most parts that the keys of a row are divided into; it shows
+            in the order of summation.
+        streams: where `tiles` is 0, the warps of a block that have keys, 2, 4 or 8: with fewer each
+            has more copies under way and parts can be smaller; it shows in the order of summation.
     """
 
     tiles: int
     parts: int = 1
+    streams: int = 8

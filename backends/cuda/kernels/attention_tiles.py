@@ -25,7 +25,7 @@ _PAIRED_HEAD_DIM = 128
 _FAR = 2**30
 
 
-def tiles_a_warp(spec: AttentionSpec) -> int:
+def most_tiles(spec: AttentionSpec) -> int:
     """The most tiles that fit the registers: keys are then read for twice the rows."""
     return 2 if spec.kv.head_dim <= _PAIRED_HEAD_DIM else 1
 

@@ -31,7 +31,8 @@ def attention_form(b: GpuBuilder, name: str, body: KernelBody, rows: int) -> For
         max_rows=rows,
         out=ABF16 if rounded else "f32",
     )
-    mapping = AttentionMapping(int(body.mapping["tiles"]), int(body.mapping["parts"]))
+    fields = (int(body.mapping[name]) for name in ("tiles", "parts", "streams"))
+    mapping = AttentionMapping(*fields)
     result = (rounded or [op])[0].operation.results[0]
     pointers = (
         body.source[q],
