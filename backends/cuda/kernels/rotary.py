@@ -104,7 +104,8 @@ def emit_rotary(b: GpuBuilder, name: str, spec: RotarySpec) -> Emitted:
                 lambda: head_emitter.append(row, b.sub(head, spec.heads)),
             )
 
-        first = b.add(b.mul(cta, WARPS), b.warp())
+        # Few items go to warps of different blocks.
+        first = b.add(b.mul(b.warp(), ctas), cta)
         b.loop(first, b.mul(rows, items_a_row), b.mul(ctas, WARPS), body=item)
         b.ret()
     return Emitted(name)

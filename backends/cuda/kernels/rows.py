@@ -148,7 +148,8 @@ def emit_rows(b: GpuBuilder, name: str, spec: RowsSpec) -> Emitted:
     with b.function(name, [b.ptr] * spec.arguments + [b.i32] * 3) as (*pointers, rows, cta, ctas):
         by_warp = span.team == WARP
         member = b.lane() if by_warp else b.thread()
-        first = b.add(b.mul(cta, WARPS), b.warp()) if by_warp else cta
+        # Few items go to warps of different blocks.
+        first = b.add(b.mul(b.warp(), ctas), cta) if by_warp else cta
         step = b.mul(ctas, WARPS) if by_warp else ctas
 
         def item(number: Value) -> None:
