@@ -10,7 +10,7 @@ import numpy as np
 from infc.backends.cuda.lockstep.memory import Array, Fail, Memory
 from infc.backends.cuda.lockstep.numbers import function_of
 from infc.backends.cuda.lockstep.reading import FunctionReader, Kind, Step
-from infc.backends.cuda.lockstep.threads import LockstepError, Registers, Threads, Where
+from infc.backends.cuda.lockstep.threads import LockstepError, Registers, Threads, Where, everybody
 from infc.backends.cuda.lockstep.vectors import as_bytes, as_kind
 from infc.ir.mlir import ir
 
@@ -172,12 +172,11 @@ def _atomic(fn: FunctionReader, op: Any, where: Where) -> Step:
         function = function_of(_ATOMICS[number], kind)
 
     def step(r: Registers, t: Threads) -> None:
-        space, n = memory(t), t.count
+        space = memory(t)
         t.block.meet(t)
-        address, value = np.broadcast_to(r[a], (n,)), r[v]
-        value = np.broadcast_to(value, (n, *value.shape[1:]))
+        address, value = everybody(r[a], t), everybody(r[v], t)
         out = np.empty_like(value)
-        left = np.arange(n)
+        left = np.arange(t.count)
         while len(left):
             _, first = np.unique(address[left], return_index=True)
             turn = left[first]

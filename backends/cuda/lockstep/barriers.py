@@ -74,7 +74,7 @@ def _meeting(t: Threads, number: int) -> Meeting:
 
 
 def _one(value: Any, t: Threads, where: Where) -> int:
-    if (value != value[0]).any():
+    if len(value) > 1 and (value != value[0]).any():
         t.fail(where, int((value != value[0]).argmax()), "barrier differs between threads")
     return int(value[0])
 

@@ -15,7 +15,7 @@ import numpy as np
 from infc.backends.cuda.lockstep.mbarriers import arrive_at, barrier_at
 from infc.backends.cuda.lockstep.memory import IN_FLIGHT, Array
 from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
-from infc.backends.cuda.lockstep.threads import WARP, Block, Registers, Threads, Where
+from infc.backends.cuda.lockstep.threads import WARP, Block, Registers, Threads, Where, everybody
 from infc.ir.mlir import ir
 
 
@@ -64,12 +64,12 @@ def _copy(fn: FunctionReader, op: Any, where: Where) -> Step:
     size = int(ir.IntegerAttr(op.attributes["size"]).value)
 
     def step(r: Registers, t: Threads) -> None:
-        block, shared, everybody = t.block, t.block.shared, (t.count,)
-        target, source = (np.broadcast_to(r[slot], everybody) for slot in (to, of))
+        block, shared = t.block, t.block.shared
+        target, source = (everybody(r[slot], t) for slot in (to, of))
         data = np.zeros((t.count, size), np.uint8)
         who = None
         if counts:
-            wanted = np.broadcast_to(r[counts[0]], everybody)
+            wanted = everybody(r[counts[0]], t)
             if ((wanted != 0) & (wanted != size)).any():
                 t.fail(where, 0, f"expected to copy 0 or {size} bytes, got {wanted.max()}")
             who = np.flatnonzero(wanted)
@@ -132,7 +132,7 @@ def _bulk(fn: FunctionReader, op: Any, where: Where) -> Step:
     to, of, barrier, size = fn.operands(op)[:4]
 
     def step(r: Registers, t: Threads) -> None:
-        values = [np.broadcast_to(r[slot], (t.count,)) for slot in (to, of, barrier, size)]
+        values = [everybody(r[slot], t) for slot in (to, of, barrier, size)]
         for i, (target, source, at, count) in enumerate(
             zip(*(value.tolist() for value in values), strict=True)
         ):

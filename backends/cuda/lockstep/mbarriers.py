@@ -11,7 +11,7 @@ import numpy as np
 from infc.backends.cuda.lockstep.memory import BARRIER, Array
 from infc.backends.cuda.lockstep.races import Clock
 from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
-from infc.backends.cuda.lockstep.threads import Registers, Running, Threads, Where
+from infc.backends.cuda.lockstep.threads import Registers, Running, Threads, Where, everybody
 
 _SIZE_BYTES = 8
 
@@ -133,8 +133,7 @@ def _expect(fn: FunctionReader, op: Any, where: Where) -> Step:
     slots = fn.results(op)
 
     def step(r: Registers, t: Threads) -> None:
-        sizes = np.broadcast_to(r[n], (t.count,))
-        for address, size in zip(np.broadcast_to(r[a], (t.count,)), sizes, strict=True):
+        for address, size in zip(everybody(r[a], t), everybody(r[n], t), strict=True):
             barrier_at(int(address), t, where).bytes += int(size)
         arrive_at(r[a], t, where)
         for slot in slots:

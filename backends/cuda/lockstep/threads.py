@@ -188,6 +188,11 @@ def together(machine: Machine, groups: list[Running]) -> Running:
             yield
 
 
+def everybody(value: Array, t: Threads) -> Array:
+    """A scalar of each thread, `[threads]`, also where all have the same."""
+    return value if len(value) == t.count else np.repeat(value, t.count)
+
+
 def narrow(value: Any, index: Array) -> Any:
     """The value of some of the threads."""
     if isinstance(value, tuple):

@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 
 from infc.backends.cuda.lockstep.memory import Array
-from infc.backends.cuda.lockstep.numbers import widen
 from infc.backends.cuda.lockstep.reading import FunctionReader, Step
-from infc.backends.cuda.lockstep.threads import WARP, LockstepError, Registers, Threads, Where
+from infc.backends.cuda.lockstep.threads import (
+    WARP,
+    LockstepError,
+    Registers,
+    Threads,
+    Where,
+    everybody,
+)
 from infc.ir.mlir import ir
 
 
@@ -40,9 +46,7 @@ def _all_threads(fn: FunctionReader, op: Any, where: Where) -> None:
 
 def by_warp(value: Array, t: Threads) -> Array:
     """`[threads or 1]` as `[warps, 32]`."""
-    if len(value) != t.count:
-        value = np.broadcast_to(value, (t.count,))
-    return value.reshape(-1, WARP)
+    return everybody(value, t).reshape(-1, WARP)
 
 
 _LANES = np.arange(WARP)
@@ -134,14 +138,21 @@ def _load_matrices(fn: FunctionReader, op: Any, where: Where) -> Step:
     return step
 
 
-def _block(pairs: list[Array], kind: str, t: Threads) -> Array:
-    """Registers of two numbers as `[warps, 8, 8 registers]` f64: lane `4 r + c` has of row `r`
-    columns 2c and 2c + 1."""
-    raw = [np.broadcast_to(p, (t.count, *p.shape[1:])) for p in pairs]
-    held = np.stack([np.ascontiguousarray(p).reshape(-1).view(np.uint16) for p in raw])
-    numbers = widen(held) if kind == "bf16" else held.view(np.float16)
-    blocks = numbers.astype(np.float64).reshape(len(pairs), -1, 8, 8)
-    return np.concatenate(list(blocks), axis=2)
+def _numbers(registers: list[Array], kind: str, t: Threads) -> Array:
+    """Registers of two numbers of 16 bits each, `[registers, warps, 8, 8]`: lane `4 r + c` has of
+    row `r` columns 2c and 2c + 1."""
+    held: Array
+    if registers[0].ndim == 2:
+        held = np.empty((len(registers), t.count, 2), registers[0].dtype)
+    else:
+        held = np.empty((len(registers), t.count), np.int32)
+    for i, register in enumerate(registers):
+        held[i] = register
+    if kind == "f16":
+        numbers = held.view(np.float16)
+    else:
+        numbers = (held.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return numbers.reshape(len(registers), -1, 8, 8)
 
 
 def _mma(fn: FunctionReader, op: Any, where: Where) -> Step:
@@ -157,13 +168,18 @@ def _mma(fn: FunctionReader, op: Any, where: Where) -> Step:
     def step(r: Registers, t: Threads) -> None:
         if not t.whole:
             t.need_whole_warps(where)
-        left = (_block([r[a[0]], r[a[2]]], kind, t), _block([r[a[1]], r[a[3]]], kind, t))
-        right = _block([r[b[0]], r[b[1]]], kind, t).swapaxes(1, 2)
-        out: list[Array] = []
-        for half in range(2):
-            product = (left[half] @ right).reshape(-1, 2)
-            out += [(product[:, i] + r[c[2 * half + i]]).astype(np.float32) for i in range(2)]
-        r[to] = tuple(out)
+        warps = t.count // WARP
+        first, second = (
+            _numbers([r[slot] for slot in a], kind, t),
+            _numbers([r[slot] for slot in b], kind, t),
+        )
+        left, right = np.empty((2, warps, 8, 16)), np.empty((warps, 8, 16))
+        left[..., :8], left[..., 8:] = first[:2], first[2:]
+        right[..., :8], right[..., 8:] = second[0], second[1]
+        products = (left @ right.swapaxes(1, 2)).reshape(2, -1, 2)
+        r[to] = tuple(
+            (products[i // 2, :, i % 2] + r[slot]).astype(np.float32) for i, slot in enumerate(c)
+        )
 
     return step
 
