@@ -29,7 +29,8 @@ from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.passes.walk import body
 
-_BARRIER = "grid_barrier"
+BARRIER = "grid_barrier"
+"""The function that the workers of all blocks meet in."""
 
 
 def obstacle(program: ProgramKernels, shared_bytes: int) -> str:
@@ -50,7 +51,7 @@ def _work_end(program: ProgramKernels) -> int:
 
 def emit_persistent(b: GpuBuilder, program: ProgramKernels) -> Entry:
     """Define the kernel of a program; how it is launched."""
-    _emit_barrier(b)
+    emit_barrier(b)
     workers = _Walk(b, program, produces=False)
     workers.emit_layers()
     ring, producer = program.ring, _Walk(b, program, produces=True)
@@ -73,12 +74,12 @@ def emit_persistent(b: GpuBuilder, program: ProgramKernels) -> Entry:
     )
 
 
-def _emit_barrier(b: GpuBuilder) -> None:
+def emit_barrier(b: GpuBuilder) -> None:
     """Define `grid_barrier(counter)`: the workers of all blocks meet and see all writes before.
 
     The counter only grows: whoever arrives as number `n` waits until all of its turn are there.
     """
-    with b.function(_BARRIER, [b.ptr]) as (counter,):
+    with b.function(BARRIER, [b.ptr]) as (counter,):
 
         def meet() -> None:
             b.fence_device()
@@ -198,7 +199,7 @@ class _Walk:
 
     def _emit_grid_barrier(self, state: _State) -> None:
         if not self.produces:
-            self.b.call(_BARRIER, [state.counter])
+            self.b.call(BARRIER, [state.counter])
             state.met = True
 
     def _emit_call(self, op: ir.OpView, state: _State) -> None:
