@@ -77,7 +77,7 @@ def _if(fn: FunctionReader, op: Any, where: Where) -> Step | Waits:
             for region, part, inner in sides:
                 region.run(inner, part)
         for place, slot in enumerate(slots):
-            values = [(inner[region.yields[place]], part.index) for region, part, inner in sides]
+            values = [(inner[region.yields[place]], part.places) for region, part, inner in sides]
             r[slot] = spread(values, t.count)
 
     return _finished(go, waiting)
@@ -123,8 +123,7 @@ def _for(fn: FunctionReader, op: Any, where: Where) -> Step | Waits:
             mask = trips > done
             everybody = bool(mask.all())
             part = t if everybody else t.part(mask)
-            index = np.arange(t.count) if everybody else part.index
-            assert index is not None
+            index = np.arange(t.count) if everybody else part.places
             inner = r if everybody else body.enter(r, part)
             own = [narrow(value, index) for value in values]
             at, stride = narrow(first, index), narrow(step, index)
@@ -177,12 +176,11 @@ def _while(fn: FunctionReader, op: Any, where: Where) -> Step | Waits:
                 out = np.flatnonzero(~condition)
                 ended.append(([narrow(value, out) for value in values], index[out]))
                 smaller = part.part(condition)
-                assert smaller.index is not None
                 fresh = fn.constants.copy()
                 for slot in {*before.outer, *after.outer}:
-                    fresh[slot] = narrow(inner[slot], smaller.index)
-                values = [narrow(value, smaller.index) for value in values]
-                part, inner, index = smaller, fresh, index[smaller.index]
+                    fresh[slot] = narrow(inner[slot], smaller.places)
+                values = [narrow(value, smaller.places) for value in values]
+                part, inner, index = smaller, fresh, index[smaller.places]
             _set(inner, after.arguments, values)
             yield from _run(after, inner, part)
             values = after.results(inner)

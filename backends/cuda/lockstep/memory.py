@@ -203,12 +203,13 @@ class Device:
 
     def read(self, address: int, dtype: Any, shape: int | Sequence[int]) -> Array:
         """A copy of what lies there; bytes that nobody wrote are refused."""
-        wanted = np.empty(shape, dtype)
+        wanted: Array = np.empty(shape, dtype)
         part = self._part(address, wanted.nbytes)
         if self.memory.state[part].any():
             offset = int(np.argmax(self.memory.state[part] != 0))
             raise ValueError(f"byte {offset} of {wanted.nbytes} at {address:#x} was never written")
-        return self.memory.data[part].copy().view(dtype).reshape(shape)
+        wanted.reshape(-1).view(np.uint8)[:] = self.memory.data[part]
+        return wanted
 
     def written(self, address: int, size_bytes: int) -> Array:
         """Which bytes were written, bool `[size_bytes]`."""

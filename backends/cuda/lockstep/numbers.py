@@ -328,6 +328,15 @@ def pure(function: Function) -> Callable[[FunctionReader, Any, Where], Step]:
     return reader
 
 
+def _flushed(function: Function) -> Function:
+    """Subnormal numbers, that come in or would come out, are zero (`.ftz`)."""
+
+    def flush(a: Array) -> Array:
+        return np.where(np.abs(a) < np.float32(2**-126), np.copysign(np.float32(0), a), a)
+
+    return lambda *values: flush(function(*(flush(value) for value in values)))
+
+
 def _half_fma(a: Array, b: Array, c: Array) -> Array:
     return (a.astype(np.float64) * b + c).astype(np.float16)
 
@@ -335,10 +344,10 @@ def _half_fma(a: Array, b: Array, c: Array) -> Array:
 INTRINSICS: dict[str, Callable[[FunctionReader, Any, Where], Step]] = {
     "llvm.nvvm.prmt": _permute_bytes,
     "llvm.nvvm.ex2.approx.f": pure(_FLOATS["math.exp2"]),
-    "llvm.nvvm.ex2.approx.ftz.f": pure(_FLOATS["math.exp2"]),
+    "llvm.nvvm.ex2.approx.ftz.f": pure(_flushed(_FLOATS["math.exp2"])),
     "llvm.nvvm.rsqrt.approx.f": pure(_FLOATS["math.rsqrt"]),
-    "llvm.nvvm.rsqrt.approx.ftz.f": pure(_FLOATS["math.rsqrt"]),
-    "llvm.nvvm.rcp.approx.ftz.f": pure(_through_f64(lambda a: 1 / a)),
+    "llvm.nvvm.rsqrt.approx.ftz.f": pure(_flushed(_FLOATS["math.rsqrt"])),
+    "llvm.nvvm.rcp.approx.ftz.f": pure(_flushed(_through_f64(lambda a: 1 / a))),
     "llvm.nvvm.lg2.approx.f": pure(_FLOATS["math.log2"]),
     "llvm.nvvm.fma.rn.f16x2": pure(_half_fma),
     "llvm.nvvm.fma.rn.bf16x2": pure(_in_f32(_FLOATS["math.fma"])),

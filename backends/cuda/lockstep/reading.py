@@ -130,10 +130,8 @@ class Region:
     def enter(self, r: Registers, part: Threads) -> Registers:
         """Registers for some of the threads to run this region with."""
         inner = self.function.constants.copy()
-        index = part.index
-        assert index is not None
         for slot in self.outer:
-            inner[slot] = narrow(r[slot], index)
+            inner[slot] = narrow(r[slot], part.places)
         return inner
 
     def results(self, r: Registers) -> list[Any]:

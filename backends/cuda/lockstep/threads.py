@@ -107,14 +107,14 @@ class Threads:
 
     Attributes:
         ids: their numbers in the block, ascending, i32.
-        index: where they stand in the group that this one is part of.
+        places: where they stand in the group that this one is part of.
         whole: whether they are whole warps.
     """
 
-    def __init__(self, block: Block, ids: Array, index: Array | None = None) -> None:
+    def __init__(self, block: Block, ids: Array, places: Array | None = None) -> None:
         self.block = block
         self.ids = ids
-        self.index = index
+        self.places: Array = np.arange(len(ids)) if places is None else places
         self.count = len(ids)
         self.warps: Array = np.unique(ids // WARP)
         self._parts: dict[bytes, Threads] = {}
@@ -132,8 +132,8 @@ class Threads:
         key = mask.tobytes()
         found = self._parts.get(key)
         if found is None:
-            index = np.flatnonzero(mask)
-            found = self._parts[key] = Threads(self.block, self.ids[index], index)
+            places = np.flatnonzero(mask)
+            found = self._parts[key] = Threads(self.block, self.ids[places], places)
         return found
 
     def fail(self, where: Where, which: int, message: str) -> NoReturn:

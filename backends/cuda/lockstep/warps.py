@@ -94,13 +94,14 @@ def _vote(fn: FunctionReader, op: Any, where: Where) -> Step:
         if not t.whole:
             t.need_whole_warps(where)
         votes = by_warp(r[c], t)
+        out: Array
         if word == "ballot":
             out = np.packbits(votes, axis=1, bitorder="little").view(np.int32)[:, 0]
+        elif word == "any":
+            out = np.logical_or.reduce(votes, axis=1)
         else:
-            out = {"any": votes.any(axis=1), "all": votes.all(axis=1)}.get(word)
-            if out is None:
-                first = votes[:, :1]
-                out = (votes == first).all(axis=1)
+            same = votes if word == "all" else votes == votes[:, :1]
+            out = np.logical_and.reduce(same, axis=1)
         r[to] = np.repeat(out, WARP)
 
     return step
