@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from infc.backends.cuda.kernels.frame import WARPS, WORK_OFFSET
 from infc.backends.cuda.kernels.packing import PANEL_ROWS, Layout, layout_named
@@ -121,7 +122,10 @@ _SHARED_RATE = 128
 """Bytes of shared memory a clock."""
 _ISSUES = 4
 """Instructions of warps a clock."""
-_UNPACKING = {"bf16": 13, "f16": 26, "f32": 12, 8: 74, 6: 80, 5: 80, 4: 65, 3: 83, 2: 81}
+_FETCH_RATE = 40
+"""Bytes a clock that a multiprocessor gets of the second cache when all of them read: 5120 for the
+108 of an A100 (whitepaper), less for more of them."""
+_UNPACKING = {"bf16": 2, "f16": 26, "f32": 12, 8: 74, 6: 80, 5: 80, 4: 65, 3: 83, 2: 81}
 """Instructions that bring a block of a layout into registers (counted in SASS)."""
 _STEP_OVERHEAD = 70
 """Instructions of a warp in a stage for barriers, addresses and copies (counted in SASS)."""
@@ -184,7 +188,7 @@ def _with_stages(
 
 
 def _clocks(spec: ProductSpec, mapping: TileMapping, chip: _Chip) -> float:
-    """Clocks of a multiprocessor for all stages that it has."""
+    """Clocks of a multiprocessor for a stage of all tiles that it has."""
     tiles, clocks = 0, 0.0
     token_tiles = -(-spec.max_rows // mapping.tokens)
     for output, group in enumerate(spec.groups):
@@ -196,24 +200,41 @@ def _clocks(spec: ProductSpec, mapping: TileMapping, chip: _Chip) -> float:
     return waves * clocks / tiles
 
 
-def stage_clocks(
-    spec: ProductSpec, mapping: TileMapping, rate: float, output: int
-) -> tuple[float, float, float]:
-    """Clocks of a multiprocessor for a stage of a tile: of the tensor cores, which do `rate`
-    products a clock, of shared memory, and to issue instructions."""
+class StageClocks(NamedTuple):
+    """Clocks of a multiprocessor for a stage of a tile, each as if it were all that counts.
+
+    Attributes:
+        tensor: of the tensor cores.
+        shared: to write and read shared memory.
+        issue: to issue instructions.
+        fetch: to get the stage from the second cache.
+    """
+
+    tensor: float
+    shared: float
+    issue: float
+    fetch: float
+
+
+def stage_clocks(spec: ProductSpec, mapping: TileMapping, rate: float, output: int) -> StageClocks:
+    """What a stage of an output's tiles takes where the tensor cores do `rate` products a clock."""
     stage = stage_of(spec, mapping, output)
-    tensor = mapping.features * mapping.tokens * LINE_BYTES // 2 / rate
     blocks = mapping.warp_features // PANEL_ROWS * STEP_BLOCKS
-    read = WARPS * blocks * sum(x.block_bytes for x in stage.layouts) / len(stage.layouts)
+    segments = len(stage.layouts)
+    read = WARPS * blocks * sum(x.block_bytes for x in stage.layouts) // segments
     unpacked = sum(_UNPACKING[x.kind if x.is_float else x.bits] for x in stage.layouts)
-    issued = blocks * unpacked / len(stage.layouts) + _STEP_OVERHEAD
+    issued = _STEP_OVERHEAD + blocks * unpacked // segments
     if mapping.unit == WARPGROUP:
         # Each `wgmma` has 64 rows of weights and reads all tokens.
         read += mapping.features // 64 * mapping.tokens * LINE_BYTES
-        issued += mapping.tokens // 2  # the warps that copy
+        issued += mapping.tokens // 3  # the warps that copy
     else:
         read += WARPS * mapping.warp_tokens * LINE_BYTES
         products = blocks * 2 * mapping.warp_tokens // 8
         issued += products + mapping.warp_tokens // 4 + stage.size_bytes // 1024
-    shared = (read + stage.size_bytes) / _SHARED_RATE
-    return tensor, shared, WARPS * issued / _ISSUES
+    return StageClocks(
+        tensor=mapping.features * mapping.tokens * (LINE_BYTES // 2) / rate,
+        shared=(read + stage.size_bytes) / _SHARED_RATE,
+        issue=WARPS * issued / _ISSUES,
+        fetch=stage.size_bytes / _FETCH_RATE,
+    )
