@@ -95,13 +95,15 @@ class Ring:
         mine = b.mul(b.lane(), _UNIT_BYTES)
         stride = WARP * _UNIT_BYTES
 
+        def copy_unit(place: Value) -> None:
+            def copy() -> None:
+                b.copy_async(b.at(slot, place), b.at(source, place))
+
+            b.when(b.cmp("slt", place, size_bytes), copy)
+
         def copy_units(offset: Value) -> None:
             for unit in range(_UNITS_AT_ONCE):
-                place = b.add(b.add(offset, mine), unit * stride)
-                b.when(
-                    b.cmp("slt", place, size_bytes),
-                    lambda place=place: b.copy_async(b.at(slot, place), b.at(source, place)),
-                )
+                copy_unit(b.add(b.add(offset, mine), unit * stride))
 
         b.loop(0, size_bytes, stride * _UNITS_AT_ONCE, body=copy_units)
         b.copy_arrive(full)

@@ -235,28 +235,26 @@ class _Product:
         """Add a part to this warp's fragments of a panel; those of the first part are made."""
         b = self.b
         for segment, reader in enumerate(readers):
-            zeros = [b.const(0.0, b.f32)] * (4 * self.tiles)
-            sums = zeros
+            sums = [b.const(0.0, b.f32)] * (4 * self.tiles)
             if self.shape.parts > 1:
-                sums = b.when(
-                    b.cmp("eq", part, 0),
-                    lambda zeros=zeros: zeros,
-                    lambda segment=segment: self._kept(copy, segment),
-                    [b.f32] * len(zeros),
-                )
+                sums = self._kept(copy, segment, part)
             sums, count = self.sums.add_part(reader, part, sums, count)
             for tile in range(self.tiles):
                 fragment = b.vector_of(sums[4 * tile : 4 * tile + 4])
                 b.store(fragment, self._fragment(copy, segment, tile), 16)
         return count
 
-    def _kept(self, copy: Value, segment: int) -> list[Value]:
-        """This warp's fragments of a segment, of all tiles."""
+    def _kept(self, copy: Value, segment: int, part: Value) -> list[Value]:
+        """This warp's fragments of a segment, of all tiles; zeros in front of the first part."""
         b, kind = self.b, self.b.vec(4, self.b.f32)
-        fragments = [
-            b.load(self._fragment(copy, segment, tile), kind, 16) for tile in range(self.tiles)
-        ]
-        return [b.extract(fragment, i) for fragment in fragments for i in range(4)]
+        zeros = [b.const(0.0, b.f32)] * (4 * self.tiles)
+
+        def load() -> list[Value]:
+            places = [self._fragment(copy, segment, tile) for tile in range(self.tiles)]
+            fragments = [b.load(place, kind, 16) for place in places]
+            return [b.extract(fragment, i) for fragment in fragments for i in range(4)]
+
+        return b.when(b.cmp("eq", part, 0), lambda: zeros, load, [b.f32] * len(zeros))
 
     def _copy(self, number: Value) -> Value:
         """Where a copy of the fragments starts."""
@@ -292,7 +290,8 @@ class _Product:
             for segment, layout in enumerate(lot.layouts):
                 fragment = self._added(copy, segment, tile)
                 if not layout.is_float:
-                    factor = lot.chosen(b, panel, lambda i, s=segment: multipliers[i][s])
+                    factors = [of_output[segment] for of_output in multipliers]
+                    factor = lot.chosen(b, panel, factors)
                     fragment = [b.fmul(value, factor) for value in fragment]
                 fragments.append(fragment)
             values = finish_fragment(b, spec, fragments, biases)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -161,12 +161,12 @@ class Lot:
 
     def local(self, b: GpuBuilder, panel: Value) -> Value:
         """The number that a panel of the lot has in its matrix."""
-        return b.sub(panel, self.chosen(b, panel, lambda i: b.idx(self._firsts[i])))
+        return b.sub(panel, self.chosen(b, panel, [b.idx(first) for first in self._firsts]))
 
     def weights(self, b: GpuBuilder, panel: Value, weights: Sequence[Value], segment: int) -> Value:
         """Where a panel of a segment starts in global memory."""
         layout = self.layouts[segment]
-        matrix = self.chosen(b, panel, lambda i: weights[self.segments[i][segment]])
+        matrix = self.chosen(b, panel, [weights[group[segment]] for group in self.segments])
         offset = b.mul(b.wide(self.local(b, panel)), layout.panel_bytes(self._spec.k))
         return b.at(b.at(matrix, offset), HEADER_BYTES)
 
@@ -175,25 +175,23 @@ class Lot:
         mine = [targets[output] for output in self.outputs]
         if len(mine) == 1:
             return mine[0]
-        biases: list[Value | None] = []
-        for segment, present in enumerate(mine[0].biases):
-            if present is not None:
-                present = self.chosen(b, panel, lambda i, s=segment: mine[i].biases[s])
-            biases.append(present)
+        biases = []
+        for of_segment in zip(*(target.biases for target in mine), strict=True):
+            present = [bias for bias in of_segment if bias is not None]
+            biases.append(self.chosen(b, panel, present) if present else None)
         return OutputRows(
-            self.chosen(b, panel, lambda i: mine[i].out),
-            self.chosen(b, panel, lambda i: b.as_index(mine[i].n)),
-            self.chosen(b, panel, lambda i: b.as_index(mine[i].columns)),
-            self.chosen(b, panel, lambda i: b.as_index(mine[i].row_bytes)),
+            self.chosen(b, panel, [target.out for target in mine]),
+            self.chosen(b, panel, [b.as_index(target.n) for target in mine]),
+            self.chosen(b, panel, [b.as_index(target.columns) for target in mine]),
+            self.chosen(b, panel, [b.as_index(target.row_bytes) for target in mine]),
             tuple(biases),
         )
 
-    def chosen(self, b: GpuBuilder, panel: Value, value: Callable[[int], Value]) -> Value:
-        """`value(i)` of the output, number i of the lot, that a panel belongs to."""
-        chosen = value(0)
-        for i in range(1, len(self.outputs)):
-            beyond = b.cmp("sge", panel, self._firsts[i])
-            chosen = b.select(beyond, value(i), chosen)
+    def chosen(self, b: GpuBuilder, panel: Value, values: Sequence[Value]) -> Value:
+        """Of one value for each output of the lot, that of the output that a panel belongs to."""
+        chosen = values[0]
+        for first, value in zip(self._firsts[1:], values[1:], strict=True):
+            chosen = b.select(b.cmp("sge", panel, first), value, chosen)
         return chosen
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import THREADS, WORKER_BARRIER
 from infc.backends.cuda.kernels.stream_shape import TILE, StreamShape
@@ -74,12 +76,8 @@ def _emit_body(b: GpuBuilder, shape: StreamShape, x: Value, rows: Value, part: V
             if group in shape.sums_groups:
                 is_first = b.cmp("eq", b.bit_and(column, units_of_group - 1), 0)
                 index = b.div(column, units_of_group)
-                b.when(
-                    b.bit_and(there, is_first),
-                    lambda group=group, index=index, total=total: _store_sum(
-                        b, shape, group, index, row, rows, total
-                    ),
-                )
+                store = partial(_store_sum, b, shape, group, index, row, rows, total)
+                b.when(b.bit_and(there, is_first), store)
 
     if shape.sums_groups:
         b.loop(0, units, THREADS, body=add)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import WARPS
@@ -114,29 +115,19 @@ class WarpSums:
     ) -> list[Value]:
         """Add `mine` (i32) blocks, every eighth, from `where` on: by fours, then two, then one."""
         b = self.b
-        together = TOGETHER
-        number = b.idx(0)
 
-        def some(number: Value, sums: Sequence[Value], together: int) -> list[Value]:
+        def some(together: int, number: Value, *sums: Value) -> list[Value]:
             return self._blocks(reader, self._moved(reader, where, number), list(sums), together)
 
-        fours = b.bit_and(mine, -together)
-        sums = b.loop(
-            0, fours, together, carried=sums, body=lambda n, *sums: some(n, sums, TOGETHER)
-        )
-        number = fours
-        types = [b.f32] * len(sums)
-        while together > 1:
-            together //= 2
-            has = b.cmp("ne", b.bit_and(mine, together), 0)
-            before = sums
-            sums = b.when(
-                has,
-                lambda n=number, s=before, t=together: some(n, s, t),
-                lambda s=before: s,
-                types,
-            )
-            number = b.bit_or(number, b.bit_and(mine, together))
+        number = b.bit_and(mine, -TOGETHER)
+        sums = b.loop(0, number, TOGETHER, carried=sums, body=partial(some, TOGETHER))
+        together = TOGETHER // 2
+        while together:
+            has = b.bit_and(mine, together)
+            types = [b.f32] * len(sums)
+            add, keep = partial(some, together, number, *sums), partial(_same, sums)
+            sums = b.when(b.cmp("ne", has, 0), add, keep, types)
+            number, together = b.bit_or(number, has), together // 2
         return sums
 
     def _moved(self, reader: BlockReader, where: _Where, number: Value) -> _Where:
@@ -215,3 +206,7 @@ class WarpSums:
                     mine = [b.fma(mins[group][i // 2], total[i % 2], mine[i]) for i in range(4)]
             made += mine
         return made
+
+
+def _same(values: list[Value]) -> list[Value]:
+    return values
