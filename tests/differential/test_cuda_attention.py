@@ -1,7 +1,8 @@
 """CUDA's attention in lockstep, against NumPy."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from infc.backends.cuda.kernels.attention import (
     attention_arrivals,
     attention_scratch_bytes,
     emit_attention,
+    few_rows_mapping,
+    many_rows_mappings,
 )
 from infc.backends.cuda.kernels.kv_layout import KVLayer, KVLayout
 from infc.backends.cuda.lockstep import Device
@@ -172,12 +175,54 @@ def chunk(slot: int, last: int, count: int) -> list[tuple[int, int]]:
     return [(slot, position) for position in range(max(0, last + 1 - count), last + 1)]
 
 
+def ended(kernel: Kernel, count: int) -> tuple[NDArray[np.uint8], list[tuple[int, int]]]:
+    """A full cache and the last positions of a slot."""
+    last = kernel.case.positions - 1
+    return kernel.cache(last), chunk(1, last, count)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_many_rows(case: str) -> None:
     attention = tiled(case)
+    cache, rows = ended(attention, 33)
+    attention.check(attention(cache, rows), rows)
+
+
+@pytest.mark.parametrize("case", ["shared", "capped", "many"])
+def test_two_tiles_a_warp(case: str) -> None:
+    attention = tiled(case, tiles=2)
+    cache, rows = ended(attention, 50)
+    attention.check(attention(cache, rows), rows)
+
+
+@pytest.mark.parametrize("case", ["shared", "ring"])
+def test_chunks_of_a_prompt_give_the_bits_of_one_call(case: str) -> None:
+    attention = tiled(case)
+    cache, rows = ended(attention, CHUNK)
+    together = attention(cache, rows, grid=1)
+    attention.check(together, rows)
+    for first, count in ((0, 1), (1, 7), (8, 16), (24, 26)):
+        part = attention(cache, rows[first : first + count], grid=3)
+        np.testing.assert_array_equal(part, together[first : first + count])
+
+
+@pytest.mark.parametrize("case", ["shared", "ring"])
+def test_rows_of_several_sequences_give_the_bits_of_each(case: str) -> None:
+    attention = tiled(case)
     last = attention.case.positions - 1
-    rows = chunk(1, last, 33)
-    attention.check(attention(attention.cache(last), rows), rows)
+    cache = attention.cache(last)
+    parts = [chunk(2, last, 5), chunk(0, last - 3, 21), [(1, last)], chunk(2, last - 5, 3)]
+    together = attention(cache, [row for part in parts for row in part], grid=4)
+    alone = np.concatenate([attention(cache, part) for part in parts])
+    np.testing.assert_array_equal(together, alone)
+    attention.check(together, [row for part in parts for row in part])
+
+
+@pytest.mark.parametrize("case", ["odd", "wide"])
+def test_a_prompt_from_its_start(case: str) -> None:
+    attention = tiled(case)
+    rows = chunk(2, 34, 35)
+    attention.check(attention(attention.cache(34), rows), rows)
 
 
 @pytest.mark.parametrize("streams", [2, 4, 8])
@@ -185,5 +230,73 @@ def test_many_rows(case: str) -> None:
 def test_few_rows(case: str, streams: int) -> None:
     attention = parted(case, streams=streams)
     last = attention.case.positions - 1
-    rows = [(1, last), (0, last - 1), (1, last - 2)]
+    rows = [(1, last), (0, last - 33)]
     attention.check(attention(attention.cache(last), rows), rows)
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+@pytest.mark.parametrize("case", ["single", "ring", "wide"])
+def test_parts(case: str, parts: int) -> None:
+    attention = parted(case, parts, streams=2)
+    cache, last = attention.cache(80), attention.case.positions - 1
+    rows = [(0, 0), (2, 63), (1, 64), (0, 80)]
+    attention.check(attention(cache, rows, grid=5), rows)
+    attention.check(attention(attention.cache(last), [(0, last)], grid=4), [(0, last)])
+
+
+@pytest.mark.parametrize(("case", "streams"), [("shared", 8), ("ring", 2)])
+def test_bits_of_few_rows_depend_on_the_position_alone(case: str, streams: int) -> None:
+    attention = parted(case, 8, streams)
+    last = attention.case.positions - 1
+    cache, rows = attention.cache(last), [(2, last), (0, last - 1), (0, last)]
+    together = attention(cache, rows, grid=1)
+    np.testing.assert_array_equal(attention(cache, rows, grid=7), together)
+    alone = [attention(cache, [row], grid=3)[0] for row in rows]
+    np.testing.assert_array_equal(np.stack(alone), together)
+
+
+@pytest.mark.parametrize("make", [tiled, parted])
+def test_no_order_of_warps_and_blocks_shows(make: Callable[[str], Kernel]) -> None:
+    attention = make("ring")
+    cache, rows = ended(attention, 3)
+    together = attention(cache, rows, grid=3)
+    for seed in (1, 2):
+        np.testing.assert_array_equal(attention(cache, rows, grid=3, seed=seed), together)
+
+
+@pytest.mark.parametrize("make", [tiled, parted])
+@pytest.mark.parametrize("case", ["ring", "odd"])
+def test_a_key_that_is_not_a_number_harms_those_alone_who_see_it(
+    case: str, make: Callable[[str], Kernel]
+) -> None:
+    attention = make(case)
+    last = attention.case.positions - 1
+    rows = chunk(1, last, 4)
+    clean = attention(attention.cache(last), rows)
+    attention.k[1, last - 1], kept = np.nan, attention.k[1, last - 1].copy()
+    broken = attention.cache(last)
+    attention.k[1, last - 1] = kept
+    got = attention(broken, rows)
+    np.testing.assert_array_equal(got[:2], clean[:2])
+    assert np.isnan(got[2:]).all()
+
+
+def test_parts_are_no_more_than_keys_can_be_divided_into() -> None:
+    kv = KVLayer(kv_heads=8, head_dim=64, capacity=8192, dtype="f16", slots=1)
+    spec = AttentionSpec(32, kv, None, 0.125, None, max_rows=1)
+    mapping = few_rows_mapping(spec, rows=1, context=2048, blocks=132)
+    assert mapping == AttentionMapping(tiles=0, parts=16, streams=4)
+    assert attention_arrivals(spec, mapping) == 8
+    assert few_rows_mapping(replace(spec, window=256), 1, 256, 132).parts == 3
+    assert few_rows_mapping(replace(spec, max_rows=64), 64, 2048, 132).parts == 1
+    assert attention_scratch_bytes(spec, AttentionMapping(tiles=0)) == 0
+
+
+def test_what_does_not_fit_the_registers_is_refused() -> None:
+    kv = KVLayer(kv_heads=1, head_dim=256, capacity=64, dtype="f16", slots=1)
+    spec = AttentionSpec(1, kv, None, 1.0, None, max_rows=1)
+    assert many_rows_mappings(spec) == [AttentionMapping(tiles=1)]
+    with pytest.raises(ValueError, match="2 tiles of head_dim 256 are too many"):
+        Kernel("wide", AttentionMapping(tiles=2))
+    with pytest.raises(ValueError, match="head_dim 272 is larger than 256"):
+        replace(spec, kv=replace(kv, head_dim=272))
