@@ -52,7 +52,7 @@ def check_product(case: Case, emit: Emit, *, ctas: int, arch: str, seed: int | N
         Segment(n, layout.name, case.bias)
         for (layout, _, _), n in zip(packed, case.ns, strict=True)
     )
-    spec = ProductSpec(case.k, segments, case.combine, case.softcap, case.rows, case.out)
+    spec = ProductSpec(case.k, segments, case.combine, case.softcap, max(case.rows, 1), case.out)
     x = to_abf16(rng.standard_normal((case.rows, case.k)).astype(np.float32))
     biases = [rng.standard_normal(n).astype(np.float32) for n in case.ns] if case.bias else []
 
@@ -117,7 +117,7 @@ def _expected(
         rounded = round_bf16(w).astype(np.float64)
         value = x.astype(np.float64) @ rounded.T
         room = np.abs(x) @ np.abs(rounded).T
-        slack.append(1e-5 * room + 2.0**-8 * np.abs(x).max() * np.abs(w).max(axis=1))
+        slack.append(1e-5 * room + 2.0**-8 * np.abs(x).max(initial=0.0) * np.abs(w).max(axis=1))
         sums.append(value + biases[i] if biases else value)
     if case.combine is not None:
         gate, up = sums

@@ -50,6 +50,10 @@ def test_more_blocks_than_tiles() -> None:
     _check(_PLAIN, _SMALL, ctas=5)
 
 
+def test_no_rows() -> None:
+    _check(replace(_PLAIN, rows=0), _SMALL)
+
+
 def test_warps_in_any_order() -> None:
     _check(replace(_PLAIN, ns=(80,), k=320), _SMALL, ctas=2, seed=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
@@ -90,14 +91,14 @@ class Lot:
         run = _SHARED_TOKEN_TILES * self._feature_tiles
         first = b.mul(b.div(tile, run), _SHARED_TOKEN_TILES)
         within = b.rem(tile, run)
-        width = b.min(b.sub(self.token_tiles, first), _SHARED_TOKEN_TILES)
+        width = b.max(b.min(b.sub(self.token_tiles, first), _SHARED_TOKEN_TILES), 1)
         token = b.mul(b.add(first, b.rem(within, width)), self._tokens)
         feature_tile = b.div(within, width)
         local = b.sub(feature_tile, self._chosen(feature_tile, lambda i: b.idx(self._firsts[i])))
         panel = b.mul(local, self.stage.panels)
         headers = [
-            self._chosen(feature_tile, lambda i, s=s: self._weights(i)[s])
-            for s in range(len(self.stage.layouts))
+            self._chosen(feature_tile, partial(self._header, segment))
+            for segment in range(len(self.stage.layouts))
         ]
         offsets = [
             b.add(b.mul(b.wide(panel), layout.panel_bytes(spec.k)), HEADER_BYTES)
@@ -116,20 +117,16 @@ class Lot:
             target=self._target(feature_tile),
         )
 
-    def _weights(self, index: int) -> list[Value]:
-        group = self._spec.groups[self._outputs[index]]
-        return [self._arguments.weights[segment] for segment in group]
+    def _header(self, segment: int, index: int) -> Value:
+        return self._arguments.weights[self._spec.groups[self._outputs[index]][segment]]
 
     def _target(self, feature_tile: Value) -> OutputRows:
         targets = [OutputRows.of(self._spec, self._arguments, output) for output in self._outputs]
         if len(targets) == 1:
             return targets[0]
         b = self._b
-        biases: list[Value | None] = []
-        for segment, present in enumerate(targets[0].biases):
-            if present is not None:
-                present = self._chosen(feature_tile, lambda i, s=segment: targets[i].biases[s])
-            biases.append(present)
+        columns = zip(*(target.biases for target in targets), strict=True)
+        biases = [self._present(feature_tile, column) for column in columns]
         return OutputRows(
             self._chosen(feature_tile, lambda i: targets[i].out),
             self._chosen(feature_tile, lambda i: b.as_index(targets[i].n)),
@@ -137,6 +134,11 @@ class Lot:
             self._chosen(feature_tile, lambda i: b.as_index(targets[i].row_bytes)),
             tuple(biases),
         )
+
+    def _present(self, feature_tile: Value, biases: Sequence[Value | None]) -> Value | None:
+        """The bias of the output of a tile, where the outputs of the lot have them."""
+        pointers = [bias for bias in biases if bias is not None]
+        return self._chosen(feature_tile, lambda i: pointers[i]) if pointers else None
 
     def _chosen(self, feature_tile: Value, value: Callable[[int], Value]) -> Value:
         """`value(i)` of the output, number i of the lot, that a tile of features belongs to."""
