@@ -342,13 +342,13 @@ def argmax(logits: F32, grid: int, seed: int | None = None) -> I32:
 def top_k(logits: F32, wanted: int, grid: int, seed: int | None = None) -> tuple[F32, I32]:
     rows, n = logits.shape
     device = Device()
-    outs = [device.allocate(4 * rows * WANTED) for _ in range(2)]
+    outs = [device.allocate(4 * rows * wanted) for _ in range(2)]
     scratch = device.allocate(best.top_k_scratch_bytes(rows))
     arrivals = put(device, np.zeros(rows, np.int32))
     arguments = [put(device, logits), *outs, scratch, arrivals, wanted, rows]
     best_function("top_k", n).run(device, arguments, grid=grid, seed=seed)
     assert not device.read(arrivals, np.int32, (rows,)).any()
-    shape = (rows, WANTED)
+    shape = (rows, wanted)
     return device.read(outs[0], np.float32, shape), device.read(outs[1], np.int32, shape)
 
 

@@ -97,9 +97,9 @@ def emit_top_k(b: GpuBuilder, name: str, n: int, count: int) -> Emitted:
     """Define `@name(logits, top_logits, top_ids, scratch, arrivals, wanted, rows, cta, ctas)`: five
     pointers, four i32.
 
-    `logits` is f32 [rows, n], `top_logits` f32 and `top_ids` i32 [rows, count]; the first `wanted`
-    of each row are the largest, the best first, the others minus infinity at index 0. `wanted` is
-    1 .. count, `count` at most `MOST_WANTED`. `arrivals` is i32 [rows], zero before and after.
+    `logits` is f32 [rows, n], `top_logits` f32 and `top_ids` i32 [rows, wanted]: the largest of each
+    row, the best first; minus infinity at index 0 where a row has no more. `wanted` is 1 .. count,
+    `count` at most `MOST_WANTED`. `arrivals` is i32 [rows], zero before and after.
     """
     if count > MOST_WANTED:
         raise ValueError(f"expected at most {MOST_WANTED} top logits, got {count}")
@@ -116,13 +116,15 @@ def emit_top_k(b: GpuBuilder, name: str, n: int, count: int) -> Emitted:
 
             def merge() -> None:
                 emit_select(b, wanted, *_slot_entries(b, slots, parts, wanted))
-                targets = [_row(b, t, row, count * F32_BYTES) for t in (top_logits, top_ids)]
 
                 def put(index: Value, entry: Value) -> None:
-                    for value, target in zip(parts_of(b, entry), targets, strict=True):
-                        b.store(value, b.at(target, b.mul(index, F32_BYTES)), F32_BYTES)
+                    offset = b.mul(b.add(b.mul(row, wanted), index), F32_BYTES)
+                    for value, target in zip(
+                        parts_of(b, entry), (top_logits, top_ids), strict=True
+                    ):
+                        b.store(value, b.at(target, offset), F32_BYTES)
 
-                emit_each_listed(b, b.idx(count), put)
+                emit_each_listed(b, wanted, put)
 
             _when_last(b, _row(b, arrivals, row, _INDEX_BYTES), parts, merge)
 
