@@ -41,7 +41,9 @@ def message(
             shared_bytes=SHARED_BYTES,
             seed=seed,
         )
-    text = re.sub(r" at [^ ()]+\.py:\d+\)", ")", str(error.value).removeprefix("error[INF9001]: "))
+    said = str(error.value).removeprefix("error[INF9001]: ")
+    said = said.replace(" (the warps of a block run together without a seed)", "")
+    text = re.sub(r" at [^ ()]+\.py:\d+\)", ")", said)
     return re.sub(r"operation \d+", "operation N", text)
 
 

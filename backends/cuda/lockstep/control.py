@@ -147,6 +147,10 @@ def _for(fn: FunctionReader, op: Any, where: Where) -> Step | Waits:
     return _finished(go, body.waiting)
 
 
+def _differ(a: Any, b: Any) -> bool:
+    return a is not b and not np.array_equal(a, b)
+
+
 # ---- while ---------------------------------------------------------------------------------------
 
 
@@ -183,9 +187,9 @@ def _while(fn: FunctionReader, op: Any, where: Where) -> Step | Waits:
                 part, inner, index = smaller, fresh, index[smaller.places]
             _set(inner, after.arguments, values)
             yield from _run(after, inner, part)
-            values = after.results(inner)
+            before_it, values = values, after.results(inner)
             if spins:
-                machine.progress += bool(values)
+                machine.progress += any(map(_differ, before_it, values))
                 machine.waiting[part] = (where, lambda: "goes round")
                 yield
                 machine.waiting.pop(part, None)

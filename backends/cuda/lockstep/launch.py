@@ -99,4 +99,5 @@ def _schedule(machine: Machine, blocks: list[Block], groups: list[Running]) -> N
         seen = machine.progress
         if idle > (1 if machine.dice is None else _PATIENCE):
             lines = [f"{who} at {w}: {what()}" for who, (w, what) in machine.waiting.items()]
-            raise LockstepError("nobody can go on; " + "; ".join(lines))
+            note = "" if machine.dice else " (the warps of a block run together without a seed)"
+            raise LockstepError(f"nobody can go on{note}; " + "; ".join(lines))

@@ -175,11 +175,23 @@ class Races:
         self._written[start:end] = self.age
         self._writer[start:end] = self.warps
 
-    def unfenced(self, start: int, end: int) -> int | None:
-        """The first of these bytes that a thread wrote without `fence.proxy.async` after it."""
-        writer = self._writer[start:end]
-        bad = (self._written[start:end] > self.fenced[writer]) & (writer < self.warps)
-        return start + int(np.argmax(bad)) if bad.any() else None
+    def need_fence(
+        self, index: Array, width: int, t: Threads, where: Where, who: Array | None
+    ) -> None:
+        """Fail where a thread wrote without `fence.proxy.async` after it what a matrix unit reads
+        through a descriptor."""
+        written, writer, _ = self._views[width]
+        ages, parties = (marks.take(index).view(np.uint8) for marks in (written, writer))
+        bad = ((ages > self.fenced[parties]) & (parties < self.warps)).reshape(len(index), -1)
+        if bad.any():
+            access, byte = divmod(int(np.argmax(bad)), bad.shape[1])
+            place = int(index[access, byte // width]) * width + byte % width
+            warp = int(parties.reshape(len(index), -1)[access, byte])
+            t.failing(where, who)(
+                access,
+                f"shared memory byte {place}, which warp {warp} wrote"
+                f"{self._find(True, warp, place)}, has no fence.proxy.async behind that",
+            )
 
     def fence(self, t: Threads) -> None:
         """These threads' writes until now are seen by copies and matrix units."""

@@ -150,7 +150,10 @@ def _tokens(t: Threads, where: Where, descriptor: int, tokens: int) -> Array:
     address = start + token // 8 * eight_lines + token % 8 * 128 + piece * _PIECE
     address ^= (address >> 7 & 7) << 4
     who = np.zeros(len(address), np.int64)
-    raw = t.block.shared.load(address, _PIECE, _PIECE, t, where, who)
+    shared = t.block.shared
+    raw = shared.load(address, _PIECE, _PIECE, t, where, who)
+    index, width = shared.locate(address, _PIECE, _PIECE, t.failing(where, who))
+    t.block.races.need_fence(index, width, t, where, who)
     numbers = widen(np.ascontiguousarray(raw).view(np.uint16))
     return numbers.astype(np.float64).reshape(tokens, 16)
 
