@@ -97,9 +97,9 @@ def emit_top_k(b: GpuBuilder, name: str, n: int, count: int) -> Emitted:
     """Define `@name(logits, top_logits, top_ids, scratch, arrivals, wanted, rows, cta, ctas)`: five
     pointers, four i32.
 
-    `logits` is f32 [rows, n], `top_logits` f32 and `top_ids` i32 [rows, wanted]: the largest of each
-    row, the best first; minus infinity at index 0 where a row has no more. `wanted` is 1 .. count,
-    `count` at most `MOST_WANTED`. `arrivals` is i32 [rows], zero before and after.
+    `logits` is f32 [rows, n], `top_logits` f32 and `top_ids` i32 [rows, wanted]: the largest of
+    each row, the best first; minus infinity at index 0 where a row has no more. `wanted` is
+    1 .. count, `count` at most `MOST_WANTED`. `arrivals` is i32 [rows], zero before and after.
     """
     if count > MOST_WANTED:
         raise ValueError(f"expected at most {MOST_WANTED} top logits, got {count}")
