@@ -366,6 +366,10 @@ class GpuBuilder(builder.Builder):
         b, c = (self.idx(x) if isinstance(x, int) else x for x in (b, c))
         return self.assembly(AND_OR, [self.i32], a, b, c, pure=True)[0]
 
+    def select_bits(self, mask: int, a: Value, b: Value) -> Value:
+        """The bits of `a` where those of `mask` are set, else those of `b`; i32 (`lop3`)."""
+        return self.assembly(SELECT_BITS, [self.i32], a, b, self.idx(mask), pure=True)[0]
+
     def bits(self, a: Value) -> Value:
         """The bits of a 32-bit number or of a vector of 32 bits as an i32."""
         return llvm.BitcastOp(self.i32, a).res
@@ -434,6 +438,8 @@ TEST_WAIT = (
 """Whether a phase of a barrier in shared memory has ended: 1 or 0."""
 AND_OR = "lop3.b32 $0, $1, $2, $3, 0xEA;"
 """`$1 & $2 | $3`."""
+SELECT_BITS = "lop3.b32 $0, $1, $2, $3, 0xE4;"
+"""`$1 & $3 | $2 & ~$3`."""
 _WAIT_TICKS = 0x989680
 """Nanoseconds after which a waiting thread looks again."""
 

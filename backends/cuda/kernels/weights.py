@@ -236,10 +236,7 @@ def _code_words(b: GpuBuilder, layout: Layout, planes: Sequence[Sequence[Value]]
             added = [_shifted(b, source, have - bits * i) for i in range(4)]
         if have:
             mask = ((1 << have) - 1) * 0x01010101
-            added = [
-                b.bit_or(b.bit_and(low, mask), b.bit_and(high, ~mask))
-                for low, high in zip(words, added, strict=True)
-            ]
+            added = [b.select_bits(mask, *pair) for pair in zip(words, added, strict=True)]
         words = added
         have += bits
     return words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from infc.backends.cuda.codegen.builder import AND_OR, TEST_WAIT
+from infc.backends.cuda.codegen.builder import AND_OR, SELECT_BITS, TEST_WAIT
 from infc.backends.cuda.lockstep.mbarriers import test_wait
 from infc.backends.cuda.lockstep.numbers import pure
 from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
@@ -19,6 +19,7 @@ Reader = Callable[[FunctionReader, Any, Where], Step | Waits | None]
 TEXTS: dict[str, Reader] = {
     TEST_WAIT: test_wait,
     AND_OR: pure(lambda a, b, c: a & b | c),
+    SELECT_BITS: pure(lambda a, b, mask: a & mask | b & ~mask),
 }
 _LOOKS = (TEST_WAIT,)
 
