@@ -48,14 +48,15 @@ def prepare(out: Path, weights: Path | None, only: tuple[str, ...]) -> None:
         print(f"cases: {gpu_prepare.prepare_cases(out / 'cases')}", flush=True)
     if not only or "micro" in only:
         write_micro(out / "micro", gpu_prepare.ARCH)
-    with TemporaryDirectory() as scratch:
-        for plan in plans(Path(scratch)):
+    with TemporaryDirectory() as models:
+        for plan in plans(Path(models)):
             if only and plan.name not in only:
                 continue
             start = time.perf_counter()
             folder = out / "models" / plan.name
             shutil.rmtree(folder, ignore_errors=True)
-            gpu_prepare.prepare_model(plan, folder, real=weights)
+            with TemporaryDirectory() as scratch:
+                gpu_prepare.prepare_model(plan, folder, Path(scratch), real=weights)
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
             print(f"{plan.name}: {size:.1f} MB, {time.perf_counter() - start:.0f} s", flush=True)
 

@@ -22,6 +22,8 @@ from infc.target.schema import Target
 
 PATTERN = 1_048_573
 """Numbers of random weights before they repeat: a prime, so that rows begin everywhere in it."""
+WARMUP = 10
+"""Steps that are not counted."""
 
 
 class PreparedModel:
@@ -120,7 +122,7 @@ def _scales_and_minima(layout: Any, step: float) -> NDArray[np.float16]:
     """What lies behind the codes of a block: for each r scales `[group][2]`, then minima alike."""
     per_r = np.full(layout.scales_bytes // 2, step, np.float16)
     if layout.has_min:
-        per_r[len(per_r) // 2 :] = -step * (1 << layout.bits) / 2
+        per_r[len(per_r) // 2 :] = -step * ((1 << layout.bits) - 1) / 2
     return np.tile(per_r, 8)
 
 
@@ -173,9 +175,7 @@ def prefill(runnable: Runnable, kv: Any, tokens: NDArray[np.int32], slot: int = 
         runnable.run(Phase.PREFILL, call_of(piece, start, slot=slot), kv, threads=1)
 
 
-def time_decode(
-    runnable: Runnable, *, batch: int, position: int, steps: int, warmup: int = 10
-) -> dict[str, float]:
+def time_decode(runnable: Runnable, *, batch: int, position: int, steps: int) -> dict[str, float]:
     """Greedy decoding of `batch` sequences behind prompts of `position` random tokens.
 
     Returns:
@@ -186,12 +186,12 @@ def time_decode(
         prefill(runnable, kv, random_tokens(runnable.vocab_size, position, slot), slot)
     tokens = random_tokens(runnable.vocab_size, batch)
     seconds = []
-    for number in range(warmup + steps):
+    for number in range(WARMUP + steps):
         call = step_of(tokens, position + number)
         start = time.perf_counter()
         tokens = runnable.run(Phase.DECODE, call, kv, threads=1)
         seconds.append(time.perf_counter() - start)
-    return spread(seconds[warmup:])
+    return spread(seconds[WARMUP:])
 
 
 def time_prefill(runnable: Runnable, *, tokens: int, repeats: int) -> dict[str, float]:

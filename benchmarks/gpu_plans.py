@@ -9,13 +9,16 @@ from pathlib import Path
 from gpu_prepare import PROJECT, Plan, write_llama_shape
 
 DATA = PROJECT / "benchmarks" / "data" / "gpu"
-TINY = {
-    "tiny-gemma3-bf16": ("gemma3", "BF16"),
-    "tiny-gemma3-q4_k": ("gemma3", "Q4_K"),
-    "tiny-llama-q8_0": ("llama", "Q8_0"),
-    "tiny-qwen3-f16": ("qwen3", "F16"),
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+"""Rows of whole blocks of 256."""
+TINY: dict[str, tuple[str, str, dict[str, int]]] = {
+    "tiny-gemma3-bf16": ("gemma3", "BF16", {}),
+    "tiny-gemma3-q4_k": ("gemma3", "Q4_K", WIDE),
+    "tiny-llama-q8_0": ("llama2", "Q8_0", {}),
+    "tiny-qwen3-f16": ("qwen3", "F16", {}),
+    "tiny-qwen3-q6_k": ("qwen3", "Q6_K", WIDE),
 }
-"""Families and storage types of the models whose logits are compared."""
+"""Families, storage types and shapes of the models whose logits are compared."""
 CONTEXT, CHUNK = 4096, 2048
 
 
@@ -27,8 +30,8 @@ def plans(folder: Path) -> list[Plan]:
     small = SmallModels(folder)
     limits = {"max_context": 64, "chunk": 16, "max_batch": 3}
     found = [
-        Plan(name, small.model(family, storage), limits, "logits")
-        for name, (family, storage) in TINY.items()
+        Plan(name, small.model(family, storage, **changes), limits, "logits")
+        for name, (family, storage, changes) in TINY.items()
     ]
     config = json.loads((DATA / "llama-1b.json").read_text())
     llama = write_llama_shape(folder / "llama-1b", config)

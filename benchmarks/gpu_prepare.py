@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -103,43 +102,49 @@ def write_llama_shape(folder: Path, c: dict[str, Any]) -> Path:
     return folder
 
 
-def prepare_model(plan: Plan, out: Path, target: str = TARGET, real: Path | None = None) -> None:
-    """Compile a model and write what of it travels; `real` gets large weights in pieces."""
-    with TemporaryDirectory() as scratch:
-        dump = Path(scratch) / "dump"
-        path = Path(scratch) / "model.infc"
-        infc.compile(plan.model, target=target, output=path, dump=dump, **plan.options)
-        with open_artifact(path) as artifact:
-            out.mkdir(parents=True)
-            for name in artifact.names():
-                if name.startswith("programs/"):
-                    (out / name.removeprefix("programs/")).write_bytes(artifact.member(name))
-            weights = np.frombuffer(artifact.member("weights/weights.bin"), np.uint8)
-            table = packed_table(dump)
-            rows = {
-                str(number): weights[entry["offset"] :][: entry["size_bytes"]]
-                for number, entry in enumerate(table)
-                if entry["layout"] == "rows"
-            }
-            np.savez_compressed(out / "rows.npz", **rows)
-            if len(weights) <= SMALL_BYTES:
-                weights.tofile(out / "weights.bin")
-            elif real is not None and plan.expected:
-                _write_pieces(weights, real, plan.name)
-            facts = {
-                "name": plan.name,
-                "options": {key: value for key, value in plan.options.items()},
-                "signature": artifact.manifest.programs["decode"],
-                "target": artifact.manifest.targets["decode"],
-                "weight_bytes": len(weights),
-                "weights": table,
-                "predicted": predictions(artifact),
-                "tolerance": TOLERANCE,
-                "tie": TIE,
-            }
-            (out / "model.json").write_text(json.dumps(facts))
+def prepare_model(
+    plan: Plan, out: Path, scratch: Path, target: str = TARGET, real: Path | None = None
+) -> None:
+    """Compile a model and write what of it travels.
+
+    Args:
+        out: the new folder.
+        scratch: a folder for the artifact and the dumps.
+        real: gets the packed weights of models with a text to compare, in pieces.
+    """
+    dump, path = scratch / "dump", scratch / "model.infc"
+    infc.compile(plan.model, target=target, output=path, dump=dump, **plan.options)
+    with open_artifact(path) as artifact:
+        out.mkdir(parents=True)
+        for name in artifact.names():
+            if name.startswith("programs/"):
+                (out / name.removeprefix("programs/")).write_bytes(artifact.member(name))
+        weights = np.frombuffer(artifact.member("weights/weights.bin"), np.uint8)
+        table = packed_table(dump)
+        rows = {
+            str(number): weights[entry["offset"] :][: entry["size_bytes"]]
+            for number, entry in enumerate(table)
+            if entry["layout"] == "rows"
+        }
+        np.savez_compressed(out / "rows.npz", **rows)
+        if len(weights) <= SMALL_BYTES:
+            weights.tofile(out / "weights.bin")
+        elif real is not None and plan.expected:
+            _write_pieces(weights, real, plan.name)
+        facts = {
+            "name": plan.name,
+            "options": plan.options,
+            "signature": artifact.manifest.programs["decode"],
+            "target": artifact.manifest.targets["decode"],
+            "weight_bytes": len(weights),
+            "weights": table,
+            "predicted": predictions(artifact),
+            "tolerance": TOLERANCE,
+            "tie": TIE,
+        }
+        (out / "model.json").write_text(json.dumps(facts))
     if plan.expected:
-        _write_expected(plan, out)
+        _write_expected(plan, out, scratch)
 
 
 def packed_table(dump: Path) -> list[dict[str, Any]]:
@@ -176,18 +181,17 @@ def _write_pieces(weights: NDArray[np.uint8], folder: Path, name: str) -> None:
         weights[start : start + PIECE_BYTES].tofile(folder / f"{name}.bin.{number:02}")
 
 
-def _write_expected(plan: Plan, out: Path) -> None:
+def _write_expected(plan: Plan, out: Path, scratch: Path) -> None:
     target = "reference" if plan.expected == "logits" else "cpu"
-    with TemporaryDirectory() as scratch:
-        path = Path(scratch) / "model.infc"
-        infc.compile(plan.model, target=target, output=path, **plan.options)
-        with open_artifact(path) as artifact:
-            runnable = load_runnable(artifact)
-            if plan.expected == "logits":
-                _write_logits(runnable, out)
-            else:
-                _write_greedy(runnable, infc.load(artifact).tokenizer, out)
-            runnable.close()
+    path = scratch / f"{target}.infc"
+    infc.compile(plan.model, target=target, output=path, **plan.options)
+    with open_artifact(path) as artifact:
+        runnable = load_runnable(artifact)
+        if plan.expected == "logits":
+            _write_logits(runnable, out)
+        else:
+            _write_greedy(runnable, infc.load(artifact).tokenizer, out)
+        runnable.close()
 
 
 def _write_logits(runnable: Any, out: Path) -> None:

@@ -122,14 +122,17 @@ def _predicted(model: PreparedModel, phase: str, prompt: int) -> float | None:
 def _library_seconds(model: PreparedModel, runnable: CudaRunnable, tokens: int) -> float | None:
     """What the matrix library takes for the products of a prompt; of the vocabulary one row."""
     try:
-        from gpu_ceilings import library_seconds
-
-        return library_seconds(
-            [
-                (1 if e["n"] == runnable.vocab_size else tokens, e["n"], e["k"])
-                for e in model.facts["weights"]
-                if e["layout"] != "rows"
-            ]
-        )
+        import torch
     except ImportError:
         return None
+    if not torch.cuda.is_available():
+        return None
+    from gpu_ceilings import library_seconds
+
+    return library_seconds(
+        [
+            (1 if e["n"] == runnable.vocab_size else tokens, e["n"], e["k"])
+            for e in model.facts["weights"]
+            if e["layout"] != "rows"
+        ]
+    )
