@@ -36,13 +36,11 @@ class _Row:
 
     Attributes:
         token, head: i32; of rows that there are not those of the last token.
-        exists: i1.
-        position: of the token.
+        position: of the token; -1 of rows that there are not.
     """
 
     token: Value
     head: Value
-    exists: Value
     position: Value
 
 
@@ -62,7 +60,7 @@ class TilesAttention:
 
     def __init__(self, b: GpuBuilder, spec: AttentionSpec, tiles: int, a: Arguments) -> None:
         self.b, self.spec, self.a, self.tiles = b, spec, a, tiles
-        groups = 2 if spec.kv.head_dim <= _HELD_HEAD_DIM and tiles < 2 else 1
+        groups = 2 if spec.kv.head_dim <= _HELD_HEAD_DIM else 1
         self.step = Step(b, spec, tiles, groups=groups)
         self.output = AttentionOutput(b, spec, a.out)
         base = b.shared_memory(WORK_OFFSET)
@@ -70,11 +68,14 @@ class TilesAttention:
         own = b.mul(b.warp(), _query_bytes(spec, tiles) // WARPS)
         lane = b.add(own, b.mul(self.step.lane, 16))
         self.queries = b.at(base, b.add(lane, 2 * self.stages.shape.bytes))
+        notes = 2 * self.stages.shape.bytes + _query_bytes(spec, tiles)
+        self.notes = b.at(base, b.add(b.mul(b.thread(), _note_bytes(tiles)), notes))
 
     @staticmethod
     def work_bytes(spec: AttentionSpec, tiles: int) -> int:
         """Shared memory."""
-        return 2 * StageShape(spec).bytes + _query_bytes(spec, tiles)
+        notes = THREADS * _note_bytes(tiles)
+        return 2 * StageShape(spec).bytes + _query_bytes(spec, tiles) + notes
 
     @property
     def block_rows(self) -> int:
@@ -86,10 +87,10 @@ class TilesAttention:
         b, a, kv_heads = self.b, self.a, self.spec.kv.kv_heads
         blocks = b.ceil_div(b.mul(a.rows, self.spec.group), self.block_rows)
         items = b.mul(blocks, kv_heads)
-        mirrored = b.sub(b.sub(a.ctas, 1), a.cta)
 
-        def round_(first: Value, backwards: Value) -> Value:
-            turn = b.select(b.cmp("ne", backwards, 0), mirrored, a.cta)
+        def round_(first: Value) -> None:
+            backwards = b.cmp("ne", b.rem(b.div(first, a.ctas), 2), 0)
+            turn = b.select(backwards, b.sub(b.sub(a.ctas, 1), a.cta), a.cta)
             number = b.add(first, turn)
 
             def item() -> None:
@@ -97,21 +98,20 @@ class TilesAttention:
                 self._item(block, b.rem(number, kv_heads))
 
             b.when(b.cmp("slt", number, items), item)
-            return b.bit_xor(backwards, 1)
 
-        b.loop(0, items, a.ctas, [b.idx(0)], body=round_)
+        b.loop(0, items, a.ctas, body=round_)
 
     # ---- rows ----------------------------------------------------------------------------------
 
     def _item(self, block: Value, kv_head: Value) -> None:
         b, a, group = self.b, self.a, self.spec.group
         first = b.mul(block, self.block_rows)
-        rows = self._rows(first, kv_head)
+        self._note(self._rows(first, kv_head))
         stop = b.min(a.rows, b.ceil_div(b.add(first, self.block_rows), group))
 
         def run(start: Value) -> list[Value]:
             one = self._run(start, stop)
-            self._attend(one, rows, kv_head)
+            self._attend(one, kv_head)
             return [one.end]
 
         b.loop_while([b.div(first, group)], lambda start: b.cmp("slt", start, stop), run)
@@ -126,8 +126,24 @@ class TilesAttention:
             exists = b.cmp("slt", token, a.rows)
             token = b.min(token, b.sub(a.rows, 1))
             head = b.add(b.mul(kv_head, group), inside)
-            rows.append(_Row(token, head, exists, self._number(a.positions, token)))
+            position = b.select(exists, self._number(a.positions, token), b.idx(-1))
+            rows.append(_Row(token, head, position))
         return rows
+
+    def _note(self, rows: list[_Row]) -> None:
+        """Keep the rows in shared memory: while keys pass, registers have better to hold."""
+        b, size = self.b, 4 * len(rows)
+        for i, name in enumerate(("token", "head", "position")):
+            numbers = b.vector_of([getattr(row, name) for row in rows])
+            b.store(numbers, b.at(self.notes, i * size), size)
+
+    def _noted(self) -> list[_Row]:
+        b, count = self.b, 2 * self.tiles
+        fields = [
+            b.load(b.at(self.notes, i * 4 * count), b.vec(count, b.i32), 4 * count)
+            for i in range(3)
+        ]
+        return [_Row(*(b.extract(field, i) for field in fields)) for i in range(count)]
 
     def _run(self, start: Value, stop: Value) -> _Run:
         """The run of tokens that begins at one; every warp looks for itself."""
@@ -156,7 +172,7 @@ class TilesAttention:
 
     # ---- one run -------------------------------------------------------------------------------
 
-    def _attend(self, run: _Run, rows: list[_Row], kv_head: Value) -> None:
+    def _attend(self, run: _Run, kv_head: Value) -> None:
         b, kv, stages = self.b, self.spec.kv, self.stages
         keys = kv.head_keys(b, self.a.cache, run.slot, kv_head)
         values = kv.head_values(b, self.a.cache, run.slot, kv_head)
@@ -168,6 +184,7 @@ class TilesAttention:
         # The stages of another run may still be read.
         self._meet()
         stages.copy(keys, values, first, b.idx(0))
+        rows = self._noted()
         seen = self._seen(run, rows)
         held = self._load_queries(rows)
 
@@ -184,7 +201,7 @@ class TilesAttention:
 
         state = self.step.new_state()
         out = b.loop(first, b.add(last, 1), 1, state.values(), body=stage)
-        self._finish(state.like(out), seen, rows)
+        self._finish(state.like(out), seen)
 
     def _stage(
         self,
@@ -225,14 +242,13 @@ class TilesAttention:
         positions = []
         for row in rows:
             inside = b.bit_and(b.cmp("sge", row.token, run.start), b.cmp("slt", row.token, run.end))
-            there = b.bit_and(inside, row.exists)
-            positions.append(b.select(there, row.position, b.idx(-1)))
-        return self.step.rows(positions, [row.exists for row in rows])
+            positions.append(b.select(inside, row.position, b.idx(-1)))
+        return self.step.rows(positions, [b.cmp("sge", row.position, 0) for row in rows])
 
-    def _finish(self, state: State, seen: Rows, rows: list[_Row]) -> None:
+    def _finish(self, state: State, seen: Rows) -> None:
         """Write the rows of the run."""
         b, step = self.b, self.step
-        for index, row in enumerate(rows):
+        for index, row in enumerate(self._noted()):
             tile, half = divmod(index, 2)
             terms = step.quad_sum(state.terms[index])
 
@@ -287,6 +303,11 @@ class TilesAttention:
 
     def _meet(self) -> None:
         self.b.sync(THREADS, WORKER_BARRIER)
+
+
+def _note_bytes(tiles: int) -> int:
+    """Shared memory of what a lane notes of its rows."""
+    return 3 * 4 * 2 * tiles
 
 
 def _query_bytes(spec: AttentionSpec, tiles: int) -> int:
