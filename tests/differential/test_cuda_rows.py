@@ -27,9 +27,16 @@ from infc.backends.cuda.kernels.rows import (
     emit_rows,
 )
 from infc.backends.cuda.lockstep import Device
+from infc.backends.cuda.lowering.forms import Form
+from infc.backends.cuda.lowering.row_forms import rows_form
+from infc.ir.context import context, parse
 from infc.ir.kv_storage import LIMITS, load_kv, store_kv
+from infc.ir.types import BufferType
+from infc.passes.codegen.kernel_body import KernelBody
 from infc.reference import ops
-from infc.reference.abf16 import abf16_padded, abf16_row_bytes, to_abf16
+from infc.reference.abf16 import abf16_padded, abf16_row_bytes, from_abf16, to_abf16
+from infc.reference.buffer import Buffer
+from infc.reference.interpreter import Interpreter
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -191,6 +198,69 @@ def test_columns_without_norms_are_dealt_in_pieces(d: int, rows: int) -> None:
     want = ops.softcap(ops.activation(x, "silu") * y, 1.5) + ops.activation(z[chosen], "gelu_tanh")
     close(out, want)
     assert_rounded(rounded, out, d)
+
+
+KERNEL = """
+!b = !infc.buffer<tensor<?x64xf32, ["t", 64]>, "rows", "arena">
+!q = !infc.buffer<tensor<?x64x!infc.storage<"abf16">, ["t", 64]>, "rows", "arena">
+!i = !infc.buffer<tensor<?xi32, ["t"]>, "rows", "call">
+!g = !infc.buffer<tensor<64xf32>, "rows", "weights">
+!x = tensor<?x64xf32, ["t", 64]>
+!a = tensor<?x64x!infc.storage<"abf16">, ["t", 64]>
+!w = tensor<64xf32>
+!n = tensor<?xi32, ["t"]>
+func.func private @kernel(%x: !b, %y: !b, %chosen: !i, %gain: !g, %kept: !b, %sum: !b, %out: !q)
+    attributes {infc.kernel = "rows", infc.mapping = {partition = "rows"}} {
+  %0 = "infc.read"(%x) : (!b) -> !x
+  %1 = "infc.read"(%y) : (!b) -> !x
+  %2 = "infc.read"(%chosen) : (!i) -> !n
+  %3 = "infc.read"(%gain) : (!g) -> !w
+  %4 = "infc.activation"(%0) {kind = "silu"} : (!x) -> !x
+  %5 = "infc.mul"(%4, %1) : (!x, !x) -> !x
+  "infc.write"(%5, %kept) : (!x, !b) -> ()
+  %6 = "infc.select_rows"(%1, %2) : (!x, !n) -> !x
+  %7 = "infc.add"(%6, %5) : (!x, !x) -> !x
+  "infc.write"(%7, %sum) : (!x, !b) -> ()
+  %8 = "infc.rms_norm"(%7, %3) {eps = 1.0e-06 : f32, offset = 1.0 : f32} : (!x, !w) -> !x
+  %9 = "infc.softcap"(%8) {cap = 2.0 : f32} : (!x) -> !x
+  %10 = "infc.quantize"(%9) : (!x) -> !a
+  "infc.write"(%10, %out) : (!a, !q) -> ()
+  return
+}
+"""
+
+
+def test_operations_are_read_as_the_reference_means_them() -> None:
+    rng = np.random.default_rng(9)
+    x, y = rng.standard_normal((2, 3, 64), np.float32)
+    chosen, gain = np.array([2, 0, 2], np.int32), rng.standard_normal(64, np.float32)
+    with context():
+        module = parse(KERNEL)
+        (kernel,) = module.body.operations
+        kinds = [BufferType.of(a.type) for a in kernel.regions[0].blocks[0].arguments]
+        contents = [x, y, chosen, gain, None, None, None]
+        buffers = [Buffer(k, content=c) for k, c in zip(kinds, contents, strict=True)]
+        Interpreter(module, lambda name: np.empty(0, np.uint8)).run("kernel", buffers)
+        body = KernelBody(kernel)
+        forms: list[Form] = []
+
+        def emit(b: GpuBuilder) -> Emitted:
+            forms.append(rows_form(b, "rows", body, 3))
+            return forms[0].emitted
+
+        function = DeviceFunction(emit, 7)
+    assert forms[0].arguments == (0, 1, 2, 3, 4, 5, 6, "rows", "cta", "ctas")
+    assert forms[0].symbol == "t"
+    device = Device()
+    outs = [device.allocate(size) for size in (x.nbytes, x.nbytes, 3 * abf16_row_bytes(64))]
+    device.fill(outs[2], 3 * abf16_row_bytes(64), 0)
+    inputs = [put(device, array) for array in (x, y, chosen, gain)]
+    function.run(device, [*inputs, *outs, 3], grid=2)
+    for address, buffer in zip(outs[:2], buffers[4:], strict=False):
+        close(device.read(address, np.float32, x.shape), np.asarray(buffer.content))
+    rounded = device.read(outs[2], np.uint8, (3, abf16_row_bytes(64)))
+    want = from_abf16(np.asarray(buffers[6].content), 64)
+    np.testing.assert_allclose(from_abf16(rounded, 64), want, rtol=2**-7)
 
 
 # ---- embedding ---------------------------------------------------------------------------------
