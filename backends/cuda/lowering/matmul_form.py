@@ -29,8 +29,10 @@ LEAST_RING_BYTES = 48 * 1024
 """A ring holds at least this much: what a multiprocessor has on the way from memory, and as much
 again that is being multiplied."""
 _MOST_SLOT_BYTES = 32 * 1024
-_SLOT_BLOCKS = 32
-"""Blocks of a panel that a slot has room for: four for each warp, as the streamed product wants."""
+_SLOT_BLOCKS = (64, 32, 16, 8)
+"""Blocks of a panel that a slot has room for, eight or fewer for each warp: as many as leave
+`_SLOTS` slots, since each run of blocks is waited for."""
+_SLOTS = 5
 
 
 def stream_fits(spec: ProductSpec, shared_bytes: int) -> bool:
@@ -58,11 +60,19 @@ def ring_for(specs: Iterable[ProductSpec], work_bytes: int, shared_bytes: int) -
     if WORK_OFFSET + together + LEAST_RING_BYTES > shared_bytes:
         together = own
     offset = -(-(WORK_OFFSET + together) // 128) * 128
-    layouts = {layout_named(segment.layout) for spec in specs for segment in spec.segments}
-    wanted = max(min(_SLOT_BLOCKS * layout.block_bytes, _MOST_SLOT_BYTES) for layout in layouts)
-    slot_bytes = -(-wanted // 128) * 128
-    most = WORK_OFFSET // 16
-    return Ring(min((shared_bytes - offset) // slot_bytes, most), slot_bytes, offset)
+    panels = {
+        (spec.blocks, layout_named(segment.layout).block_bytes)
+        for spec in specs
+        for segment in spec.segments
+    }
+    slots = slot_bytes = 0
+    for most in _SLOT_BLOCKS:
+        wanted = max(min(min(most, blocks) * size, _MOST_SLOT_BYTES) for blocks, size in panels)
+        slot_bytes = -(-wanted // 128) * 128
+        slots = min((shared_bytes - offset) // slot_bytes, WORK_OFFSET // 16)
+        if slots >= _SLOTS:
+            break
+    return Ring(slots, slot_bytes, offset)
 
 
 def product_spec(body: KernelBody, rows: int) -> ProductSpec:
