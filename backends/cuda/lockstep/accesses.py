@@ -26,7 +26,7 @@ def memory_of(kind: Kind) -> Callable[[Threads], Memory]:
 
 def _address_of(fn: FunctionReader, op: Any, where: Where) -> None:
     """Dynamic shared memory begins at 0."""
-    fn.new(op.results[0], np.zeros(1, np.int64))
+    fn.new_constant(op.results[0], "shared memory", lambda: np.zeros(1, np.int64))
 
 
 def _element_pointer(fn: FunctionReader, op: Any, where: Where) -> Step:

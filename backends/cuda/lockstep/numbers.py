@@ -258,7 +258,13 @@ def _conversion(name: str, of: Kind, to: Kind) -> Function:
 
 
 def _constant(fn: FunctionReader, op: Any, where: Where) -> None:
-    kind, attribute = fn.kind(op.results[0]), op.attributes["value"]
+    (value,) = op.results
+    attribute = op.attributes["value"]
+    fn.new_constant(value, attribute, lambda: _held(attribute, fn.kind(value)))
+
+
+def _held(attribute: Any, kind: Kind) -> Array:
+    """A constant as an array, `[1]` or `[1, lanes]`."""
     values: list[Any]
     if isinstance(attribute, ir.DenseElementsAttr):
         values = [attribute.get_splat_value()] if attribute.is_splat else list(attribute)
@@ -275,7 +281,7 @@ def _constant(fn: FunctionReader, op: Any, where: Where) -> None:
         held = np.array(wrapped, kind.dtype)
     if kind.lanes:
         held = np.ascontiguousarray(np.broadcast_to(held, (1, kind.lanes)))
-    fn.new(op.results[0], held)
+    return held
 
 
 def _select(fn: FunctionReader, op: Any, where: Where) -> Step:

@@ -6,7 +6,6 @@ threads is a generator function instead and makes its region *waiting*.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,6 +91,10 @@ def kind_of(text: str) -> Kind:
     return found
 
 
+_EVERYWHERE = 1 << 30
+"""The depth of a constant."""
+
+
 @dataclass
 class Region:
     """Operations in order.
@@ -152,8 +155,9 @@ class FunctionReader:
         self.name = name
         self.constants: Registers = []
         self._slots: dict[Any, int] = {}
-        self._open: list[set[int]] = []
-        self._made: list[set[int]] = []
+        self._depths: list[int] = []
+        self._known: dict[Any, int] = {}
+        self._outer: list[set[int]] = []
         self._regions: list[Region] = []
         self._number = 0
         self.threads: int | None = None
@@ -166,21 +170,27 @@ class FunctionReader:
 
     # ---- values ------------------------------------------------------------------------------
 
-    def new(self, value: Any, constant: Any = None) -> int:
+    def new(self, value: Any) -> int:
         """The register of a value that is made here."""
         slot = self._slots[value] = len(self.constants)
-        self.constants.append(constant)
-        if constant is None and self._made:
-            self._made[-1].add(slot)
+        self.constants.append(None)
+        self._depths.append(len(self._outer))
         return slot
+
+    def new_constant(self, value: Any, attribute: Any, held: Callable[[], Array]) -> None:
+        """Let a value be the constant of an attribute, which `held` makes of it the first time."""
+        slot = self._known.get(attribute)
+        if slot is None:
+            slot = self._known[attribute] = len(self.constants)
+            self.constants.append(held())
+            self._depths.append(_EVERYWHERE)
+        self._slots[value] = slot
 
     def use(self, value: Any) -> int:
         """The register of a value that is read here."""
         slot = self._slots[value]
-        if self.constants[slot] is None:
-            for made, outer in zip(reversed(self._made), reversed(self._open), strict=True):
-                if slot in made:
-                    break
+        if self._depths[slot] < len(self._outer):
+            for outer in self._outer[self._depths[slot] :]:
                 outer.add(slot)
         return slot
 
@@ -199,7 +209,11 @@ class FunctionReader:
 
     def kind(self, value: Any) -> Kind:
         """The type of a value."""
-        return kind_of(str(value.type))
+        type_ = value.type
+        kinds = self.program.kinds
+        if type_ not in kinds:
+            kinds[type_] = kind_of(str(type_))
+        return kinds[type_]
 
     def looks(self, looks: bool) -> None:
         """Say that the open region reads memory (in a function that it calls)."""
@@ -213,18 +227,16 @@ class FunctionReader:
 
         (block,) = region.blocks
         made = Region(self)
-        self._made.append(set())
-        self._open.append(set())
+        self._outer.append(set())
         self._regions.append(made)
         made.arguments = [self.new(argument) for argument in block.arguments]
         for op in block.operations:
             self._number += 1
             operation = op.operation
-            where = Where(operation.name, self.name, self._number, _location(operation))
+            where = Where(operation.name, self.name, self._number, operation.location)
             read_operation(self, made, operation, where)
         self._regions.pop()
-        self._made.pop()
-        made.outer = sorted(self._open.pop())
+        made.outer = sorted(self._outer.pop())
         if self._regions:
             self._regions[-1].looks |= made.looks
         return made
@@ -237,10 +249,12 @@ class Program:
     Attributes:
         functions: what was read, by name.
         source: the functions of the module; they live as long as it does.
+        kinds: of types that were met.
     """
 
     functions: dict[str, FunctionReader]
     source: dict[str, Any]
+    kinds: dict[Any, Kind] = field(default_factory=dict)
 
     def function(self, name: str) -> FunctionReader:
         """A function by name; it is read when it is first asked for."""
@@ -262,21 +276,5 @@ def read(module: ir.OpView, *names: str) -> Program:
     program = Program({}, source)
     for name in names or list(source):
         program.function(name)
-    program.source = {}
+    program.source, program.kinds = {}, {}
     return program
-
-
-_PLACE = re.compile(r'\("([^"]+)":(\d+)')
-_INNER = ("/mlir/", "codegen/builder.py", "codegen\\builder.py")
-
-
-def _location(operation: Any) -> str:
-    """Where an operation comes from; of a Python stack, the innermost line that is not the
-    builder's."""
-    text = str(operation.location)
-    if text == "loc(unknown)":
-        return ""
-    for path, line in _PLACE.findall(text):
-        if not any(word in path for word in _INNER):
-            return f"{os.path.relpath(path)}:{line}"
-    return text.removeprefix("loc(").removesuffix(")")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
@@ -20,11 +22,15 @@ Registers: TypeAlias = list[Any]
 """The values of a function, by number: `[threads, ...]`, or `[1, ...]` where all have the same."""
 
 
+_PLACE = re.compile(r'\("([^"]+)":(\d+)')
+_INNER = ("/mlir/", "codegen/builder.py", "codegen\\builder.py")
+
+
 class LockstepError(InternalError):
     """A kernel does what a GPU would not forgive."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Where:
     """An operation.
 
@@ -38,11 +44,20 @@ class Where:
     name: str
     function: str
     number: int
-    location: str
+    location: Any
 
     def __str__(self) -> str:
-        place = f" at {self.location}" if self.location else ""
-        return f"{self.name} (operation {self.number} of @{self.function}{place})"
+        return f"{self.name} (operation {self.number} of @{self.function}{self._place()})"
+
+    def _place(self) -> str:
+        """Of a Python stack, the innermost line that is not the builder's."""
+        text = str(self.location)
+        if text == "loc(unknown)":
+            return ""
+        for path, line in _PLACE.findall(text):
+            if not any(word in path for word in _INNER):
+                return f" at {os.path.relpath(path)}:{line}"
+        return f" at {text.removeprefix('loc(').removesuffix(')')}"
 
 
 @dataclass
