@@ -24,8 +24,8 @@ PIECE = 512
 """Columns a warp takes of a row without norms."""
 WARP_COLUMNS = 1024
 """The widest row that a warp normalises alone: 32 registers a value."""
-_HELD_NUMBERS = 64
-"""Rows that a block takes at once are so many registers a value."""
+_HELD_NUMBERS = 48
+"""Rows that a block takes at once are so many registers a value: a persistent kernel has 168."""
 _EARLY_NUMBERS = 16
 """Weights of norms are loaded before anything is computed where they take so few registers."""
 _INDEX_BYTES = 4
