@@ -87,11 +87,13 @@ class CudaBackend:
         """The shared pipeline, then functions and kernels of the device. Kernels move what they
         need into shared memory themselves."""
         from infc.backends.cuda.lowering.passes import LOWER_PROGRAMS
+        from infc.backends.cuda.lowering.spread_buffers import SPREAD_BUFFERS
         from infc.passes.memory.schedule_transfers import SCHEDULE_TRANSFERS
         from infc.pipeline.passes import Pipeline
 
-        kept = (step for step in shared.passes if step is not SCHEDULE_TRANSFERS)
-        return Pipeline((*kept, LOWER_PROGRAMS))
+        kept = tuple(step for step in shared.passes if step is not SCHEDULE_TRANSFERS)
+        spread = Pipeline(kept).insert_after("plan-memory", SPREAD_BUFFERS)
+        return Pipeline((*spread.passes, LOWER_PROGRAMS))
 
     def emit(self, module: ir.Module, target: Target, weights: WeightData) -> Programs:
         """PTX of both programs, their machine code where there is an assembler, the weights."""

@@ -14,15 +14,18 @@ fetches weights waits for none of this, for weights do not change.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
-from infc.backends.cuda.call_block import ARRIVALS, KINDS
+from infc.backends.cuda.call_block import ARRIVALS, KINDS, offset_of
 from infc.backends.cuda.codegen.builder import GpuBuilder, Type, Value
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORK_OFFSET, WORKER_BARRIER
 from infc.backends.cuda.lowering.entry import RING_THREADS, ROWS, CallFields, start_ring
 from infc.backends.cuda.lowering.forms import arguments_of
-from infc.backends.cuda.lowering.programs import OPERANDS, ProgramKernels
+from infc.backends.cuda.lowering.grid_barriers import needed_barriers
+from infc.backends.cuda.lowering.layer_operands import LayerOperands
+from infc.backends.cuda.lowering.programs import OPERANDS, Place, ProgramKernels
 from infc.backends.cuda.signature import Entry
 from infc.diagnostics import InternalError
 from infc.ir.attributes import get
@@ -104,10 +107,10 @@ class _State:
     """What a function knows while its body is emitted.
 
     Attributes:
-        words: of the call; `first` is that of the function's start.
-        counter: of the grid barrier.
-        trace: where the nanoseconds behind the function's first kernel go.
-        traces: i1, whether this thread writes them.
+        words: i32 of the call: `t` and `r`, `cta` and `ctas`, `first` at the function's start,
+            `wanted`; `traces`, whether this thread writes the trace; pointers `scratch`,
+            `counters`, and `trace`, where the time behind the function's first kernel goes.
+        places: pointers by the values of the memory level.
         count: i32, slots of the ring used so far.
         dealt: panels dealt by the function so far.
         step: kernels run so far.
@@ -115,14 +118,11 @@ class _State:
     """
 
     words: dict[str, Value]
-    counter: Value | None = None
-    trace: Value | None = None
-    traces: Value | None = None
-    count: Value | None = None
+    places: dict[Value, Value]
+    count: Value
     dealt: int = 0
     step: int = 0
     met: bool = False
-    places: dict[Value, Value] = field(default_factory=dict)
 
 
 class _Walk:
@@ -133,9 +133,13 @@ class _Walk:
         self.program = program
         self.produces = produces
         self.suffix = "_produce" if produces else ""
-        self.words = ("t", "r", "cta", "ctas", "first", "count")
-        self.pointers = () if produces else ("scratch", "arrivals", "counter", "trace")
-        self.numbers = () if produces else ("wanted", "traces")
+        self.barriers = needed_barriers(program)
+        self.calls = program.layer_calls()
+        self.operands = {name: LayerOperands.of(calls) for name, calls in self.calls.items()}
+        # What a layer is given besides its operands.
+        self.words: dict[str, Type] = {"t": b.i32, "first": b.i32, "count": b.i32}
+        if not produces:
+            self.words |= {"scratch": b.ptr, "counters": b.ptr, "trace": b.ptr, "traces": b.i32}
 
     # ---- layers --------------------------------------------------------------------------------
 
@@ -143,42 +147,22 @@ class _Walk:
         """The device function of a layer."""
         return f"{self.program.phase}_{function}{self.suffix}"
 
-    def extra_types(self) -> list[Type]:
-        """What a layer is given besides its operands."""
-        b = self.b
-        return [b.i32] * len(self.words + self.numbers) + [b.ptr] * len(self.pointers)
-
-    def extra_values(self, state: _State) -> list[Value]:
-        """The values of `extra_types` for a layer that is called now."""
-        b = self.b
-        known = state.words | {"count": state.count}
-        known["first"] = b.add(state.words["first"], state.dealt)
-        if not self.produces:
-            known["counter"] = state.counter
-            known["trace"] = b.at(state.trace, 8 * state.step)
-            known["traces"] = b.ext_u(state.traces, b.i32)
-        return [known[name] for name in (*self.words, *self.numbers, *self.pointers)]
-
     def emit_layers(self) -> None:
-        """One function for each class of layers, those called first."""
-        for name, function in self.program.functions.items():
-            if name != "main" and name not in self.program.forms:
-                with function.location:
-                    self._emit_layer(name, function)
+        """One function for each class of layers."""
+        for name, operands in self.operands.items():
+            with self.program.functions[name].location:
+                self._emit_layer(name, self.program.functions[name], operands)
 
-    def _emit_layer(self, name: str, function: ir.OpView) -> None:
+    def _emit_layer(self, name: str, function: ir.OpView, operands: LayerOperands) -> None:
         b = self.b
-        arguments = function.regions[0].blocks[0].arguments
-        kinds = [b.ptr] * len(arguments) + self.extra_types()
+        kinds = [b.ptr] * len(operands.anchors) + list(self.words.values())
         with b.function(self.name(name), kinds, [b.i32]) as values:
-            operands, extra = values[: len(arguments)], values[len(arguments) :]
-            names = (*self.words, *self.numbers, *self.pointers)
-            words = dict(zip(names, extra, strict=True))
-            state = _State(words, count=words["count"])
-            if not self.produces:
-                state.counter, state.trace = words["counter"], words["trace"]
-                state.traces = b.cmp("ne", words["traces"], 0)
-            state.places = dict(zip(arguments, operands, strict=True))
+            anchors, extra = values[: len(operands.anchors)], values[len(operands.anchors) :]
+            words = dict(zip(self.words, extra, strict=True))
+            words |= {"cta": b.cta(), "ctas": b.ctas()}
+            found = [b.at(anchors[anchor], offset) for anchor, offset in operands.sources]
+            arguments = function.regions[0].blocks[0].arguments
+            state = _State(words, dict(zip(arguments, found, strict=True)), words["count"])
             for op in body(function):
                 with op.location:
                     self._emit_step(op, state)
@@ -191,31 +175,26 @@ class _Walk:
             frame = state.places[op.operation.operands[0]]
             state.places[op.operation.results[0]] = self.b.at(frame, get(op, "offset"))
         elif name == "infc.barrier":
-            self._emit_grid_barrier(state)
+            self._emit_grid_barrier(op, state)
         elif name == "func.call":
-            self._emit_call(op, state)
+            self._emit_kernel(op, state)
         elif name != "func.return":
             raise InternalError(f"{name} has no machine form", location=str(op.location))
 
-    def _emit_grid_barrier(self, state: _State) -> None:
-        if not self.produces:
-            self.b.call(BARRIER, [state.counter])
+    def _emit_grid_barrier(self, op: ir.OpView, state: _State) -> None:
+        if not self.produces and op.operation in self.barriers:
+            self.b.call(BARRIER, [state.words["counters"]])
             state.met = True
 
-    def _emit_call(self, op: ir.OpView, state: _State) -> None:
-        """A call of a kernel or of a layer; `state` goes on behind it."""
+    def _emit_kernel(self, op: ir.OpView, state: _State) -> None:
+        """A call of a kernel; `state` goes on behind it."""
         b, callee = self.b, get(op, "callee")
+        form = self.program.forms[callee]
         operands = [state.places[value] for value in op.operation.operands]
-        form = self.program.forms.get(callee)
-        if form is None:
-            extra = self.extra_values(state)
-            (state.count,) = b.call(self.name(callee), [*operands, *extra], [b.i32])
-            state.step += self.program.kernel_calls(callee)
-            state.dealt += self._panels(callee)
-            state.met = False
-            return
-        words = state.words | {"rows": state.words[form.symbol], "count": state.count}
+        words = state.words | {"count": state.count}
         words["first"] = b.add(state.words["first"], state.dealt)
+        if form.symbol in words:
+            words["rows"] = words[form.symbol]
         if callee in self.program.replicated:
             words |= {"cta": b.idx(0), "ctas": b.idx(1)}
         if self.produces:
@@ -223,96 +202,121 @@ class _Walk:
                 values = arguments_of(form.produce, operands, words)
                 (state.count,) = b.call(f"{form.emitted.name}_produce", values, [b.i32])
         else:
+            words["arrivals"] = b.at(words["counters"], ARRIVALS)
             if not state.met:
                 b.sync(THREADS, WORKER_BARRIER)
-            results = b.call(
-                form.emitted.name,
-                arguments_of(form.arguments, operands, words),
-                [b.i32] if form.produce else [],
-            )
-            state.count = results[0] if form.produce else state.count
+            values = arguments_of(form.arguments, operands, words)
+            if form.produce:
+                (state.count,) = b.call(form.emitted.name, values, [b.i32])
+            else:
+                b.call(form.emitted.name, values)
             self._emit_trace(state)
         state.step += 1
         state.dealt += form.emitted.panels
         state.met = False
-
-    def _panels(self, function: str) -> int:
-        """Panels that a function deals."""
-        if function in self.program.forms:
-            return self.program.forms[function].emitted.panels
-        calls = [
-            op for op in body(self.program.functions[function]) if op.operation.name == "func.call"
-        ]
-        return sum(self._panels(get(op, "callee")) for op in calls)
 
     def _emit_trace(self, state: _State) -> None:
         """Store the time in the trace, where this thread writes one."""
         b = self.b
 
         def store() -> None:
-            b.store(b.clock_ns(), b.at(state.trace, 8 * state.step), 8)
+            b.store(b.clock_ns(), b.at(state.words["trace"], 8 * state.step), 8)
 
-        b.when(state.traces, store)
+        b.when(b.cmp("ne", state.words["traces"], 0), store)
 
     # ---- main ----------------------------------------------------------------------------------
 
     def emit_main(self, call: Value) -> None:
         """Append the body of `@main`."""
         b, program = self.b, self.program
-        fields = CallFields(b, call)
-        cta, none = b.cta(), b.idx(0)
+        fields, cta = CallFields(b, call), b.cta()
         words = {symbol: fields.number(name) for symbol, name in ROWS.items()}
-        words |= {"cta": cta, "ctas": b.ctas(), "first": none}
-        state = _State(words, count=none)
-        # Entry 0 of the trace is the start.
+        words |= {"cta": cta, "ctas": b.ctas(), "first": b.idx(0)}
+        spaces = {space: fields.pointer(space) for space in ("weights", "kv", "arena", "thread")}
+        spaces["thread"] = b.at(spaces["thread"], b.mul(b.wide(cta), program.thread_bytes))
+        state = _State(words, {}, b.idx(0))
         if not self.produces:
-            counters, trace = fields.pointer("counters"), fields.pointer("trace")
             words["scratch"] = fields.pointer("scratch")
-            words["arrivals"] = b.at(counters, ARRIVALS)
+            words["counters"] = fields.pointer("counters")
             words["wanted"] = fields.number("top_k")
             first = b.bit_and(b.cmp("eq", b.thread(), 0), b.cmp("eq", cta, 0))
-            state.counter, state.trace = counters, b.at(trace, 8)
-            state.traces = b.bit_and(fields.is_set("trace"), first)
-            self._emit_trace(replace(state, step=-1))
-        arguments = program.main.regions[0].blocks[0].arguments
-        state.places = {
-            argument: fields.pointer(name)
-            for argument, name in zip(arguments, OPERANDS, strict=False)
-        }
-        bases = {space: fields.pointer(space) for space in ("weights", "kv", "arena", "thread")}
-        bases["thread"] = b.at(bases["thread"], b.mul(b.wide(cta), program.thread_bytes))
-        kind = fields.number("output_kind")
-        outputs = program.outputs()
-        for op in body(program.main):
+            words["trace"] = fields.pointer("trace")
+            words["traces"] = b.ext_u(b.bit_and(first, fields.is_set("trace")), b.i32)
+            self._emit_trace(state)
+        # Entry 0 of the trace is the start.
+        state.step = 1
+        pointers = {Place("call", offset_of(name)): fields.pointer(name) for name in OPERANDS}
+
+        def pointer(place: Place) -> Value:
+            if place.space == "call":
+                return pointers[place]
+            return b.at(spaces[place.space], place.offset)
+
+        kind, outputs = fields.number("output_kind"), program.outputs()
+        for function, op, places in program.walk():
+            if function != program.main:
+                continue
             with op.location:
-                if op.operation.name == "func.call":
-                    self._emit_guarded(op, state, outputs(op), kind)
-                elif op.operation.name in ("infc.alloc", "infc.barrier", "func.return"):
-                    self._emit_step(op, state)
+                if op.operation.name == "infc.barrier":
+                    self._emit_grid_barrier(op, state)
+                elif get(op, "callee") in self.operands:
+                    self._call_layer(get(op, "callee"), state, places, spaces, pointer)
                 else:
-                    place = program.operand_place(op)
-                    state.places[op.operation.results[0]] = b.at(bases[place.space], place.offset)
+                    operands = op.operation.operands
+                    found = map(pointer, places)
+                    state.places = dict(zip(operands, found, strict=True))
+                    self._emit_guarded(op, state, outputs(op), kind)
+
+    def _call_layer(
+        self,
+        layer: str,
+        state: _State,
+        places: Sequence[Place],
+        spaces: Mapping[str, Value],
+        pointer: Callable[[Place], Value],
+    ) -> None:
+        b = self.b
+
+        def anchored(anchor: int | str | Place) -> Value:
+            if isinstance(anchor, str):
+                return spaces[anchor]
+            return pointer(places[anchor] if isinstance(anchor, int) else anchor)
+
+        anchors = [anchored(anchor) for anchor in self.operands[layer].anchors]
+        words = state.words | {"count": state.count, "first": b.idx(state.dealt)}
+        if not self.produces:
+            words["trace"] = b.at(words["trace"], 8 * state.step)
+        values = [*anchors, *(words[name] for name in self.words)]
+        (state.count,) = b.call(self.name(layer), values, [b.i32])
+        kernels = [op for op in body(self.program.functions[layer]) if _is_call(op)]
+        state.step += len(kernels)
+        state.dealt += sum(self.program.forms[get(op, "callee")].emitted.panels for op in kernels)
+        state.met = False
 
     def _emit_guarded(
         self, op: ir.OpView, state: _State, outputs: frozenset[str], kind: Value
     ) -> None:
-        """A call that only runs where the call asks for what it makes."""
-        b, form = self.b, self.program.forms.get(get(op, "callee"))
+        """A kernel that only runs where the call asks for what it makes."""
+        b, form = self.b, self.program.forms[get(op, "callee")]
         conditions: list[Value] = []
         if outputs != frozenset(KINDS):
             asked = [b.cmp("eq", kind, KINDS.index(name)) for name in sorted(outputs)]
             conditions.append(reduce(b.bit_or, asked))
-        if form is not None and form.symbol == "r":
+        if form.symbol == "r":
             # A call that only fills the cache asks for no logits: the head is not read.
             conditions.append(b.cmp("sgt", state.words["r"], 0))
         if not conditions:
-            self._emit_call(op, state)
+            self._emit_kernel(op, state)
             return
         before = state.count
 
         def run() -> list[Value]:
-            self._emit_call(op, state)
+            self._emit_kernel(op, state)
             return [state.count]
 
         runs = reduce(b.bit_and, conditions)
         (state.count,) = b.when(runs, run, lambda: [before], [b.i32])
+
+
+def _is_call(op: ir.OpView) -> bool:
+    return bool(op.operation.name == "func.call")

@@ -173,39 +173,55 @@ class ProgramKernels:
             return Place("kv", self.kv[get(op, "index")])
         raise InternalError(f"{name} has no machine form", location=str(op.location))
 
-    def steps(self) -> list[Step]:
-        """All kernels of the program in the order in which they run."""
-        outputs = self.outputs()
+    def walk(self) -> Iterator[tuple[ir.OpView, ir.OpView, tuple[Place, ...]]]:
+        """All barriers and calls of the program in the order in which they run, each with the
+        function that it is in and the places of its operands; a layer in front of what it does."""
         arguments = self.main.regions[0].blocks[0].arguments
         places = {
             argument: Place("call", offset_of(field))
             for argument, field in zip(arguments, OPERANDS, strict=False)
         }
-        found: list[Step] = []
-        for op in body(self.main):
-            if op.operation.name == "func.call":
-                found += self._steps_of(op, places, outputs(op))
-            elif op.operation.name == "infc.alloc":
-                _place_buffer(op, places)
-            elif op.operation.name not in ("infc.barrier", "func.return"):
+        yield from self._walk(self.main, places)
+
+    def _walk(
+        self, function: ir.OpView, places: dict[Value, Place]
+    ) -> Iterator[tuple[ir.OpView, ir.OpView, tuple[Place, ...]]]:
+        for op in body(function):
+            name = op.operation.name
+            if name == "infc.barrier":
+                yield function, op, ()
+            elif name == "func.call":
+                operands = tuple(places[value] for value in op.operation.operands)
+                yield function, op, operands
+                callee = get(op, "callee")
+                if callee not in self.kernels:
+                    layer = self.functions[callee]
+                    inner = layer.regions[0].blocks[0].arguments
+                    yield from self._walk(layer, dict(zip(inner, operands, strict=True)))
+            elif name == "infc.alloc":
+                frame = places[op.operation.operands[0]]
+                places[op.operation.results[0]] = frame.at(get(op, "offset"))
+            elif name != "func.return":
                 places[op.operation.results[0]] = self.operand_place(op)
+
+    def steps(self) -> list[Step]:
+        """All kernels of the program in the order in which they run."""
+        outputs = self.outputs()
+        found: list[Step] = []
+        of_layer = frozenset(OUTPUTS)
+        for function, op, operands in self.walk():
+            if op.operation.name == "func.call" and get(op, "callee") in self.kernels:
+                wanted = outputs(op) if function == self.main else of_layer
+                found.append(Step(get(op, "callee"), operands, wanted))
         return found
 
-    def _steps_of(
-        self, call: ir.OpView, places: dict[Value, Place], outputs: frozenset[str]
-    ) -> Iterator[Step]:
-        callee = get(call, "callee")
-        operands = tuple(places[value] for value in call.operation.operands)
-        if callee in self.forms:
-            yield Step(callee, operands, outputs)
-            return
-        function = self.functions[callee]
-        inner = dict(zip(function.regions[0].blocks[0].arguments, operands, strict=True))
-        for op in body(function):
-            if op.operation.name == "infc.alloc":
-                _place_buffer(op, inner)
-            elif op.operation.name == "func.call":
-                yield from self._steps_of(op, inner, outputs)
+    def layer_calls(self) -> dict[str, list[tuple[Place, ...]]]:
+        """The places of the operands of all calls of each layer class."""
+        found: dict[str, list[tuple[Place, ...]]] = {}
+        for _, op, operands in self.walk():
+            if op.operation.name == "func.call" and get(op, "callee") not in self.kernels:
+                found.setdefault(get(op, "callee"), []).append(operands)
+        return found
 
     def kernel_calls(self, name: str) -> int:
         """Kernels that a call of a function runs."""
@@ -218,8 +234,3 @@ class ProgramKernels:
         """The space of each operand of a kernel."""
         kinds = [argument.type for argument in self.kernels[kernel].arguments]
         return ["kv" if is_kv(kind) else BufferType.of(kind).space for kind in kinds]
-
-
-def _place_buffer(op: ir.OpView, places: dict[Value, Place]) -> None:
-    frame = places[op.operation.operands[0]]
-    places[op.operation.results[0]] = frame.at(get(op, "offset"))
