@@ -110,9 +110,11 @@ def _predict_phase(
     calls = round(sum(turn.calls for turn in turns))
     tokens = round(sum(turn.calls * turn.tokens for turn in turns))
     works = [(scaled_work(k, phase, calls, tokens), k["launches"]) for k in kernels]
-    program = estimate_work(Work(launches=calls), target, threads)
+    # A program takes all units of a machine but those of the host, which threads stand for.
+    units = threads if target.kind == "cpu" else None
+    program = estimate_work(Work(launches=calls), target, units)
     estimates = [
-        kernel_seconds(kernel, phase, turns, target, threads).scale(kernel["launches"])
+        kernel_seconds(kernel, phase, turns, target, units).scale(kernel["launches"])
         for kernel in kernels
     ]
     whole: Estimate = total([program, *estimates])
