@@ -97,7 +97,7 @@ def run_stream(
     ctas: int = CTAS,
     first: int = 0,
     slots: int = 2,
-    slot_bytes: int = 4096,
+    slot_bytes: int = 16384,
     seed: int | None = None,
 ) -> list[NDArray[np.float32]]:
     """The outputs [rows, n] of a product."""

@@ -38,8 +38,10 @@ def check(spec: ProductSpec, given: Operands, got: list[NDArray[np.float32]]) ->
         np.testing.assert_allclose(made, wanted, rtol=tolerance, atol=tolerance * scale / 16)
 
 
-@pytest.mark.parametrize("name", STORAGE_TYPES)
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [*((name, "sm_90a") for name in STORAGE_TYPES), ("q4_k", "sm_80"), ("bf16", "sm_80")],
+)
 def test_products_with_every_storage_type(name: str, arch: str) -> None:
     k, rows = (256, 5) if arch == "sm_80" else (512, 1)
     segments = [(name, 40)]
@@ -64,9 +66,14 @@ def test_as_many_tiles_as_there_are_rows(rows: int) -> None:
     check(spec, given, run_stream(spec, given))
 
 
-@pytest.mark.parametrize("out", ["f32", "abf16"])
-@pytest.mark.parametrize("combine", ["silu", "gelu_tanh"])
-@pytest.mark.parametrize("names", [("q4_0", "q4_0"), ("q8_0", "f16")])
+@pytest.mark.parametrize(
+    ("names", "combine", "out"),
+    [
+        (("q4_0", "q4_0"), "silu", "abf16"),
+        (("q8_0", "f16"), "gelu_tanh", "abf16"),
+        (("q4_0", "q4_0"), "gelu_tanh", "f32"),
+    ],
+)
 def test_gated_pairs(names: tuple[str, str], combine: str, out: str) -> None:
     segments = [(name, 40) for name in names]
     spec = stream_spec(64, segments, max_rows=9, combine=combine, out=out, bias=True)
@@ -116,16 +123,21 @@ def test_warps_in_any_order(arch: str) -> None:
 def test_runs_cover_a_panel() -> None:
     for blocks in (1, 7, 8, 20, 64, 100, 448, 1000):
         for block_bytes in (288, 544, 1024, 2048):
-            for slot_bytes in (2048, 10240, 32768):
-                runs = Runs.of(blocks, block_bytes, slot_bytes)
+            for slot_bytes in (16384, 32768):
+                runs = Runs.of(blocks, block_bytes, slot_bytes, blocks)
                 assert runs.size * (runs.count - 1) + runs.last == blocks
                 assert 0 < runs.last <= runs.size <= slot_bytes // block_bytes
-    assert Runs.of(128, 320, 20480) == Runs(64, 2, 64, 1, 128)
-    assert Runs.of(448, 320, 20480) == Runs(64, 7, 64, 1, 448)
-    assert Runs.of(20, 544, 20480) == Runs(20, 1, 20, 1, 20)
+                assert runs.count == 1 or runs.size % 8 == 0
+    assert Runs.of(128, 320, 20480, 128) == Runs(64, 2, 64, 1, 128)
+    assert Runs.of(448, 320, 20480, 448) == Runs(64, 7, 64, 1, 448)
+    assert Runs.of(448, 320, 20480, 128) == Runs(64, 2, 64, 4, 64)
+    assert Runs.of(20, 544, 20480, 20) == Runs(20, 1, 20, 1, 20)
+    assert Runs.of(2, 544, 1152, 2) == Runs(2, 1, 2, 1, 2)
+    with pytest.raises(ValueError, match="8 blocks"):
+        Runs.of(20, 544, 4096, 20)
 
 
-@pytest.mark.parametrize(("arch", "ctas", "rows"), [("sm_80", 1, 3), ("sm_90a", 2, 10)])
+@pytest.mark.parametrize(("arch", "ctas", "rows"), [("sm_80", 1, 10), ("sm_90a", 2, 30)])
 def test_rows_in_parts(arch: str, ctas: int, rows: int) -> None:
     segments = [("q4_1", 40), ("q2_k", 20)]
     spec = stream_spec(1280, segments, max_rows=32)
@@ -134,11 +146,26 @@ def test_rows_in_parts(arch: str, ctas: int, rows: int) -> None:
     check(spec, given, run_stream(spec, given, arch, ctas=ctas, first=1, slots=3, slot_bytes=9216))
 
 
+def test_parts_and_slots_change_no_bit() -> None:
+    """A row that needs no parts, and the same row among those that do."""
+    segments = [("q5_1", 20)]
+    spec = stream_spec(4640, segments, max_rows=8)
+    whole = StreamShape(spec).whole
+    assert (StreamShape(spec).parts, whole and whole.spec.max_rows) == (2, 7)
+    given = operands(4640, segments, 8)
+    (among,) = run_stream(spec, given, ctas=1)
+    check(spec, given, [among])
+    alone = Operands(given.x[7:], given.packed, given.weights, given.biases)
+    for slot_bytes in (4096, 13312):
+        (got,) = run_stream(spec, alone, ctas=1, slot_bytes=slot_bytes)
+        np.testing.assert_array_equal(got, among[7:])
+
+
 def test_gated_pairs_of_rows_in_parts() -> None:
     segments = [("q5_0", 20), ("f16", 20)]
     spec = stream_spec(4640, segments, max_rows=8, combine="silu", out="abf16")
     assert StreamShape(spec).parts == 2
-    given = operands(4640, segments, 3)
+    given = operands(4640, segments, 8)
     given.x *= 0.01
     check(spec, given, run_stream(spec, given, ctas=1))
 

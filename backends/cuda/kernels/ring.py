@@ -137,23 +137,24 @@ class Runs:
     tail: int
 
     @staticmethod
-    def of(blocks: int, block_bytes: int, slot_bytes: int, part_blocks: int | None = None) -> Runs:
+    def of(blocks: int, block_bytes: int, slot_bytes: int, part_blocks: int) -> Runs:
         """Runs of about the same size that give all warps as many blocks where that is possible,
-        best in fours.
+        best in fours. Block `i` of a panel is the warp's with number `i % 8`, however it is cut.
 
         Args:
             blocks: of a panel.
             block_bytes: of each.
-            slot_bytes: of a slot.
-            part_blocks: blocks of each part but the last; `None` for one part.
+            slot_bytes: of a slot: room for a panel, or for eight blocks at least.
+            part_blocks: blocks of each part but the last, a multiple of 8 where there are more.
         """
-        most = slot_bytes // block_bytes
-        if most < 1:
-            raise ValueError(f"a slot of {slot_bytes} bytes is less than a block")
-        part = part_blocks or blocks
-        unit = next(u for u in (4 * WARPS, WARPS, 1) if u <= most)
-        count = -(-part // (most // unit * unit))
-        size = min(-(-part // (count * unit)) * unit, part)
+        most, part = slot_bytes // block_bytes, part_blocks
+        if most < min(part, WARPS):
+            raise ValueError(f"{WARPS} blocks of {block_bytes} bytes are more than {slot_bytes}")
+        unit = 4 * WARPS if most >= 4 * WARPS else WARPS
+        size = part
+        if part > most:
+            count = -(-part // (most // unit * unit))
+            size = -(-part // (count * unit)) * unit
         count = -(-part // size)
         parts = -(-blocks // part)
         return Runs(size, count, part - (count - 1) * size, parts, blocks - (parts - 1) * part)

@@ -16,6 +16,7 @@ sums, are multiplied with one part before the next one comes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORKER_BARRIER, Emitted
@@ -54,18 +55,42 @@ def emit_stream(b: GpuBuilder, name: str, spec: ProductSpec, ring: Ring) -> Emit
     shape = StreamShape(spec)
     lots = lots_of(spec)
     _emit_produce(b, f"{name}_produce", shape, ring, lots)
-    stage = f"{name}_stage"
-    emit_stage(b, stage, shape)
+    stages = {}
+    for each, stage in ((shape, f"{name}_stage"), (shape.whole, f"{name}_stage_whole")):
+        if each is not None:
+            emit_stage(b, stage, each)
+            stages[each] = stage
     with b.function(name, ProductArguments.types(b, spec, 5), [b.i32]) as values:
         arguments = ProductArguments.of(spec, values)
-        if shape.parts == 1:
-            b.call(stage, [arguments.x, arguments.rest[0], b.idx(0)])
+        rows = arguments.rest[0]
 
-        def product(tiles: int) -> Value:
-            return _Product(b, shape, ring, arguments, stage, tiles).emit(lots)
+        def product(shape: StreamShape) -> Value:
+            if shape.parts == 1:
+                b.call(stages[shape], [arguments.x, rows, b.idx(0)])
 
-        b.ret(_with_tiles(b, shape, arguments.rest[0], product, 1))
+            def with_tiles(tiles: int) -> Value:
+                return _Product(b, shape, ring, arguments, stages[shape], tiles).emit(lots)
+
+            return _with_tiles(b, shape, rows, with_tiles, -(-shape.least_rows // TILE))
+
+        b.ret(_with_shape(b, shape, rows, product))
     return Emitted(name, shape.work_bytes, sum(lot.panels for lot in lots))
+
+
+def _with_shape(
+    b: GpuBuilder, shape: StreamShape, rows: Value, product: Callable[[StreamShape], Value]
+) -> Value:
+    """`product` of the shape for this call's rows."""
+    whole = shape.whole
+    if whole is None:
+        return product(shape)
+    (done,) = b.when(
+        b.cmp("slt", rows, shape.least_rows),
+        lambda: [product(whole)],
+        lambda: [product(shape)],
+        [b.i32],
+    )
+    return done
 
 
 def _with_tiles(
@@ -110,41 +135,56 @@ def _emit_produce(
     segments = len(shape.spec.segments)
     with b.function(name, [b.ptr] * segments + [b.i32] * 5, [b.i32]) as arguments:
         weights = arguments[:segments]
-        _, cta, ctas, first, count = arguments[segments:]
-        before = 0
-        for lot in lots:
+        rows, cta, ctas, first, count = arguments[segments:]
 
-            def segment(lot: Lot, number: int, part: Value, panel: Value, count: Value) -> Value:
-                size = lot.layouts[number].block_bytes
-                runs = Runs.of(shape.spec.blocks, size, ring.slot_bytes, shape.part_blocks)
-                start = lot.weights(b, panel, weights, number)
+        def bring(shape: StreamShape) -> Value:
+            used, before = count, 0
+            for lot in lots:
+                start = first_panel(b, first, before, cta, ctas)
+                body = partial(_bring_batch, b, shape, ring, lot, weights, ctas)
+                (used,) = _batches(b, shape, lot, start, ctas, [used], body)
+                before += lot.panels
+            return used
 
-                def fill(run: Value, count: Value) -> Value:
-                    source = b.at(start, b.mul(runs.before(b, part, run), size))
-                    ring.fill(b, count, source, b.mul(runs.blocks(b, part, run), size))
-                    return b.add(count, 1)
+        b.ret(_with_shape(b, shape, rows, bring))
 
-                (count,) = b.loop(0, runs.counted(b, part), carried=[count], body=fill)
-                return count
 
-            def batch(panel: Value, panels: Value, count: Value, lot: Lot = lot) -> list[Value]:
-                def bring(part: Value, number: Value, count: Value) -> Value:
-                    own = b.add(panel, b.mul(number, ctas))
-                    for i in range(len(lot.layouts)):
-                        count = segment(lot, i, part, own, count)
-                    return count
+def _bring_batch(
+    b: GpuBuilder,
+    shape: StreamShape,
+    ring: Ring,
+    lot: Lot,
+    weights: Sequence[Value],
+    ctas: Value,
+    panel: Value,
+    panels: Value,
+    count: Value,
+) -> list[Value]:
+    """The runs of `panels` panels from `panel` on; how many slots have been used then."""
 
-                def part(part: Value, count: Value) -> list[Value]:
-                    return b.loop(
-                        0, panels, carried=[count], body=lambda i, count: bring(part, i, count)
-                    )
+    def segment(number: int, part: Value, panel: Value, count: Value) -> Value:
+        size = lot.layouts[number].block_bytes
+        runs = Runs.of(shape.spec.blocks, size, ring.slot_bytes, shape.part_blocks)
+        start = lot.weights(b, panel, weights, number)
 
-                return b.loop(0, shape.parts, carried=[count], body=part)
+        def fill(run: Value, count: Value) -> Value:
+            source = b.at(start, b.mul(runs.before(b, part, run), size))
+            ring.fill(b, count, source, b.mul(runs.blocks(b, part, run), size))
+            return b.add(count, 1)
 
-            start = first_panel(b, first, before, cta, ctas)
-            (count,) = _batches(b, shape, lot, start, ctas, [count], batch)
-            before += lot.panels
-        b.ret(count)
+        (count,) = b.loop(0, runs.counted(b, part), carried=[count], body=fill)
+        return count
+
+    def bring(part: Value, number: Value, count: Value) -> Value:
+        own = b.add(panel, b.mul(number, ctas))
+        for i in range(len(lot.layouts)):
+            count = segment(i, part, own, count)
+        return count
+
+    def bring_part(part: Value, count: Value) -> list[Value]:
+        return b.loop(0, panels, carried=[count], body=partial(bring, part))
+
+    return b.loop(0, shape.parts, carried=[count], body=bring_part)
 
 
 class _Product:

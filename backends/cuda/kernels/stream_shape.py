@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -64,6 +64,20 @@ class StreamShape:
     def parts(self) -> int:
         """Parts of the rows that are in shared memory one after the other."""
         return -(-self.spec.blocks // self.part_blocks)
+
+    @cached_property
+    def whole(self) -> StreamShape | None:
+        """How it is where a call has so few rows that they need no parts; None where that is never
+        or always so. Outputs are the same, bit by bit."""
+        rows = _X_BYTES // (64 * self.spec.blocks + _SKEW_BYTES)
+        if self.parts == 1 or not rows:
+            return None
+        return StreamShape(replace(self.spec, max_rows=rows))
+
+    @property
+    def least_rows(self) -> int:
+        """Calls of fewer rows are `whole`'s."""
+        return 1 if self.whole is None else self.whole.spec.max_rows + 1
 
     @property
     def zeros(self) -> int:
@@ -136,7 +150,8 @@ class StreamShape:
     @property
     def work_bytes(self) -> int:
         """Bytes of all that."""
-        return self.x + self.spec.max_rows * self.x_row_bytes - WORK_OFFSET
+        own = self.x + self.spec.max_rows * self.x_row_bytes - WORK_OFFSET
+        return own if self.whole is None else max(own, self.whole.work_bytes)
 
 
 class Lot:
