@@ -114,7 +114,7 @@ class QueuedDevice:
         return (module, name)
 
     def blocks_per_multiprocessor(self, function: Any, threads: int, shared_bytes: int) -> int:
-        return self.facts.shared_bytes_per_sm // (shared_bytes + 1024)
+        return 1
 
     def launch(self, launch: KernelLaunch) -> None:
         assert not launch.cooperative or launch.grid <= self.facts.multiprocessors

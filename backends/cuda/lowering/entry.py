@@ -18,6 +18,9 @@ from infc.backends.cuda.signature import Entry, Launch
 
 RING_THREADS = THREADS + WARP
 """Threads of a block with a warp that fetches weights."""
+_MOST_CTAS = 8
+"""Blocks of a kernel on a multiprocessor, where so many fit: those that move rows need many loads
+at a time."""
 ROWS = {"t": "n_tokens", "r": "n_logit_rows"}
 """The field of the call block that is the value of a symbol."""
 
@@ -104,7 +107,8 @@ def _emit_entry(b: GpuBuilder, program: ProgramKernels, kernel: str) -> Entry:
         entry=name,
         threads=threads,
         shared_bytes=WORK_OFFSET + form.emitted.work_bytes if ring is None else ring.end,
-        ctas_per_sm=1,
+        # Where blocks keep rows of their own, all kernels have the same blocks.
+        ctas_per_sm=1 if program.thread_bytes else _MOST_CTAS,
     )
 
 
