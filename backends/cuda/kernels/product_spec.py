@@ -230,24 +230,29 @@ def store_fragment(
     r, q = b.shr(lane, 2), b.bit_and(lane, 3)
     row_bytes = b.wide(target.row_bytes)
 
-    def store(value: Value, column: Value, row: Value, width: int) -> None:
+    def store(value: Value, column: Value, row: Value, width: int, align: int) -> None:
         there = b.bit_and(b.cmp("slt", column, target.columns), b.cmp("slt", row, rows))
         offset = b.add(b.mul(b.wide(row), row_bytes), b.wide(b.mul(column, width)))
-        b.when(there, lambda: b.store(value, b.at(target.out, offset), 4))
+        b.when(there, lambda: b.store(value, b.at(target.out, offset), align))
 
     first_token = b.add(token, b.mul(q, 2))
     if spec.out == "f32":
         for i, value in enumerate(values):
-            store(value, b.add(feature, b.add(r, i // 2 * 8)), b.add(first_token, i % 2), 4)
+            column, row = b.add(feature, b.add(r, i // 2 * 8)), b.add(first_token, i % 2)
+            store(value, column, row, 4, 4)
         return
-    # Lanes of outputs r and r^1 exchange halves: each then has two outputs of one token.
-    odd = b.cmp("ne", b.bit_and(r, 1), 0)
+    # Lanes of outputs r and r^1 exchange halves: each then has two outputs of one token. Those of
+    # r and r^2 do the same with these pairs: each then has four, and a warp stores whole sectors.
+    odd, second = (b.cmp("ne", b.bit_and(r, bit), 0) for bit in (1, 2))
+    pairs = []
+    for low, high in (values[:2], values[2:]):
+        received = b.shuffle_xor(b.select(odd, low, high), 4)
+        pairs.append(b.pack_bf16(b.select(odd, received, low), b.select(odd, high, received)))
+    received = b.shuffle_xor(b.select(second, pairs[0], pairs[1]), 8)
+    low, high = b.select(second, received, pairs[0]), b.select(second, pairs[1], received)
+    column = b.add(b.bit_and(r, 4), b.shl(b.bit_and(r, 2), 2))
     row = b.add(first_token, b.bit_and(r, 1))
-    for half in range(2):
-        first, second = values[2 * half : 2 * half + 2]
-        received = b.shuffle_xor(b.select(odd, first, second), 4)
-        pair = b.pack_bf16(b.select(odd, received, first), b.select(odd, second, received))
-        store(pair, b.add(feature, b.add(b.bit_and(r, 6), 8 * half)), row, 2)
+    store(b.vector_of([low, high]), b.add(feature, column), row, 2, 8)
 
 
 def _biased(b: GpuBuilder, value: Value, bias: tuple[Value, Value] | None, i: int) -> Value:
