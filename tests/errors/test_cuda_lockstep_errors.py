@@ -9,6 +9,7 @@ import pytest
 from cuda_lockstep import kernel, put, ring, run, words
 from numpy import arange, int32
 
+from infc.backends.cuda.codegen import warpgroup
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.lockstep import Device, LockstepError
 from infc.ir.mlir import ir
@@ -369,3 +370,32 @@ def test_operations_and_kernels_that_are_not_known() -> None:
         run(program, device, [1, 2])
     with pytest.raises(LockstepError, match="is for 32 threads, got 64"):
         run(program, device, [1], threads=64)
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_matrix_units_do_not_see_ordinary_writes(fenced: bool) -> None:
+    def body(b: GpuBuilder, x: Value) -> None:
+        one = b.idx(0x3F803F80)  # two bf16
+        lines = b.shared_memory()
+        b.store(b.splat(one, 4), b.at(lines, b.mul(b.bit_and(b.thread(), 63), 16)), 16)
+        if fenced:
+            b.fence_async()
+        b.sync(128)
+        warpgroup.fence()
+        description = warpgroup.descriptor(b, lines)
+        sums = warpgroup.multiply(b, [one] * 4, description, [b.const(0.0, b.f32)] * 4)
+        warpgroup.commit()
+        warpgroup.wait(0)
+        b.store(sums[3], words(b, x, b.thread()), 4)
+
+    if fenced:
+        device = Device()
+        x = device.allocate(512)
+        run(kernel(body, threads=128), device, [x], threads=128)
+        assert (device.read(x, "f4", 128) == 16).all()
+    else:
+        assert message(body, threads=128) == (
+            "llvm.inline_asm (operation N of @kernel), block 0, thread 0: shared memory byte 0, "
+            "which warp 2 wrote (llvm.store (operation N of @kernel)), has no fence.proxy.async "
+            "behind that"
+        )

@@ -7,7 +7,7 @@ flight*, and whoever reads or writes them is refused. The source is read when th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,39 +24,66 @@ class Copy:
     """`cp.async` of some threads.
 
     Attributes:
-        threads: their numbers in the block, `[n]`.
-        index: where the bytes go: elements of `width` bytes of shared memory, `[n, elements]`.
-        data: `[n, bytes]`.
+        number: of the copy in its block, from 1 on.
+        t: the threads.
+        index: where the bytes go: elements of `width` bytes of shared memory, `[n, 1]`.
+        data: `[n, width]`.
         group: how many groups each thread had committed before, `[n]`.
+        chosen: the numbers of the threads in the block, `[n]`.
     """
 
-    threads: Array
+    number: int
+    t: Threads
     index: Array
     width: int
     data: Array
     group: Array
+    chosen: Array
 
-    def land(self, block: Block, mask: Array) -> Copy | None:
-        """The bytes of these threads are there; what is left of the copy."""
-        if not mask.any():
-            return self
-        block.shared.put(self.index[mask], self.width, self.data[mask])
-        block.races.note(self.index[mask], self.width, self.threads[mask] // WARP)
-        if mask.all():
-            return None
-        rest = ~mask
-        return Copy(
-            self.threads[rest], self.index[rest], self.width, self.data[rest], self.group[rest]
+    def split(self, mask: Array) -> tuple[Copy, Copy]:
+        """What these threads copy, and the others."""
+        first, second = (
+            replace(
+                self,
+                index=self.index[part],
+                data=self.data[part],
+                group=self.group[part],
+                chosen=self.chosen[part],
+            )
+            for part in (mask, ~mask)
         )
+        return first, second
 
 
-def _land(block: Block, copies: list[Copy], limit: Array) -> None:
-    """Land what threads copied in groups before their `limit` (`[threads of the block]`)."""
-    for copy in copies:
-        left = copy.land(block, copy.group < limit[copy.threads])
-        if left is not copy:
-            place = next(i for i, other in enumerate(block.copies) if other is copy)
-            block.copies[place : place + 1] = [left] if left is not None else []
+def _land(block: Block, t: Threads, limit: Array, before: int) -> None:
+    """Land the copies before a number that threads `t` began in groups before the `limit` of
+    each."""
+    low, high = int(limit.min()), int(limit.max())
+    left: list[Copy] = []
+    there: dict[int, list[Copy]] = {}
+    for copy in block.copies:
+        if copy.number >= before:
+            left.append(copy)
+        elif copy.t is t and (copy.group < low).all():
+            there.setdefault(copy.width, []).append(copy)
+        elif copy.t is t and (copy.group >= high).all():
+            left.append(copy)
+        else:
+            limits = np.full(block.threads, -1)
+            limits[t.ids] = limit
+            mask = copy.group < limits[copy.chosen]
+            landed, rest = copy.split(mask)
+            if len(landed.chosen):
+                there.setdefault(copy.width, []).append(landed)
+            if len(rest.chosen):
+                left.append(rest if len(landed.chosen) else copy)
+    block.copies = left
+    for width, copies in there.items():
+        index = np.concatenate([copy.index for copy in copies])
+        data = np.concatenate([copy.data for copy in copies])
+        warps = np.concatenate([copy.chosen for copy in copies]) // WARP
+        block.shared.put(index, width, data)
+        block.races.note(index, width, warps)
 
 
 def _copy(fn: FunctionReader, op: Any, where: Where) -> Step:
@@ -84,7 +111,9 @@ def _copy(fn: FunctionReader, op: Any, where: Where) -> Step:
         shared.check_free(index, width, t.count, fail)
         block.races.write(index, width, t, where, None, "copies to")
         shared.mark(index, width, IN_FLIGHT)
-        block.copies.append(Copy(t.ids, index, width, data, block.committed[t.ids]))
+        block.begun += 1
+        number = block.begun
+        block.copies.append(Copy(number, t, index, width, data, block.committed[t.ids], t.ids))
 
     return step
 
@@ -102,9 +131,7 @@ def _wait(fn: FunctionReader, op: Any, where: Where) -> Step:
     def step(r: Registers, t: Threads) -> None:
         block = t.block
         if block.copies:
-            limit = np.full(block.threads, -1)
-            limit[t.ids] = block.committed[t.ids] - groups
-            _land(block, list(block.copies), limit)
+            _land(block, t, block.committed[t.ids] - groups, block.begun + 1)
 
     return step
 
@@ -114,13 +141,10 @@ def _arrive(fn: FunctionReader, op: Any, where: Where) -> Step:
     (a,) = fn.operands(op)
 
     def step(r: Registers, t: Threads) -> None:
-        block, begun, addresses = t.block, list(t.block.copies), r[a]
+        block, before, addresses = t.block, t.block.begun + 1, r[a]
 
         def later() -> None:
-            limit = np.full(block.threads, -1)
-            limit[t.ids] = np.iinfo(np.int64).max
-            there = [copy for copy in block.copies if any(copy is one for one in begun)]
-            _land(block, there, limit)
+            _land(block, t, np.full(t.count, np.iinfo(np.int64).max), before)
             arrive_at(addresses, t, where)
 
         block.later.append(later)

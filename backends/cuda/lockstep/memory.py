@@ -8,6 +8,7 @@ costs one gather however wide it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -34,6 +35,18 @@ _WHAT = (
 )
 ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 """Complex numbers stand for any 16 bytes; they are moved, never computed with."""
+
+
+REPEATED: dict[int, Array] = {
+    width: np.repeat(np.arange(256, dtype=np.uint8)[:, None], width, axis=1).view(kind)[:, 0]
+    for width, kind in ELEMENTS.items()
+}
+"""Elements of which every byte is the same, by that byte."""
+
+
+@cache
+def _places(count: int) -> Array:
+    return np.arange(count)
 
 
 class Memory:
@@ -137,13 +150,14 @@ class Memory:
         if spread & (align - 1):
             which = int(np.argmax((offset & (align - 1)) != 0))
             fail(which, f"{self.at(int(address[which]))} is not aligned to {align} bytes")
-        if spread < 0 or int(offset.max()) + size > len(self.data):
+        # All bits together are at least the largest offset.
+        if spread < 0 or spread + size > len(self.data) < int(offset.max()) + size:
             bad = (offset < 0) | (offset + size > len(self.data))
             which = int(np.argmax(bad))
             fail(which, f"{self.at(int(address[which]))} is outside of every allocation")
         index = (offset >> (width.bit_length() - 1))[:, None]
         if size > width:
-            index = index + np.arange(size // width)
+            index = index + _places(size // width)
         return index, width
 
     def _refuse(self, marks: Array, mask: int, count: int, verb: str, fail: Fail) -> None:
@@ -161,7 +175,7 @@ class Memory:
 
     def mark(self, index: Array, width: int, state: int) -> None:
         """Set what is known of all bytes of these elements."""
-        self._views[width][1][index] = np.full(width, state, np.uint8).view(ELEMENTS[width])[0]
+        self._views[width][1][index] = REPEATED[width][state]
 
     def put(self, index: Array, width: int, values: Array) -> None:
         """Write elements that a copy brings; they may be read then."""

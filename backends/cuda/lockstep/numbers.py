@@ -338,7 +338,7 @@ def _flushed(function: Function) -> Function:
     """Subnormal numbers, that come in or would come out, are zero (`.ftz`)."""
 
     def flush(a: Array) -> Array:
-        return np.where(np.abs(a) < np.float32(2**-126), np.copysign(np.float32(0), a), a)
+        return a * (np.abs(a) >= np.float32(2**-126))
 
     return lambda *values: flush(function(*(flush(value) for value in values)))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infc.backends.cuda.lockstep.memory import ELEMENTS, Array
+from infc.backends.cuda.lockstep.memory import ELEMENTS, REPEATED, Array
 
 if TYPE_CHECKING:
     from infc.backends.cuda.lockstep.threads import Threads, Where
@@ -117,7 +117,7 @@ class Races:
         read = self._views[width][2]
         self._check_writes(index, width, t, where, who, "reads")
         warps = self._warps_of(len(index), t, who)
-        row = np.full(width, self.age, np.uint8).view(ELEMENTS[width])[0]
+        row = REPEATED[width][self.age]
         if len(index) == 1 and who is None and t.count > 1:
             for warp in t.warps:
                 read[index + int(warp) * (self._size // width)] = row
@@ -163,10 +163,8 @@ class Races:
     def note(self, index: Array, width: int, warps: Array) -> None:
         """Elements were written now, by these warps (`[accesses]`)."""
         written, writer, _ = self._views[width]
-        kind = ELEMENTS[width]
-        written[index] = np.full(width, self.age, np.uint8).view(kind)[0]
-        rows = np.repeat(warps.astype(np.uint8)[:, None], width, axis=1).view(kind)
-        writer[index] = rows
+        written[index] = REPEATED[width][self.age]
+        writer[index] = REPEATED[width].take(warps)[:, None]
 
     def engine_wrote(self, start: int, end: int) -> None:
         """A bulk copy has landed."""
@@ -225,6 +223,9 @@ class Races:
         if warps is not None:
             ages, parties = (np.repeat(x, len(warps), axis=0) for x in (ages, parties))
             own = warps
+        first = parties[:, 0]
+        if (parties == first[:, None]).all() and (ages.max(axis=1) <= self.known[own, first]).all():
+            return
         bad = ages > self.known[own[:, None], parties]
         if not bad.any():
             return

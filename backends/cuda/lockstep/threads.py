@@ -84,6 +84,8 @@ class Block:
     Attributes:
         barriers: named barriers by number, and mbarriers by `("mbarrier", address)`.
         copies: `cp.async` that have not landed.
+        begun: how many of them there were.
+        committed: how many groups of them each thread has committed.
         later: what the copy engine still has to do, each a function that does it.
     """
 
@@ -96,6 +98,7 @@ class Block:
         self.shared.races = self.races
         self.barriers: dict[Any, Any] = {}
         self.copies: list[Any] = []
+        self.begun = 0
         self.committed: Array = np.zeros(threads, np.int64)
         self.later: list[Callable[[], None]] = []
         self._atomics = self.races.new_clock()
