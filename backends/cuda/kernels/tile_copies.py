@@ -74,7 +74,8 @@ class Copier:
         self._threads, self._thread, self._stride = threads, thread, stride
         self._blocks = spec.blocks
         self.steps = -(-spec.blocks // STEP_BLOCKS)
-        self._kinds = [value.type for value in self.start(b.idx(0)).values()]
+        pointers = [b.ptr] * len(lot.stage.layouts)
+        self._kinds = [b.i32, b.i32, b.ptr, b.i32, b.i32, *pointers]
 
     def start(self, tile: Value) -> Cursor:
         """The first stage of a tile; beyond the last tile it is never copied."""

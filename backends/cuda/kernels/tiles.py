@@ -16,7 +16,7 @@ from infc.backends.cuda.kernels.frame import THREADS, WORKER_BARRIER, Emitted
 from infc.backends.cuda.kernels.product_spec import ProductArguments, ProductSpec
 from infc.backends.cuda.kernels.tile_copies import PIECE, Copier, Cursor
 from infc.backends.cuda.kernels.tile_dealing import Lot, alike
-from infc.backends.cuda.kernels.tile_mapping import LINE_BYTES, STEP_BLOCKS, WARPGROUP, TileMapping
+from infc.backends.cuda.kernels.tile_mapping import LINE_BYTES, WARPGROUP, TileMapping
 from infc.backends.cuda.kernels.tile_store import FRAGMENT_TOKENS, Sums, flat, store_tile
 from infc.backends.cuda.kernels.tile_weights import WarpWeights, next_slot, stage_address
 from infc.backends.cuda.kernels.warpgroup import emit_warpgroup_tiles
@@ -88,8 +88,11 @@ class _Tiles:
                 b.copy_wait(ahead - 1)
                 b.sync(THREADS, WORKER_BARRIER)
                 filled = b.select(b.cmp("eq", slot, 0), b.idx(ahead), b.sub(slot, 1))
+                stage = stage_address(b, self.stage, slot)
+                self._multiply(stage, 0, multipliers, sums)
+                # Here rather than first, so that the tensor cores have something to do meanwhile.
                 cursor = self._copy(cursor, filled)
-                self._multiply(stage_address(b, self.stage, slot), multipliers, sums)
+                self._multiply(stage, 1, multipliers, sums)
                 return [next_slot(b, slot, self.mapping), *cursor.values(), *flat(sums)]
 
             start = [slot, *carried, *[b.const(0.0, b.f32)] * count]
@@ -108,19 +111,22 @@ class _Tiles:
         return after
 
     def _multiply(
-        self, stage: Value, multipliers: Sequence[Value], sums: list[list[list[list[Value]]]]
+        self,
+        stage: Value,
+        block: int,
+        multipliers: Sequence[Value],
+        sums: list[list[list[list[Value]]]],
     ) -> None:
-        """Add a stage's products to the sums."""
+        """Add the products of block 0 or 1 of a stage to the sums."""
         b = self.b
-        lines = b.at(stage, self.line)
-        for block in range(STEP_BLOCKS):
-            weights = self.weights.read(stage, block, multipliers)
-            for step in range(2):
-                pieces = b.at(lines, b.bit_xor(self.piece, 2 * PIECE * (2 * block + step)))
-                for pair in range(self.sums.fragments // 2):
-                    x = b.load_matrices(b.at(pieces, pair * 2 * FRAGMENT_TOKENS * LINE_BYTES))
-                    for segment, panels in enumerate(weights):
-                        for panel, steps in enumerate(panels):
-                            row = sums[segment][panel]
-                            for i, part in ((2 * pair, x[:2]), (2 * pair + 1, x[2:])):
-                                row[i] = b.mma("bf16", steps[step], part, row[i])
+        weights = self.weights.read(stage, block, multipliers)
+        for step in range(2):
+            piece = b.bit_xor(self.piece, 2 * PIECE * (2 * block + step))
+            pieces = b.at(b.at(stage, self.line), piece)
+            for pair in range(self.sums.fragments // 2):
+                x = b.load_matrices(b.at(pieces, pair * 2 * FRAGMENT_TOKENS * LINE_BYTES))
+                for segment, panels in enumerate(weights):
+                    for panel, steps in enumerate(panels):
+                        row = sums[segment][panel]
+                        for i, part in ((2 * pair, x[:2]), (2 * pair + 1, x[2:])):
+                            row[i] = b.mma("bf16", steps[step], part, row[i])
