@@ -232,44 +232,65 @@ def _pack_codes(layout: Layout, source: Codes, blocks: NDArray[np.uint8]) -> Non
     codes = source.codes
     if layout.zero_point != source.zero_point:
         codes = codes + np.uint8(layout.zero_point - source.zero_point)
-    words = _words(_padded(codes), blocks.shape[1])
+    even, odd = _by_parity(_padded(codes), blocks.shape[1])
     for bits, offset in layout.planes:
-        plane = blocks[:, :, offset : offset + LANES * 2 * bits]
-        plane.reshape(len(blocks), -1, LANES, 2 * bits)[...] = _plane(words, bits)
+        plane = blocks[:, :, offset : offset + LANES * 2 * bits].view("<u2")
+        _store_plane(plane, even, odd, bits)
         if bits < 8:
-            words >>= np.uint32(bits)
+            even >>= np.uint64(bits)
+            odd >>= np.uint64(bits)
 
 
-def _words(codes: NDArray[np.generic], blocks: int) -> NDArray[np.uint32]:
-    """The words `u` of codes [rows, k]: [panel, block, lane, 2 h + p]."""
-    pairs = codes.view("<u2").reshape(-1, 2, 8, blocks, 2, 2, 4)  # panel h r block s p c
-    pairs = pairs.transpose(4, 0, 3, 2, 6, 1, 5)  # s panel block r c h p
-    words = np.empty(pairs.shape[1:], np.uint32)
-    words[...] = pairs[1]
-    words <<= np.uint32(16)
-    words |= pairs[0]
-    # The two codes of a pair belong into the two halves of the word: bytes 1 and 2 change places.
-    middle = (words ^ (words >> np.uint32(8))) & np.uint32(0x0000FF00)
-    words ^= middle
-    words ^= middle << np.uint32(8)
-    return words.reshape(len(words), blocks, LANES, 4)
+def _by_parity(codes: NDArray[np.generic], blocks: int) -> list[NDArray[np.uint64]]:
+    """Codes [rows, k] of t = 0 and of t = 1: each [p, panel, h, r, block], eight bytes that are the
+    codes of c = 0 .. 3 and, for each, of step 0 and step 1. They are halves of the words `u`."""
+    eights = codes.view("<u8").reshape(-1, 2, 8, blocks, 2, 2)  # panel h r block s p
+    mask, byte = np.uint64(0x00FF00FF00FF00FF), np.uint64(8)
+    even = np.empty((2, *eights.shape[:4]), np.uint64)
+    odd = np.empty_like(even)
+    for p in range(2):
+        first, second = eights[..., 0, p], eights[..., 1, p]
+        even[p] = (first & mask) | ((second & mask) << byte)
+        odd[p] = ((first >> byte) & mask) | (second & ~mask)
+    return [even, odd]
 
 
-def _plane(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
-    """The lowest `bits` bits of each code: [panel, block, lane, 2 * bits bytes]."""
+def _store_plane(
+    plane: NDArray[np.uint16], even: NDArray[np.uint64], odd: NDArray[np.uint64], bits: int
+) -> None:
+    """Store the lowest `bits` bits of all codes as [panel, block, the u16 of a plane]."""
+    count, blocks = plane.shape[:2]
+    target = plane.reshape(count, blocks, 8, 4, -1)  # panel block r c and what follows
     if bits == 8:
-        return (words ^ np.uint32(0x80808080)).view(np.uint8)
+        for t, half in enumerate((even, odd)):
+            signed = _sixteens(half ^ np.uint64(0x8080808080808080))  # p panel h r block c
+            for h in range(2):
+                for p in range(2):
+                    target[..., 4 * h + 2 * p + t] = signed[p, :, h].swapaxes(1, 2)
+        return
     if bits == 4:
-        low = words & np.uint32(0x0F0F0F0F)
-        nibbles: NDArray[np.uint32] = low[..., 0::2] | (low[..., 1::2] << np.uint32(4))
-        return nibbles.view(np.uint8)
-    shifts = np.arange(4, dtype=np.uint32) * np.uint32(bits)
-    low = (words & np.uint32(0x03030303 if bits == 2 else 0x01010101)) << shifts
-    made: NDArray[np.uint32] = np.bitwise_or.reduce(low, axis=-1, keepdims=True)
+        for t, half in enumerate((even, odd)):
+            low = half & np.uint64(0x0F0F0F0F0F0F0F0F)
+            nibbles = _sixteens(low[0] | (low[1] << np.uint64(4)))  # panel h r block c
+            for h in range(2):
+                target[..., 2 * h + t] = nibbles[:, h].swapaxes(1, 2)
+        return
+    mask = np.uint64(0x0303030303030303 if bits == 2 else 0x0101010101010101)
+    sums = []
+    for half in (even, odd):
+        low = half & mask
+        both = low[0] | (low[1] << np.uint64(bits))
+        total = both[:, 0] | (both[:, 1] << np.uint64(2 * bits))
+        sums.append(_sixteens(total).swapaxes(1, 2))  # panel block r c
     if bits == 2:
-        return made.view(np.uint8)
-    swapped = made.view(np.uint8)[..., [0, 2, 1, 3]]
-    return swapped[..., 0::2] | (swapped[..., 1::2] << np.uint8(4))
+        target[..., 0], target[..., 1] = sums
+    else:
+        target[..., 0] = sums[0] | (sums[1] << np.uint16(4))
+
+
+def _sixteens(eights: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """Each eight bytes as four u16: [..., block] -> [..., block, c]."""
+    return eights[..., None].view("<u2")
 
 
 class _Scales:
@@ -308,8 +329,8 @@ def _scale_fields(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[np.gener
 
 
 def _float_order(layout: Layout) -> tuple[int, ...]:
-    """From panel h r block s p c t to the order in memory."""
-    return (0, 3, 1, 4, 2, 6, 5, 7) if layout.kind == "f32" else (0, 3, 4, 2, 6, 5, 1, 7)
+    """From panel h r block s p c to the order in memory; numbers go in pairs."""
+    return (0, 3, 1, 4, 2, 6, 5) if layout.kind == "f32" else (0, 3, 4, 2, 6, 5, 1)
 
 
 def _pack_floats(layout: Layout, rows: NDArray[np.float32], blocks: NDArray[np.uint8]) -> None:
@@ -320,13 +341,17 @@ def _pack_floats(layout: Layout, rows: NDArray[np.float32], blocks: NDArray[np.u
         numbers = _to_bf16(numbers)
     elif layout.kind == "f16":
         numbers = numbers.astype("<f2")
-    ordered = numbers.reshape(-1, 2, 8, blocks.shape[1], 2, 2, 4, 2).transpose(_float_order(layout))
-    blocks.view(numbers.dtype).reshape(ordered.shape)[...] = ordered
+    pairs = numbers.view("<u8" if layout.kind == "f32" else "<u4")
+    ordered = pairs.reshape(-1, 2, 8, blocks.shape[1], 2, 2, 4).transpose(_float_order(layout))
+    blocks.view(pairs.dtype).reshape(ordered.shape)[...] = ordered
 
 
 def _to_bf16(values: NDArray[np.generic]) -> NDArray[np.uint16]:
     """The upper halves, rounded to nearest even; a NaN stays one."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    halves = bits.view("<u2").reshape(*bits.shape, 2)
+    if not halves[..., 0].any():
+        return np.ascontiguousarray(halves[..., 1])
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     quiet = (bits >> np.uint32(16)) | np.uint32(0x0040)
     return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
@@ -382,11 +407,12 @@ def _unpack_floats(
     layout: Layout, blocks: NDArray[np.uint8], n: int, k: int
 ) -> NDArray[np.float32]:
     kinds = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
-    in_memory = blocks.view(kinds[layout.kind])
-    extents = (len(blocks), 2, 8, blocks.shape[1], 2, 2, 4, 2)
+    in_memory = blocks.view("<u8" if layout.kind == "f32" else "<u4")
+    extents = (len(blocks), 2, 8, blocks.shape[1], 2, 2, 4)
     order = _float_order(layout)
     ordered = in_memory.reshape([extents[axis] for axis in order]).transpose(np.argsort(order))
-    numbers = np.ascontiguousarray(ordered).reshape(len(blocks) * PANEL_ROWS, -1)[:n, :k]
+    pairs = np.ascontiguousarray(ordered).reshape(len(blocks) * PANEL_ROWS, -1)
+    numbers = pairs.view(kinds[layout.kind])[:n, :k]
     if layout.kind == "bf16":
         return (numbers.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return np.ascontiguousarray(numbers, np.float32)
