@@ -164,24 +164,25 @@ class CudaRunnable:
 
     def new_kv(self) -> CudaKV:
         """An empty cache of every layer, all slots."""
-        kv = self._uninitialized_kv()
-        self.device.fill(kv.address, self.kv_layout.total_bytes, 0)
+        with self.on_device():
+            kv = self._uninitialized_kv()
+            self.device.fill(kv.address, self.kv_layout.total_bytes, 0)
         return kv
 
     def copied_kv(self, kv: CudaKV) -> CudaKV:
         """A cache that holds what another does."""
-        other = self._uninitialized_kv()
-        self.device.copy(other.address, kv.address, self.kv_layout.total_bytes)
+        with self.on_device():
+            other = self._uninitialized_kv()
+            self.device.copy(other.address, kv.address, self.kv_layout.total_bytes)
         return other
 
     def _uninitialized_kv(self) -> CudaKV:
         """The place of a cache: the one in the allocation, where no other cache has it."""
-        with self.on_device():
-            own = self._address("kv")
-            self._free_unused()
-            free = own not in self._caches
-            address = own if free else self.device.allocate(self.kv_layout.total_bytes)
-            self._caches.add(address)
+        own = self._address("kv")
+        self._free_unused()
+        free = own not in self._caches
+        address = own if free else self.device.allocate(self.kv_layout.total_bytes)
+        self._caches.add(address)
         kv = CudaKV(self, address)
         # A cache may go at any moment, in any thread: it only leaves word.
         weakref.finalize(kv, self._unused.append, address)

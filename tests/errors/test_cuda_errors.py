@@ -50,7 +50,7 @@ REASONS = {
     "no package": (
         ModuleNotFoundError("No module named 'cuda'"),
         "the package cuda-bindings is not installed (No module named 'cuda')",
-        "pip install cuda-bindings",
+        "pip install 'infc[cuda]'",
     ),
     "no library": (
         failing(cuInit=missing_library),

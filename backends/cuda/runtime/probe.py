@@ -11,7 +11,7 @@ from infc.diagnostics import Code, UserError
 _NO_DEVICE = 100
 _MISMATCH = 803
 _HINTS = {
-    "cuda-bindings": "pip install cuda-bindings",
+    "cuda-bindings": "pip install 'infc[cuda]'",
     "no CUDA driver": "install the driver of the device, or run it where there is one",
 }
 
