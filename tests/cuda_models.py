@@ -85,10 +85,15 @@ def compile_model(model: Path, folder: Path, arch: str, **options: object) -> Pa
 
 @contextmanager
 def on_lockstep(
-    artifact: Path, *, seed: int | None = None
-) -> Iterator[tuple[Runnable, QueuedDevice]]:
-    """The loaded programs of an artifact of `compile_model`, and the device that runs them."""
+    artifact: Path, *, seed: int | None = None, separate: bool = False
+) -> Iterator[tuple[Runnable, LockstepDevice]]:
+    """The loaded programs of an artifact of `compile_model`, and the device that runs them.
+
+    With `separate` the decode program is a sequence of kernels even where there is a persistent
+    one."""
     opened = open_artifact(artifact)
+    if separate:
+        opened.manifest.programs["decode"]["phases"]["decode"]["persistent"] = None
     arch = opened.manifest.programs["decode"]["arch"]
     with context():
         module = read_module(artifact.with_suffix(""))

@@ -84,10 +84,10 @@ def assemble(ptx: str, arch: str) -> Assembled | None:
         )
         if done.returncode:
             raise InternalError(f"ptxas refuses the program: {done.stderr.strip()[:500]}")
-        return Assembled(target.read_bytes(), _usage(done.stderr))
+        return Assembled(target.read_bytes(), usage_of(done.stderr))
 
 
-def _usage(report: str) -> dict[str, Usage]:
+def usage_of(report: str) -> dict[str, Usage]:
     """What `ptxas -v` says, by function."""
     stacks: dict[str, tuple[int, int, int]] = {}
     registers: dict[str, int] = {}

@@ -14,7 +14,7 @@ from infc.backends.cuda.kernels.stream import emit_stream
 from infc.backends.cuda.kernels.stream_shape import StreamShape
 from infc.backends.cuda.kernels.tile_mapping import TileMapping
 from infc.backends.cuda.kernels.tiles import emit_tiles
-from infc.backends.cuda.lowering.forms import Form
+from infc.backends.cuda.lowering.forms import Form, Word
 from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import get
 from infc.ir.mlir import ir
@@ -102,9 +102,24 @@ def is_streamed(body: KernelBody) -> bool:
     return body.kind == "matmul" and body.mapping["product"] == STREAM
 
 
-def matmul_form(
-    b: GpuBuilder, name: str, body: KernelBody, rows: int, ring: Ring | None, shared_bytes: int
-) -> Form:
+def streamed_spec(body: KernelBody, rows: int, shared_bytes: int) -> ProductSpec:
+    """The specification of a streamed product.
+
+    Raises:
+        UserError: its rows do not fit beside a ring (INF2101): the mapping was edited.
+    """
+    spec = product_spec(body, rows)
+    if not stream_fits(spec, shared_bytes):
+        raise UserError(
+            Code.PLAN,
+            f"{rows} rows of {spec.k} numbers do not fit into shared memory beside a ring",
+            location=str(body.function.location),
+            hint=f'give the product another mapping than "{STREAM}"',
+        )
+    return spec
+
+
+def matmul_form(b: GpuBuilder, name: str, body: KernelBody, rows: int, ring: Ring | None) -> Form:
     """A product, as its mapping says."""
     spec = product_spec(body, rows)
     weights, biases = [], []
@@ -114,17 +129,10 @@ def matmul_form(
         biases += [body.source[operand] for operand in operands[2:]]
     x = body.source[body.named("linear")[0].operation.operands[0]]
     pointers = (x, *weights, *biases, *_outputs(body))
-    if not is_streamed(body):
+    if ring is None or not is_streamed(body):
         tiles = emit_tiles(b, name, spec, tile_mapping(body.mapping))
         return Form(tiles, (*pointers, "rows", "cta", "ctas"), body.row_symbol())
-    if ring is None or not stream_fits(spec, shared_bytes):
-        raise UserError(
-            Code.PLAN,
-            f"{rows} rows of {spec.k} numbers do not fit into shared memory beside a ring",
-            location=str(body.function.location),
-            hint=f'give the product another mapping than "{STREAM}"',
-        )
-    numbers = ("rows", "cta", "ctas", "first", "count")
+    numbers: tuple[Word, ...] = ("rows", "cta", "ctas", "first", "count")
     return Form(
         emit_stream(b, name, spec, ring),
         (*pointers, *numbers),

@@ -13,8 +13,8 @@ from infc.backends.cuda.lowering.forms import Form, FormMaker
 from infc.backends.cuda.lowering.matmul_form import (
     is_streamed,
     matmul_form,
-    product_spec,
     ring_for,
+    streamed_spec,
 )
 from infc.backends.cuda.lowering.row_forms import argmax_form, rotary_form, rows_form, top_k_form
 from infc.diagnostics import InternalError
@@ -105,20 +105,27 @@ class ProgramKernels:
             for name, kernel in self.kernels.items()
             if kernel.kind != "matmul"
         }
-        others = max((form.emitted.work_bytes for form in self.forms.values()), default=0)
-        streamed = (
-            product_spec(kernel, self._most_rows(kernel))
-            for kernel in self.kernels.values()
-            if is_streamed(kernel)
+        self.ring = ring_for(
+            (
+                streamed_spec(kernel, self._most_rows(kernel), shared_bytes)
+                for kernel in self.kernels.values()
+                if is_streamed(kernel)
+            ),
+            # Kernels of a prefill have blocks of their own.
+            self._work_bytes() if self.phase == "decode" else 0,
+            shared_bytes,
         )
-        self.ring = ring_for(streamed, others, shared_bytes)
 
         def product_form(b: GpuBuilder, name: str, kernel: KernelBody, rows: int) -> Form:
-            return matmul_form(b, name, kernel, rows, self.ring, shared_bytes)
+            return matmul_form(b, name, kernel, rows, self.ring)
 
         for name, kernel in self.kernels.items():
             if kernel.kind == "matmul":
                 self.forms[name] = self._emit(name, kernel, product_form)
+
+    def _work_bytes(self) -> int:
+        """Shared memory that the kernels work in which there are so far."""
+        return max((form.emitted.work_bytes for form in self.forms.values()), default=0)
 
     def _most_rows(self, kernel: KernelBody) -> int:
         """The most rows that a call of a kernel has."""

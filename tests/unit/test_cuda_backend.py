@@ -1,0 +1,240 @@
+"""Targets, mappings, lowering and emission of the CUDA backend."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cuda_device import FACTS
+from kernel_summaries import attention, product
+from oracle.families import make_family
+from oracle.files import write_huggingface
+
+import infc
+from infc.artifact import open_artifact
+from infc.backends.cuda import target as targets
+from infc.backends.cuda.backend import CudaBackend
+from infc.backends.cuda.codegen import assembler
+from infc.backends.cuda.codegen.assembler import find_assembler
+from infc.backends.cuda.kernels.frame import WORK_OFFSET
+from infc.backends.cuda.kernels.product_spec import ProductSpec, Segment
+from infc.backends.cuda.lowering.layer_operands import LayerOperands
+from infc.backends.cuda.lowering.matmul_form import LEAST_RING_BYTES, ring_for, stream_fits
+from infc.backends.cuda.lowering.programs import Place
+from infc.backends.cuda.runtime.driver import DeviceFacts
+from infc.backends.cuda.target import CLASSES, arch_of, resolve_cuda, shared_bytes_of, sm_count
+from infc.diagnostics import Code, UserError
+from infc.driver.lowering import lower_model
+from infc.frontends.config_source import ConfigSource
+from infc.ir.context import context
+from infc.pipeline.options import CompileOptions
+
+BACKEND = CudaBackend()
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, DeviceFacts | str]]:
+    """What the driver says: `found["device"]`."""
+    found: dict[str, DeviceFacts | str] = {"device": "the CUDA driver finds no device"}
+    monkeypatch.setattr(targets, "probe_device", lambda: found["device"])
+    return found
+
+
+def test_classes_can_be_compiled_for_anywhere(device: dict[str, DeviceFacts | str]) -> None:
+    statuses = {status.name: status for status in BACKEND.targets()}
+    assert list(statuses) == ["cuda", *(f"cuda:{name}" for name in CLASSES)]
+    assert not statuses["cuda"].available
+    assert statuses["cuda"].reason == "the CUDA driver finds no device"
+    for name in CLASSES:
+        assert statuses[f"cuda:{name}"].available
+        target = BACKEND.resolve(f"cuda:{name}")
+        assert arch_of(target) == name
+        assert target.kind == "gpu"
+        assert shared_bytes_of(target) < target.memory("smem").size_bytes
+
+
+def test_the_device_of_a_host_has_the_facts_of_the_driver(
+    device: dict[str, DeviceFacts | str],
+) -> None:
+    device["device"] = FACTS
+    statuses = {status.name: status for status in BACKEND.targets()}
+    assert statuses["cuda"].available
+    assert FACTS.name in statuses["cuda"].reason
+    assert statuses["cuda:sm_90a"].reason == ""
+    assert statuses["cuda:sm_80"].reason
+    target = resolve_cuda("cuda")
+    assert (sm_count(target), arch_of(target)) == (FACTS.multiprocessors, "sm_90a")
+    assert target.memory("smem").count == FACTS.multiprocessors
+    assert target.memory("hbm").size_bytes == FACTS.memory_bytes
+    assert target.source_of("compute.sm.count") == "probed: the CUDA driver"
+
+
+@pytest.mark.parametrize(
+    ("rows", "phase", "arch", "expected"),
+    [
+        (1, "decode", "sm_90a", {"product": "stream"}),
+        (16, "prefill", "sm_80", {"product": "stream"}),
+        (512, "prefill", "sm_80", {"product": "tiles", "unit": "mma"}),
+        (512, "prefill", "sm_90a", {"product": "tiles", "unit": "warpgroup"}),
+    ],
+)
+def test_few_rows_are_streamed_past_and_many_are_tiled(
+    rows: int, phase: str, arch: str, expected: dict[str, str]
+) -> None:
+    kernel = product(rows, [(2048, 640, "q5_0")] * 2, "bf16", gate="silu")
+    assert kernel.phase == phase
+    mapping, *_ = BACKEND.candidates(kernel, resolve_cuda(f"cuda:{arch}"))
+    assert {key: mapping[key] for key in expected} == expected
+
+
+def test_more_rows_than_a_streamed_product_takes_are_tiled_beside_a_ring() -> None:
+    target = resolve_cuda("cuda:sm_90a")
+    kernel = replace(product(33, [(2048, 8192, "q4_k")], "bf16"), phase="decode")
+    for mapping in BACKEND.candidates(kernel, target):
+        assert (mapping["product"], mapping["unit"]) == ("tiles", "mma")
+        assert int(mapping["stages"]) * int(mapping["tokens"]) * 128 < 64 * 1024
+    spec = ProductSpec(8192, (Segment(2048, "m16k32.u4.g32.min"),), max_rows=32)
+    assert stream_fits(spec, shared_bytes_of(target))
+    assert not stream_fits(replace(spec, max_rows=33), shared_bytes_of(target))
+
+
+@pytest.mark.parametrize("layout", ["m16k32.u4.g32.min", "m16k32.bf16", "m16k32.f32"])
+@pytest.mark.parametrize("work_bytes", [0, 60_000, 200_000])
+def test_a_ring_lies_behind_the_work_and_fills_the_rest(layout: str, work_bytes: int) -> None:
+    spec = ProductSpec(2048, (Segment(2048, layout),), max_rows=8)
+    shared = shared_bytes_of(resolve_cuda("cuda:sm_90a"))
+    ring = ring_for([spec], work_bytes, shared)
+    assert ring is not None
+    assert ring.end <= shared
+    assert ring.slots * ring.slot_bytes + ring.slot_bytes > LEAST_RING_BYTES
+    together = WORK_OFFSET + work_bytes + LEAST_RING_BYTES <= shared
+    assert (ring.offset >= WORK_OFFSET + work_bytes) == together
+    assert ring_for([], work_bytes, shared) is None
+
+
+def test_parts_of_attention_fill_the_device() -> None:
+    target = resolve_cuda("cuda:sm_90a")
+    decode, *_ = BACKEND.candidates(attention("decode", 1, 64), target)
+    prefill, *_ = BACKEND.candidates(attention("prefill", 512, 64), target)
+    assert decode["tiles"] == 0
+    assert prefill["tiles"] in (1, 2)
+
+
+def test_operands_of_layers_are_found_from_few_pointers() -> None:
+    def call(layer: int) -> tuple[Place, ...]:
+        start = 1000 * layer * layer
+        return (
+            Place("thread", 64 * (layer % 2)),
+            Place("weights", start),
+            Place("weights", start + 128),
+            Place("weights", 7),
+            Place("call", 16),
+            Place("kv", 4096 * layer),
+        )
+
+    calls = [call(layer) for layer in range(4)]
+    operands = LayerOperands.of(calls)
+    assert operands.anchors == (0, 1, "weights", Place("call", 16), 5)
+    for places in calls:
+        starts = {"weights": Place("weights", 0)}
+        for place, (anchor, offset) in zip(places, operands.sources, strict=True):
+            key = operands.anchors[anchor]
+            start = (
+                starts[key]
+                if isinstance(key, str)
+                else places[key]
+                if isinstance(key, int)
+                else key
+            )
+            assert start.at(offset) == place
+
+
+def machine_level(path: Path) -> str:
+    """The machine level of a model of four layers in two classes."""
+    config, _ = make_family("gemma3", num_hidden_layers=4, sliding_window_pattern=2)
+    path.write_text(json.dumps(config))
+    options = CompileOptions(max_context=64, max_batch=2, chunk=16)
+    with context():
+        module, _ = lower_model(ConfigSource(path, "bf16"), "cuda:sm_90a", options)
+        return str(module)
+
+
+@pytest.fixture(scope="module")
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return machine_level(tmp_path_factory.mktemp("config") / "config.json")
+
+
+def test_the_same_model_gives_the_same_code(lowered: str, tmp_path: Path) -> None:
+    assert machine_level(tmp_path / "config.json") == lowered
+
+
+def test_blocks_meet_six_times_a_layer(lowered: str) -> None:
+    """Behind each product but the last, whose rows the next layer's first kernel reads alone, the
+    rotary and the attention; not where a plan would have reused memory."""
+    start = lowered.index("func.func private @decode_layer0(")
+    layer = lowered[start : lowered.index("return", start)]
+    calls = re.findall(r"call @(?:decode_k\d+_)?(\w+)", layer)
+    assert calls == [
+        *("rows", "matmul", "grid_barrier", "rotary", "grid_barrier", "attention", "grid_barrier"),
+        *("matmul", "grid_barrier", "rows", "matmul", "grid_barrier", "matmul", "grid_barrier"),
+        "rows",
+    ]
+
+
+def test_the_producer_runs_the_products_of_a_layer_alone(lowered: str) -> None:
+    start = lowered.index("func.func private @decode_layer0_produce(")
+    layer = lowered[start : lowered.index("return", start)]
+    assert re.findall(r"call @decode_k\d+_(\w+)", layer) == ["matmul_produce"] * 4
+
+
+def test_an_artifact_holds_ptx_and_machine_code(tmp_path: Path) -> None:
+    config, tensors = make_family("llama3", num_hidden_layers=1)
+    model = tmp_path / "model"
+    model.mkdir()
+    write_huggingface(model, config, tensors, "BF16")
+    artifact = tmp_path / "a.infc"
+    infc.compile(model, target="cuda:sm_90a", output=artifact, max_context=64, chunk=8)
+    opened = open_artifact(artifact)
+    names = {name.removeprefix("programs/") for name in opened.names() if "programs/" in name}
+    assembled = {"prefill.cubin", "decode.cubin"} if find_assembler() else set()
+    assert names == {"prefill.ptx", "decode.ptx"} | assembled
+    signature = opened.manifest.programs["decode"]
+    assert set(signature["phases"]) == {"prefill", "decode"}
+    for phase in signature["phases"].values():
+        for entry in phase["launches"]:
+            used = signature["functions"].get(entry["entry"], {"spill_stores": 0})
+            assert used["spill_stores"] == 0
+
+
+def test_what_the_assembler_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'first' for 'sm_90a'
+ptxas info    : Function properties for first
+    16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 168 registers, used 2 barriers, 16 bytes cumulative stack size
+ptxas info    : Function properties for inner
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+"""
+    found = assembler.usage_of(report)
+    assert vars(found["first"]) == {
+        "stack": 16,
+        "spill_stores": 4,
+        "spill_loads": 8,
+        "registers": 168,
+    }
+    assert found["inner"].registers == 0
+    monkeypatch.setattr(assembler, "find_assembler", lambda: None)
+    assert assembler.assemble("", "sm_90a") is None
+
+
+def test_names_of_targets(device: dict[str, DeviceFacts | str]) -> None:
+    with pytest.raises(UserError) as unknown:
+        resolve_cuda("cuda:sm_70")
+    assert unknown.value.code is Code.TARGET_UNKNOWN
+    with pytest.raises(UserError) as absent:
+        resolve_cuda("cuda")
+    assert absent.value.code is Code.TARGET_UNSUPPORTED
