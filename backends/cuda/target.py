@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from infc.backends.cuda.runtime.images import architecture_for
 from infc.backends.cuda.runtime.probe import DeviceFacts, probe_device
 from infc.diagnostics import Code, UserError
 from infc.target.loader import load_target
@@ -16,9 +17,6 @@ from infc.target.schema import Target, TargetStatus
 HOST = "cuda"
 CLASSES = ("sm_80", "sm_90a", "sm_100a")
 """Target files, which are also the architectures that code is made for."""
-_MAJORS = {8: "sm_80", 9: "sm_90a", 10: "sm_100a"}
-"""The class by the compute capability's first number. Code of `sm_80` runs on all of 8.x; code of
-`sm_90a` and `sm_100a` on no other."""
 
 
 def cuda_targets() -> list[TargetStatus]:
@@ -72,14 +70,14 @@ def sm_count(target: Target) -> int:
 
 def class_of(device: DeviceFacts) -> str | None:
     """The class of a device; None where no code is made for it."""
-    return _MAJORS.get(device.capability[0])
+    return architecture_for(device.capability)
 
 
 def unusable(device: DeviceFacts) -> str | None:
     """Why no code is made for a device, or None."""
     if class_of(device) is None:
         major, minor = device.capability
-        return f"{device.name} has compute capability {major}.{minor}: expected 8.x, 9.x or 10.x"
+        return f"{device.name} has compute capability {major}.{minor}: expected 8.0 or later"
     return None
 
 
