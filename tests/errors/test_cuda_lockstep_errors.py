@@ -225,6 +225,26 @@ def test_overwriting_what_another_warp_reads(seed: int | None) -> None:
     assert "with no barrier in between" in text
 
 
+def test_a_race_after_many_barriers() -> None:
+    def body(b: GpuBuilder, x: Value) -> None:
+        mine = words(b, b.shared_memory(), b.thread())
+        other = words(b, b.shared_memory(), b.bit_xor(b.thread(), 32))
+        b.store(b.thread(), mine, 4)
+
+        def step(i: Value) -> None:
+            b.sync(64)
+            b.store(b.add(b.load(other, b.i32, 4), i), words(b, x, b.thread()), 4)
+            b.when(b.cmp("ne", i, 400), lambda: b.sync(64))
+            b.store(i, mine, 4)
+
+        b.loop(0, 500, body=step)
+
+    assert message(body) == (
+        "llvm.store (operation N of @kernel), block 0, thread 32: race: writes shared memory byte "
+        "128, which warp 0 read (llvm.load (operation N of @kernel)), with no barrier in between"
+    )
+
+
 @pytest.mark.parametrize("bulk", [True, False])
 def test_copies_into_slots_that_were_not_given_back(bulk: bool) -> None:
     device = Device()

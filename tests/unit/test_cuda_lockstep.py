@@ -167,6 +167,32 @@ def test_lanes_that_are_masked_are_not_touched() -> None:
     assert (device.read(y, np.float32, 30) == 2 * x).all()
 
 
+def test_vectors_are_taken_apart_and_put_together() -> None:
+    x = random((32, 8))
+
+    def body(b: GpuBuilder, x: Value, y: Value) -> None:
+        whole = b.load(b.at(x, b.mul(b.thread(), 32)), b.vec(8, b.f32), 16)
+        odd = b.shuffle(whole, whole, [1, 3, 5, 7])
+        mixed = b.shuffle(b.fneg(odd), b.splat(b.extract(whole, 2), 4), [0, 6, 1, 7])
+        signs = b.shr(b.bitcast(whole, b.vec(8, b.i32)), b.const(31, b.vec(8, b.i32)))
+        numbers = b.vector_of(
+            [b.reduce("add", whole), b.si_to_f(b.reduce("add", signs), b.f32), b.reduce("max", odd)]
+        )
+        out = b.at(y, b.mul(b.thread(), 32))
+        b.store(mixed, out, 16)
+        b.store_first(numbers, b.at(out, 16), 3, 4)
+        b.store_first(b.load_first(x, b.vec(4, b.f32), 1, 4), b.at(out, 28), 1, 4)
+
+    device = Device()
+    y = device.allocate(1024)
+    run(kernel(body, pointers=2), device, [put(device, x), y])
+    halves = x[:, :4] + x[:, 4:]
+    quarters = halves[:, :2] + halves[:, 2:]
+    columns = [-x[:, 1], x[:, 2], -x[:, 3], x[:, 2], quarters[:, 0] + quarters[:, 1]]
+    columns += [(x < 0).sum(axis=1), x[:, 1::2].max(axis=1), np.full(32, x[0, 0])]
+    assert (device.read(y, np.float32, (32, 8)) == np.stack(columns, axis=1)).all()
+
+
 # ---- control -------------------------------------------------------------------------------------
 
 
@@ -261,6 +287,39 @@ def test_atomics_of_many_threads_at_one_place() -> None:
     run(kernel(body, pointers=2), device, [counter, y])
     assert sorted(device.read(y, np.int32, 32).tolist()) == list(range(0, 64, 2))
     assert device.read(counter + 4, np.float32, 1)[0] == 496.0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_warp_arrives_and_another_waits(seed: int | None) -> None:
+    """Two named barriers pass one word to and fro, more often than races are remembered."""
+    rounds = 150
+
+    def body(b: GpuBuilder, y: Value) -> None:
+        cell = words(b, b.shared_memory(), b.lane())
+
+        def write(i: Value) -> None:
+            b.sync(64, 2)
+            b.store(b.add(i, b.lane()), cell, 4)
+            b.arrive(64, 1)
+
+        def read(i: Value, total: Value) -> Value:
+            b.arrive(64, 2)
+            b.sync(64, 1)
+            return b.add(total, b.load(cell, b.i32, 4))
+
+        (total,) = b.when(
+            b.cmp("eq", b.warp(), 0),
+            lambda: [*b.loop(0, rounds, body=write), b.idx(0)],
+            lambda: b.loop(0, rounds, 1, [b.idx(0)], body=read),
+            [b.i32],
+        )
+        b.store(total, words(b, y, b.thread()), 4)
+
+    device = Device()
+    y = device.allocate(256)
+    run(kernel(body, threads=64), device, [y], threads=64, seed=seed)
+    sums = rounds * (rounds - 1) // 2 + rounds * np.arange(32)
+    assert device.read(y, np.int32, 64).tolist() == [0] * 32 + sums.tolist()
 
 
 # ---- matrices and copies -------------------------------------------------------------------------

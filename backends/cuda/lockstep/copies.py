@@ -25,7 +25,6 @@ class Copy:
 
     Attributes:
         number: of the copy in its block, from 1 on.
-        t: the threads.
         index: where the bytes go: elements of `width` bytes of shared memory, `[n, 1]`.
         data: `[n, width]`.
         group: how many groups each thread had committed before, `[n]`.
@@ -33,7 +32,6 @@ class Copy:
     """
 
     number: int
-    t: Threads
     index: Array
     width: int
     data: Array
@@ -58,25 +56,20 @@ class Copy:
 def _land(block: Block, t: Threads, limit: Array, before: int) -> None:
     """Land the copies before a number that threads `t` began in groups before the `limit` of
     each."""
-    low, high = int(limit.min()), int(limit.max())
+    limits = np.full(block.threads, -1)
+    limits[t.ids] = limit
     left: list[Copy] = []
     there: dict[int, list[Copy]] = {}
     for copy in block.copies:
-        if copy.number >= before:
+        mask = copy.group < limits[copy.chosen]
+        done = np.count_nonzero(mask) if copy.number < before else 0
+        if done == 0:
             left.append(copy)
-        elif copy.t is t and (copy.group < low).all():
-            there.setdefault(copy.width, []).append(copy)
-        elif copy.t is t and (copy.group >= high).all():
-            left.append(copy)
-        else:
-            limits = np.full(block.threads, -1)
-            limits[t.ids] = limit
-            mask = copy.group < limits[copy.chosen]
-            landed, rest = copy.split(mask)
-            if len(landed.chosen):
-                there.setdefault(copy.width, []).append(landed)
-            if len(rest.chosen):
-                left.append(rest if len(landed.chosen) else copy)
+            continue
+        if done < len(mask):
+            copy, rest = copy.split(mask)
+            left.append(rest)
+        there.setdefault(copy.width, []).append(copy)
     block.copies = left
     for width, copies in there.items():
         index = np.concatenate([copy.index for copy in copies])
@@ -113,7 +106,7 @@ def _copy(fn: FunctionReader, op: Any, where: Where) -> Step:
         shared.mark(index, width, IN_FLIGHT)
         block.begun += 1
         number = block.begun
-        block.copies.append(Copy(number, t, index, width, data, block.committed[t.ids], t.ids))
+        block.copies.append(Copy(number, index, width, data, block.committed[t.ids], t.ids))
 
     return step
 
