@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -213,3 +215,13 @@ def test_a_launch_has_pointers_to_its_arguments() -> None:
     launch = KernelLaunch(None, 1, 256, 0, [7, -1, 1 << 63])
     values = [ctypes.c_uint64.from_address(p).value for p in launch.parameters if p]
     assert values == [7, (1 << 64) - 1, 1 << 63]
+
+
+def test_running_needs_no_mlir() -> None:
+    code = (
+        "import sys, infc.backends.cuda.runnable, infc.backends.cuda.runtime.probe\n"
+        "needless = {'mlir', 'llvm', 'llvmlite', 'numba', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(', '.join(needless) or 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
