@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from infc.backends.cuda.runtime.driver import DeviceFacts
 from infc.backends.cuda.runtime.images import architecture_for
-from infc.backends.cuda.runtime.probe import DeviceFacts, probe_device
+from infc.backends.cuda.runtime.probe import probe_device
 from infc.diagnostics import Code, UserError
 from infc.target.loader import load_target
 from infc.target.schema import Target, TargetStatus
