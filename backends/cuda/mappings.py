@@ -8,7 +8,7 @@ from dataclasses import asdict
 from infc.backends.cuda.kernels.attention import (
     AttentionSpec,
     few_rows_mapping,
-    many_rows_mappings,
+    many_rows_mapping,
 )
 from infc.backends.cuda.kernels.attention_spec import MAX_HEAD_DIM
 from infc.backends.cuda.kernels.kv_layout import KVLayer
@@ -103,11 +103,10 @@ def _attention_candidates(kernel: KernelSummary, target: Target) -> Sequence[Ker
         max_rows=kernel.rows,
         out=kernel.out,
     )
+    rows, blocks = kernel.typical_rows, sm_count(target)
     if kernel.phase == "prefill":
-        return [asdict(mapping) for mapping in many_rows_mappings(spec)]
-    return [
-        asdict(few_rows_mapping(spec, kernel.typical_rows, shapes["context"], sm_count(target)))
-    ]
+        return [asdict(many_rows_mapping(spec, rows, blocks, shared_bytes_of(target)))]
+    return [asdict(few_rows_mapping(spec, rows, shapes["context"], blocks))]
 
 
 def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:

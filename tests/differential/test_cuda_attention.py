@@ -16,7 +16,7 @@ from infc.backends.cuda.kernels.attention import (
     attention_scratch_bytes,
     emit_attention,
     few_rows_mapping,
-    many_rows_mappings,
+    many_rows_mapping,
 )
 from infc.backends.cuda.kernels.kv_layout import KVLayer, KVLayout
 from infc.backends.cuda.lockstep import Device
@@ -162,8 +162,8 @@ class Kernel:
 
 
 @functools.cache
-def tiled(case: str, tiles: int = 1) -> Kernel:
-    return Kernel(case, AttentionMapping(tiles))
+def tiled(case: str, tiles: int = 1, streams: int = 1) -> Kernel:
+    return Kernel(case, AttentionMapping(tiles, streams=streams))
 
 
 @functools.cache
@@ -193,6 +193,19 @@ def test_two_tiles_a_warp(case: str) -> None:
     attention = tiled(case, tiles=2)
     cache, rows = ended(attention, 50)
     attention.check(attention(cache, rows), rows)
+
+
+@pytest.mark.parametrize(
+    ("case", "tiles", "streams"),
+    [("shared", 2, 2), ("shared", 1, 8), ("ring", 1, 4), ("wide", 1, 2), ("many", 1, 4)],
+)
+def test_warps_that_take_keys_in_turns(case: str, tiles: int, streams: int) -> None:
+    attention = tiled(case, tiles, streams)
+    cache, rows = ended(attention, 11)
+    rows = [(0, rows[0][1] - 20), *rows]
+    together = attention(cache, rows)
+    attention.check(together, rows)
+    np.testing.assert_array_equal(attention(cache, rows[7:], grid=3), together[7:])
 
 
 @pytest.mark.parametrize("case", ["shared", "ring"])
@@ -292,10 +305,23 @@ def test_parts_are_no_more_than_keys_can_be_divided_into() -> None:
     assert attention_scratch_bytes(spec, AttentionMapping(tiles=0)) == 0
 
 
+def test_blocks_have_as_many_rows_as_leave_work_for_all() -> None:
+    kv = KVLayer(kv_heads=8, head_dim=64, capacity=8192, dtype="f16", slots=1)
+    spec = AttentionSpec(32, kv, None, 0.125, None, max_rows=2048)
+    most = 232448
+    assert many_rows_mapping(spec, 2048, 132, most) == AttentionMapping(2)
+    assert many_rows_mapping(spec, 512, 132, most) == AttentionMapping(2, streams=4)
+    assert many_rows_mapping(spec, 50, 132, most) == AttentionMapping(1, streams=8)
+    wide = replace(spec, kv=replace(kv, kv_heads=1, head_dim=256), heads=4)
+    assert many_rows_mapping(wide, 2048, 132, most) == AttentionMapping(1, streams=2)
+    assert many_rows_mapping(wide, 2048, 132, 160 << 10) == AttentionMapping(1)
+    with pytest.raises(ValueError, match="no tiles of head_dim 256 fit 65536 bytes"):
+        many_rows_mapping(wide, 2048, 132, 64 << 10)
+
+
 def test_what_does_not_fit_the_registers_is_refused() -> None:
     kv = KVLayer(kv_heads=1, head_dim=256, capacity=64, dtype="f16", slots=1)
     spec = AttentionSpec(1, kv, None, 1.0, None, max_rows=1)
-    assert many_rows_mappings(spec) == [AttentionMapping(tiles=1)]
     with pytest.raises(ValueError, match="2 tiles of head_dim 256 are too many"):
         Kernel("wide", AttentionMapping(tiles=2))
     with pytest.raises(ValueError, match="head_dim 272 is larger than 256"):

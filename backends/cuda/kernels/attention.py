@@ -30,7 +30,7 @@ __all__ = [
     "attention_scratch_bytes",
     "emit_attention",
     "few_rows_mapping",
-    "many_rows_mappings",
+    "many_rows_mapping",
 ]
 
 
@@ -56,9 +56,32 @@ def few_rows_mapping(spec: AttentionSpec, rows: int, context: int, blocks: int) 
     return AttentionMapping(0, parts, streams)
 
 
-def many_rows_mappings(spec: AttentionSpec) -> list[AttentionMapping]:
-    """How to cut the work of calls of many rows, the best for long ones first."""
-    return [AttentionMapping(tiles) for tiles in range(most_tiles(spec), 0, -1)]
+def many_rows_mapping(
+    spec: AttentionSpec, rows: int, blocks: int, shared_bytes: int
+) -> AttentionMapping:
+    """How to cut the work of calls of many rows.
+
+    Args:
+        rows: of a call.
+        blocks: that run at once.
+        shared_bytes: that a block may have.
+    """
+    fitting = [
+        mapping
+        for tiles in range(most_tiles(spec), 0, -1)
+        for mapping in (AttentionMapping(tiles, streams=n) for n in (1, 2, 4, 8))
+        if TilesAttention.fits(spec, mapping, shared_bytes)
+    ]
+    if not fitting:
+        raise ValueError(f"no tiles of head_dim {spec.kv.head_dim} fit {shared_bytes} bytes")
+
+    def items(mapping: AttentionMapping) -> int:
+        block_rows = TilesAttention.rows_of_a_block(mapping)
+        return spec.kv.kv_heads * -(-rows * spec.group // block_rows)
+
+    # The largest blocks of rows of which there is one for every multiprocessor, or the smallest.
+    busy = [mapping for mapping in fitting if items(mapping) >= blocks]
+    return min(busy or fitting, key=lambda m: (items(m) * (1 if busy else -1), -m.tiles))
 
 
 def attention_scratch_bytes(spec: AttentionSpec, mapping: AttentionMapping) -> int:
@@ -87,8 +110,8 @@ def emit_attention(
     with b.function(name, [*pointers, *numbers]) as values:
         a = Arguments(*values)
         if mapping.tiles:
-            TilesAttention(b, spec, mapping.tiles, a).emit()
-            work_bytes = TilesAttention.work_bytes(spec, mapping.tiles)
+            TilesAttention(b, spec, mapping, a).emit()
+            work_bytes = TilesAttention.work_bytes(spec, mapping)
         else:
             PartsAttention(b, spec, mapping, a).emit()
             work_bytes = PartsAttention.work_bytes(spec, mapping.streams)

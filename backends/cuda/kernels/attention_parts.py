@@ -374,48 +374,33 @@ class PartsAttention:
         b, step = self.b, self.step
 
         def body(part: Value, *carried: Value) -> list[Value]:
-            return self._join(state.like(carried), self._read(one, part)).values()
+            other = state.like(self._read(one, part))
+            return step.join(state.like(carried), other).values()
 
         state = step.new_state()
         known = b.loop(b.warp(), one.count, WARPS, state.values(), body=body)
         self.merge_all.emit(state.like(known), lambda merged: self._finish(one, merged))
 
-    def _read(self, one: _Item, part: Value) -> State:
-        """A part as a warp's state."""
+    def _read(self, one: _Item, part: Value) -> list[Value]:
+        """A part as the values of a warp's state."""
         b, step, records = self.b, self.step, self.records
         record = self._record(one, part)
-        state = step.new_state()
 
         def existing(row: Value) -> Value:
             return b.min(row, records.tile_rows - 1)
 
         own = b.at(record, b.mul(existing(step.r), F32_BYTES))
-        state.maxima[0] = b.load(b.at(own, records.maxima_offset), b.f32, F32_BYTES)
+        maximum = b.load(b.at(own, records.maxima_offset), b.f32, F32_BYTES)
         terms = b.load(b.at(own, records.terms_offset), b.f32, F32_BYTES)
         # A state has the sum of terms in shares of the four lanes of a quad.
-        state.terms[0] = b.select(b.cmp("eq", step.q, 0), terms, step.zero)
-        for i in range(2):
-            row = existing(b.add(b.mul(step.q, 2), i))
-            inside = b.add(b.mul(row, self.spec.kv.head_dim), step.r)
-            sums = b.at(record, b.mul(inside, F32_BYTES))
-            for column in range(self.spec.columns):
-                place = b.at(sums, column * 8 * F32_BYTES)
-                state.sums[2 * column + i] = b.load(place, b.f32, F32_BYTES)
-        return state
-
-    def _join(self, state: State, other: State) -> State:
-        b, step = self.b, self.step
-        maximum = b.fmax(state.maxima[0], other.maxima[0])
-        factors = [b.exp2(b.fsub(s.maxima[0], maximum)) for s in (state, other)]
-        terms = b.fma(other.terms[0], factors[1], b.fmul(state.terms[0], factors[0]))
-        of_rows = step.across(factors[1])
-        sums = [
-            b.fma(new, of_rows[i % 2], old)
-            for i, (old, new) in enumerate(
-                zip(step.scaled(state.sums, factors[:1]), other.sums, strict=True)
-            )
-        ]
-        return State([maximum], [terms], sums)
+        values = [maximum, b.select(b.cmp("eq", step.q, 0), terms, step.zero)]
+        rows = [existing(b.add(b.mul(step.q, 2), i)) for i in range(2)]
+        for column in range(self.spec.columns):
+            for row in rows:
+                inside = b.add(b.mul(row, self.spec.kv.head_dim), step.r)
+                sums = b.at(record, b.mul(inside, F32_BYTES))
+                values.append(b.load(b.at(sums, column * 8 * F32_BYTES), b.f32, F32_BYTES))
+        return values
 
     def _number(self, array: Value, index: Value) -> Value:
         return self.b.load(self.b.at(array, self.b.mul(index, 4)), self.b.i32, 4)

@@ -19,7 +19,7 @@ from infc.backends.cuda.kernels.kv_layout import BLOCK, ELEMENT_BYTES, VALUE_STR
 ROOM_BYTES = 64 * 1024
 """Of a multiprocessor's copies under way: twice what bandwidth times latency of an H100's memory
 asks for."""
-_GROUP = 2
+_GROUP = 4
 """Fragments that are waited for together."""
 
 

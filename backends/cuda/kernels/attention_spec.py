@@ -90,10 +90,11 @@ class AttentionMapping:
             many tiles of 16 rows (calls of many rows). 0: a block has one row and some of its keys.
         parts: where `tiles` is 0, the most parts that the keys of a row are divided into; it shows
             in the order of summation.
-        streams: where `tiles` is 0, the warps of a block that have keys, 2, 4 or 8: with fewer each
-            has more copies under way and parts can be smaller; it shows in the order of summation.
+        streams: warps of a block that have the same rows and take keys in turns, 1, 2, 4 or 8; it
+            shows in the order of summation. The other warps have other rows; where `tiles` is 0
+            they have none, those with keys have more copies under way and parts can be smaller.
     """
 
     tiles: int
     parts: int = 1
-    streams: int = 8
+    streams: int = 1

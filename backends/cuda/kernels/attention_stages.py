@@ -1,7 +1,8 @@
 """Keys and values of one head in shared memory, copied by all warps of a block, twice buffered.
 
 A stage is 64 or 32 positions: fragments of the keys, then of the values, 512 bytes each and laid
-out as lanes read them, so that neither copies nor reads meet on a bank.
+out as lanes read them, so that neither copies nor reads meet on a bank. Where warps take stages in
+turns, a buffer has one for each of them.
 """
 
 from __future__ import annotations
@@ -14,20 +15,39 @@ from infc.backends.cuda.kernels.attention_step import FRAGMENT_BYTES, TILES_A_ST
 from infc.backends.cuda.kernels.frame import WARPS
 from infc.backends.cuda.kernels.kv_layout import BLOCK, ELEMENT_BYTES, VALUE_STRIDE
 
-_WIDE_HEAD_DIM = 128
-"""Beyond it a stage has 32 positions, so that two of them fit beside the queries."""
+_LONG_BYTES = 16 * 1024
+"""Stages of 64 positions have at most so many bytes of keys, and of values."""
+_BUFFER_BYTES = 64 * 1024
+"""The most that the stages of a buffer take, so that two buffers fit beside the queries."""
 
 
 @dataclass(frozen=True)
 class StageShape:
-    """Sizes of a stage."""
+    """Sizes of a stage.
+
+    Attributes:
+        streams: stages of a buffer.
+    """
 
     spec: AttentionSpec
+    streams: int
 
     @property
     def positions(self) -> int:
         """Positions of a stage."""
-        return BLOCK if self.spec.kv.head_dim <= _WIDE_HEAD_DIM else BLOCK // 2
+        block_bytes = self.spec.kv.block_bytes
+        fits = 2 * block_bytes * self.streams <= _BUFFER_BYTES
+        return BLOCK if block_bytes <= _LONG_BYTES and fits else BLOCK // 2
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the stages of a buffer."""
+        return self.streams * self.bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether two buffers fit beside the queries."""
+        return self.buffer_bytes <= _BUFFER_BYTES
 
     @property
     def groups(self) -> int:
@@ -80,38 +100,69 @@ class Staged:
         return [b.extract(words, i) for i in range(size // 4)]
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is staged.
+
+    Attributes:
+        keys, values: of a head, in global memory.
+        first, last: numbers of the stages that somebody sees.
+    """
+
+    keys: Value
+    values: Value
+    first: Value
+    last: Value
+
+
 class Stages:
     """Copies stages and says where they are.
 
     Args:
-        room: shared memory of two stages.
+        room: shared memory of two buffers.
     """
 
-    def __init__(self, b: GpuBuilder, step: Step, room: Value) -> None:
+    def __init__(self, b: GpuBuilder, step: Step, streams: int, room: Value) -> None:
         self.b, self.step, self.spec, self.room = b, step, step.spec, room
-        self.shape = StageShape(step.spec)
+        self.shape = StageShape(step.spec, streams)
 
-    def staged(self, buffer: Value, step: Value) -> Staged:
-        """The `step`-th step of the stage in a buffer, 0 or 1."""
+    def staged(self, buffer: Value, stream: Value, step: Value) -> Staged:
+        """The `step`-th step of a stream's stage in a buffer, 0 or 1."""
         b, shape, groups = self.b, self.shape, self.step.groups
-        base = b.at(self.room, b.mul(buffer, shape.bytes))
+        stage = b.add(b.mul(buffer, shape.buffer_bytes), b.mul(stream, shape.bytes))
+        base = b.at(self.room, stage)
         keys = b.at(base, b.mul(step, groups * shape.group_key_bytes))
         values = b.at(base, b.mul(step, groups * shape.group_value_bytes))
         return Staged(b, self.spec, self.step.lane, keys, b.at(values, shape.values_offset))
 
-    def copy(self, head_keys: Value, head_values: Value, number: Value, buffer: Value) -> None:
-        """Begin to copy the `number`-th stage of positions, and make it a group of copies."""
+    def copy(self, source: Source, number: Value, buffer: Value) -> None:
+        """Begin to copy the stages of the `number`-th round, and make them a group of copies."""
+        b, shape = self.b, self.shape
+        first = b.mul(number, shape.streams)
+        room = b.at(self.room, b.mul(buffer, shape.buffer_bytes))
+
+        def stage(stream: Value) -> None:
+            target = b.at(room, b.mul(stream, shape.bytes))
+            self._copy_stage(source, b.add(first, stream), target)
+
+        if shape.streams == 1:
+            stage(b.idx(0))
+        else:
+            start = b.max(b.sub(source.first, first), 0)
+            stop = b.min(b.sub(b.add(source.last, 1), first), shape.streams)
+            b.loop(start, stop, body=stage)
+        b.copy_commit()
+
+    def _copy_stage(self, source: Source, number: Value, target: Value) -> None:
         b, kv, shape = self.b, self.spec.kv, self.shape
         a_block = BLOCK // shape.positions
         block = b.rem(b.div(number, a_block), kv.padded // BLOCK)
         start = b.mul(b.wide(block), kv.block_bytes)
         inside = b.mul(b.rem(number, a_block), shape.positions)
-        target = b.at(self.room, b.mul(buffer, shape.bytes))
-        keys = b.at(head_keys, b.add(start, b.wide(b.mul(inside, kv.key_stride))))
+        keys = b.at(source.keys, b.add(start, b.wide(b.mul(inside, kv.key_stride))))
         self._copy_keys(keys, target)
-        values = b.at(head_values, b.add(start, b.wide(b.mul(inside, ELEMENT_BYTES))))
+        values = b.at(source.values, b.add(start, b.wide(b.mul(inside, ELEMENT_BYTES))))
         self._copy_values(values, b.at(target, shape.values_offset))
-        b.copy_commit()
 
     def _copy_keys(self, keys: Value, target: Value) -> None:
         """A warp copies the pieces of a score tile, or every second one."""

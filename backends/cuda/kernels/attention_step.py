@@ -292,23 +292,42 @@ class Step:
         before = sums[tile * width : (tile + 1) * width]
 
         def correct() -> list[Value]:
-            return self.scaled(before, corrections)
+            own = [self.zero] * (tile * self.halves) + corrections
+            of_sum = self._factors_of_sums(own)
+            return [b.fmul(s, of_sum(tile * width + i)) for i, s in enumerate(before)]
 
         # Mostly no maximum grows: 1 is then all corrections, and nothing is to be done.
         any_grows = b.cmp("ne", b.ballot(changed), 0)
         after = b.when(any_grows, correct, lambda: list(before), [b.f32] * len(before))
         return rounded, after
 
-    def scaled(self, sums: Sequence[Value], factors: Sequence[Value]) -> list[Value]:
-        """Sums of a tile, each times the factor of its row.
+    def join(self, state: State, other: State) -> State:
+        """What is known of the same rows from other keys too."""
+        b = self.b
+        maxima, old, new = [], [], []
+        for own, others in zip(state.maxima, other.maxima, strict=True):
+            maxima.append(b.fmax(own, others))
+            old.append(b.exp2(b.fsub(own, maxima[-1])))
+            new.append(b.exp2(b.fsub(others, maxima[-1])))
+        old_of, new_of = self._factors_of_sums(old), self._factors_of_sums(new)
+        return State(
+            maxima,
+            [
+                b.fma(other.terms[i], new[i], b.fmul(own, old[i]))
+                for i, own in enumerate(state.terms)
+            ],
+            [
+                b.fma(other.sums[i], new_of(i), b.fmul(own, old_of(i)))
+                for i, own in enumerate(state.sums)
+            ],
+        )
 
-        Args:
-            factors: f32 `[half]` of the lane's rows.
-        """
+    def _factors_of_sums(self, factors: Sequence[Value]) -> Callable[[int], Value]:
+        """Of factors of rows, f32 `[tile][half]`, that of each of the sums."""
         if self.halves == 2:
-            return [self.b.fmul(s, factors[i % 4 // 2]) for i, s in enumerate(sums)]
+            return lambda i: factors[i // self.sums_a_tile * 2 + i % 4 // 2]
         of_rows = self.across(factors[0])
-        return [self.b.fmul(s, of_rows[i % 2]) for i, s in enumerate(sums)]
+        return lambda i: of_rows[i % 2]
 
     def across(self, value: Value) -> list[Value]:
         """Of a value that lanes have for row `r`, those of rows `2q` and `2q + 1`."""

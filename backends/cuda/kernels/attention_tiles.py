@@ -4,24 +4,35 @@ A block of rows is 128 or 256 pairs of a token and one of the heads that share a
 several sequences are done run by run: consecutive tokens of one slot. Keys that no row of the block
 sees are not copied, and a warp passes over those that none of its own rows sees. Blocks with many
 keys come first, and every second round is dealt backwards, so that the last ones are short.
+
+Where rows are too few for all multiprocessors, blocks have fewer rows: warps that have the same
+ones take stages of keys in turns, as their absolute positions decide, and are joined in order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from infc.backends.cuda.codegen.builder import WARP, GpuBuilder, Value
 from infc.backends.cuda.kernels.attention_output import AttentionOutput
 from infc.backends.cuda.kernels.attention_parts import Arguments
-from infc.backends.cuda.kernels.attention_spec import F32_BYTES, TILE_ROWS, AttentionSpec
-from infc.backends.cuda.kernels.attention_stages import Stages, StageShape
+from infc.backends.cuda.kernels.attention_spec import (
+    F32_BYTES,
+    TILE_ROWS,
+    AttentionMapping,
+    AttentionSpec,
+)
+from infc.backends.cuda.kernels.attention_stages import Source, Stages, StageShape
 from infc.backends.cuda.kernels.attention_step import FRAGMENT_BYTES, Fragment, Rows, State, Step
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORK_OFFSET, WORKER_BARRIER
 
 _HELD_HEAD_DIM = 64
-"""Up to here queries stay in registers, and 64 keys are handled at once."""
+"""Up to here queries stay in registers, and all keys of a stage are handled at once."""
 _PAIRED_HEAD_DIM = 128
 """Up to here the sums of two tiles fit a warp's registers."""
+_LANES_BYTES = WARP * F32_BYTES
 _FAR = 2**30
 
 
@@ -58,29 +69,43 @@ class _Run:
 class TilesAttention:
     """Emits the attention of many rows."""
 
-    def __init__(self, b: GpuBuilder, spec: AttentionSpec, tiles: int, a: Arguments) -> None:
-        self.b, self.spec, self.a, self.tiles = b, spec, a, tiles
-        groups = 2 if spec.kv.head_dim <= _HELD_HEAD_DIM else 1
-        self.step = Step(b, spec, tiles, groups=groups)
+    def __init__(
+        self, b: GpuBuilder, spec: AttentionSpec, mapping: AttentionMapping, a: Arguments
+    ) -> None:
+        self.b, self.spec, self.a = b, spec, a
+        self.tiles, self.streams = mapping.tiles, mapping.streams
+        self.block_rows = self.rows_of_a_block(mapping)
+        shape = StageShape(spec, mapping.streams)
+        at_once = shape.groups if spec.kv.head_dim <= _HELD_HEAD_DIM else 1
+        self.step = Step(b, spec, mapping.tiles, groups=at_once)
         self.output = AttentionOutput(b, spec, a.out)
-        base = b.shared_memory(WORK_OFFSET)
-        self.stages = Stages(b, self.step, base)
-        own = b.mul(b.warp(), _query_bytes(spec, tiles) // WARPS)
+        # Warp w has the w % (8 / streams)-th rows.
+        row_warps = WARPS // mapping.streams
+        self.row_warp, self.stream = b.rem(b.warp(), row_warps), b.div(b.warp(), row_warps)
+        places = _Places(spec, mapping)
+        self.room = b.shared_memory(WORK_OFFSET)
+        self.stages = Stages(b, self.step, mapping.streams, self.room)
+        own = b.mul(self.row_warp, places.query_bytes)
         lane = b.add(own, b.mul(self.step.lane, 16))
-        self.queries = b.at(base, b.add(lane, 2 * self.stages.shape.bytes))
-        notes = 2 * self.stages.shape.bytes + _query_bytes(spec, tiles)
-        self.notes = b.at(base, b.add(b.mul(b.thread(), _note_bytes(tiles)), notes))
+        self.queries = b.at(self.room, b.add(lane, places.queries))
+        note = b.mul(b.thread(), places.note_bytes)
+        self.notes = b.at(self.room, b.add(note, places.notes))
 
     @staticmethod
-    def work_bytes(spec: AttentionSpec, tiles: int) -> int:
+    def work_bytes(spec: AttentionSpec, mapping: AttentionMapping) -> int:
         """Shared memory."""
-        notes = THREADS * _note_bytes(tiles)
-        return 2 * StageShape(spec).bytes + _query_bytes(spec, tiles) + notes
+        return _Places(spec, mapping).total
 
-    @property
-    def block_rows(self) -> int:
-        """Rows of a block."""
-        return WARPS * self.tiles * TILE_ROWS
+    @staticmethod
+    def fits(spec: AttentionSpec, mapping: AttentionMapping, shared_bytes: int) -> bool:
+        """Whether a block that may have so much shared memory can do it."""
+        total = WORK_OFFSET + _Places(spec, mapping).total
+        return StageShape(spec, mapping.streams).fits and total <= shared_bytes
+
+    @staticmethod
+    def rows_of_a_block(mapping: AttentionMapping) -> int:
+        """Pairs of a token and a head."""
+        return WARPS // mapping.streams * mapping.tiles * TILE_ROWS
 
     def emit(self) -> None:
         """Run the blocks of rows that this block of threads takes."""
@@ -118,7 +143,7 @@ class TilesAttention:
 
     def _rows(self, first: Value, kv_head: Value) -> list[_Row]:
         b, a, group = self.b, self.a, self.spec.group
-        own = b.add(first, b.mul(b.warp(), self.tiles * TILE_ROWS))
+        own = b.add(first, b.mul(self.row_warp, self.tiles * TILE_ROWS))
         rows = []
         for half in range(2 * self.tiles):
             index = b.add(b.add(own, self.step.r), 8 * half)
@@ -174,38 +199,45 @@ class TilesAttention:
 
     def _attend(self, run: _Run, kv_head: Value) -> None:
         b, kv, stages = self.b, self.spec.kv, self.stages
-        keys = kv.head_keys(b, self.a.cache, run.slot, kv_head)
-        values = kv.head_values(b, self.a.cache, run.slot, kv_head)
         oldest = b.idx(0)
         if self.spec.window is not None:
             oldest = b.max(b.sub(run.least, self.spec.window - 1), 0)
         positions = stages.shape.positions
-        first, last = b.div(oldest, positions), b.div(run.highest, positions)
+        source = Source(
+            kv.head_keys(b, self.a.cache, run.slot, kv_head),
+            kv.head_values(b, self.a.cache, run.slot, kv_head),
+            b.div(oldest, positions),
+            b.div(run.highest, positions),
+        )
+        first, last = (b.div(n, self.streams) for n in (source.first, source.last))
         # The stages of another run may still be read.
         self._meet()
-        stages.copy(keys, values, first, b.idx(0))
+        stages.copy(source, first, b.idx(0))
         rows = self._noted()
         seen = self._seen(run, rows)
         held = self._load_queries(rows)
 
-        def stage(number: Value, *carried: Value) -> list[Value]:
+        def round_(number: Value, *carried: Value) -> list[Value]:
             buffer = b.bit_and(b.sub(number, first), 1)
             b.copy_wait(0)
             self._meet()
 
             def ahead() -> None:
-                stages.copy(keys, values, b.add(number, 1), b.bit_xor(buffer, 1))
+                stages.copy(source, b.add(number, 1), b.bit_xor(buffer, 1))
 
             b.when(b.cmp("slt", number, last), ahead)
-            return self._stage(state.like(carried), seen, held, number, buffer).values()
+            own = b.add(b.mul(number, self.streams), self.stream)
+            return self._stage(state.like(carried), source, seen, held, own, buffer).values()
 
         state = self.step.new_state()
-        out = b.loop(first, b.add(last, 1), 1, state.values(), body=stage)
-        self._finish(state.like(out), seen)
+        out = b.loop(first, b.add(last, 1), 1, state.values(), body=round_)
+        finish = self._finish if self.streams == 1 else self._join
+        finish(state.like(out), seen)
 
     def _stage(
         self,
         state: State,
+        source: Source,
         seen: Rows,
         held: list[list[list[Fragment]]],
         number: Value,
@@ -218,7 +250,7 @@ class TilesAttention:
 
         def one(index: Value, *carried: Value) -> list[Value]:
             first = b.add(b.mul(number, positions), b.mul(index, step.keys))
-            staged = self.stages.staged(buffer, index)
+            staged = self.stages.staged(buffer, self.stream, index)
 
             def attend() -> list[Value]:
                 return step.attend(
@@ -230,7 +262,11 @@ class TilesAttention:
                     staged.value_piece,
                 ).values()
 
-            return b.when(step.sees_some(seen, first), attend, lambda: list(carried), kinds)
+            sees = step.sees_some(seen, first)
+            if self.streams > 1 and self.spec.window is not None:
+                # Stages before the first one were not copied.
+                sees = b.bit_and(sees, b.cmp("sge", number, source.first))
+            return b.when(sees, attend, lambda: list(carried), kinds)
 
         if positions == step.keys:
             return state.like(one(b.idx(0), *state.values()))
@@ -245,31 +281,94 @@ class TilesAttention:
             positions.append(b.select(inside, row.position, b.idx(-1)))
         return self.step.rows(positions, [b.cmp("sge", row.position, 0) for row in rows])
 
+    # ---- results -------------------------------------------------------------------------------
+
     def _finish(self, state: State, seen: Rows) -> None:
         """Write the rows of the run."""
-        b, step = self.b, self.step
+        b = self.b
         for index, row in enumerate(self._noted()):
-            tile, half = divmod(index, 2)
-            terms = step.quad_sum(state.terms[index])
+            inverse = b.fdiv(b.const(1.0, b.f32), self.step.quad_sum(state.terms[index]))
 
-            def store(
-                row: _Row = row, tile: int = tile, half: int = half, terms: Value = terms
-            ) -> None:
-                inverse = b.fdiv(b.const(1.0, b.f32), terms)
-                place = self.output.place(row.token, row.head)
-                for column in range(self.spec.columns):
-                    at = (tile * self.spec.columns + column) * 4 + 2 * half
-                    pair = [b.fmul(s, inverse) for s in state.sums[at : at + 2]]
-                    self.output.store(pair, place, b.add(b.mul(step.q, 2), column * 8))
-                self.output.close(place, row.head, step.q)
+            def pair(column: int, index: int = index, inverse: Value = inverse) -> list[Value]:
+                at = self._sums_at(index, column)
+                return [b.fmul(s, inverse) for s in state.sums[at : at + 2]]
 
-            b.when(b.cmp("sge", seen.positions[index], 0), store)
+            self._when_seen(seen, index, partial(self._write, row, range(self.spec.columns), pair))
+
+    def _join(self, state: State, seen: Rows) -> None:
+        """Write the rows of the run, of which each warp knows a share; it writes some columns."""
+        b = self.b
+        # Nobody reads stages and queries any more.
+        self._meet()
+        place = self._shared_state(self.stream)
+        for number, value in enumerate(state.values()):
+            b.store(value, b.at(place, number * _LANES_BYTES), F32_BYTES)
+        self._meet()
+        for stream in range(self.streams):
+            own = b.cmp("eq", self.stream, stream)
+            b.when(own, partial(self._write_columns, state, seen, stream))
+
+    def _write_columns(self, state: State, seen: Rows, first: int) -> None:
+        b, step, rows = self.b, self.step, len(state.maxima)
+        shares = [self._shared_state(b.idx(stream)) for stream in range(self.streams)]
+
+        def load(number: int) -> list[Value]:
+            at = number * _LANES_BYTES
+            return [b.load(b.at(share, at), b.f32, F32_BYTES) for share in shares]
+
+        for index, row in enumerate(self._noted()):
+            maxima = load(index)
+            maximum = maxima[0]
+            for other in maxima[1:]:
+                maximum = b.fmax(maximum, other)
+            factors = [b.exp2(b.fsub(own, maximum)) for own in maxima]
+            terms = step.quad_sum(self._weighted(load(rows + index), factors))
+            inverse = b.fdiv(b.const(1.0, b.f32), terms)
+            factors = [b.fmul(factor, inverse) for factor in factors]
+
+            def pair(
+                column: int, index: int = index, factors: list[Value] = factors
+            ) -> list[Value]:
+                at = 2 * rows + self._sums_at(index, column)
+                return [self._weighted(load(number), factors) for number in (at, at + 1)]
+
+            columns = range(first, self.spec.columns, self.streams)
+            self._when_seen(seen, index, partial(self._write, row, columns, pair))
+
+    def _weighted(self, shares: list[Value], factors: list[Value]) -> Value:
+        total = self.b.fmul(shares[0], factors[0])
+        for share, factor in zip(shares[1:], factors[1:], strict=True):
+            total = self.b.fma(share, factor, total)
+        return total
+
+    def _shared_state(self, stream: Value) -> Value:
+        """Where this lane's state of a stream lies in shared memory."""
+        b, size = self.b, _state_bytes(self.spec, self.tiles)
+        warp = b.add(b.mul(stream, WARPS // self.streams), self.row_warp)
+        return b.at(self.room, b.add(b.mul(warp, size), b.mul(self.step.lane, F32_BYTES)))
+
+    def _sums_at(self, index: int, column: int) -> int:
+        """Number of the first of a row's two sums of a column."""
+        tile, half = divmod(index, 2)
+        return tile * self.step.sums_a_tile + column * 4 + 2 * half
+
+    def _when_seen(self, seen: Rows, index: int, then: Callable[[], None]) -> None:
+        self.b.when(self.b.cmp("sge", seen.positions[index], 0), then)
+
+    def _write(self, row: _Row, columns: range, pair: Callable[[int], list[Value]]) -> None:
+        """Write columns of a row, two elements a lane."""
+        b, q = self.b, self.step.q
+        place = self.output.place(row.token, row.head)
+        for column in columns:
+            self.output.store(pair(column), place, b.add(b.mul(q, 2), column * 8))
+        if 0 in columns:
+            self.output.close(place, row.head, q)
 
     # ---- queries -------------------------------------------------------------------------------
 
     def _load_queries(self, rows: list[_Row]) -> list[list[list[Fragment]]]:
-        """Fragments `[tile][piece]`, or none: they are then in shared memory, where each lane reads
-        what it wrote itself."""
+        """Fragments `[tile][piece]`, or none: they are then in shared memory as soon as the block
+        has met; warps that have the same rows write every piece once."""
         b, spec = self.b, self.spec
         held = []
         for tile in range(self.tiles):
@@ -280,10 +379,16 @@ class TilesAttention:
             if spec.kv.head_dim <= _HELD_HEAD_DIM:
                 held.append([self.step.query_piece(pointers, p) for p in range(spec.pieces)])
                 continue
-            for piece in range(spec.pieces):
-                for step, fragment in enumerate(self.step.query_piece(pointers, piece)):
-                    b.store(b.vector_of(fragment), self._query_place(tile, piece, step), 16)
+            for stream in range(self.streams):
+                own = b.cmp("eq", self.stream, stream)
+                b.when(own, partial(self._stage_queries, pointers, tile, stream))
         return held
+
+    def _stage_queries(self, pointers: list[Value], tile: int, first: int) -> None:
+        b = self.b
+        for piece in range(first, self.spec.pieces, self.streams):
+            for step, fragment in enumerate(self.step.query_piece(pointers, piece)):
+                b.store(b.vector_of(fragment), self._query_place(tile, piece, step), 16)
 
     def _query(self, tile: int, piece: int) -> list[Fragment]:
         b = self.b
@@ -305,13 +410,25 @@ class TilesAttention:
         self.b.sync(THREADS, WORKER_BARRIER)
 
 
-def _note_bytes(tiles: int) -> int:
-    """Shared memory of what a lane notes of its rows."""
-    return 3 * 4 * 2 * tiles
+def _state_bytes(spec: AttentionSpec, tiles: int) -> int:
+    """Shared memory of what a warp knows of its rows."""
+    return (2 * 2 + spec.columns * 4) * tiles * _LANES_BYTES
 
 
-def _query_bytes(spec: AttentionSpec, tiles: int) -> int:
-    """Shared memory of the queries of all warps."""
-    if spec.kv.head_dim <= _HELD_HEAD_DIM:
-        return 0
-    return WARPS * tiles * spec.pieces * 2 * FRAGMENT_BYTES
+class _Places:
+    """Where things lie in the kernel's part of shared memory, in bytes.
+
+    Attributes:
+        query_bytes: queries of the rows of a warp.
+        note_bytes: what a lane notes of its rows.
+    """
+
+    def __init__(self, spec: AttentionSpec, mapping: AttentionMapping) -> None:
+        held = spec.kv.head_dim <= _HELD_HEAD_DIM
+        self.query_bytes = 0 if held else mapping.tiles * spec.pieces * 2 * FRAGMENT_BYTES
+        self.note_bytes = 3 * F32_BYTES * 2 * mapping.tiles
+        self.queries = 2 * StageShape(spec, mapping.streams).buffer_bytes
+        self.notes = self.queries + WARPS // mapping.streams * self.query_bytes
+        if mapping.streams > 1:
+            self.notes = max(self.notes, WARPS * _state_bytes(spec, mapping.tiles))
+        self.total = self.notes + THREADS * self.note_bytes
