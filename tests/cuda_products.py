@@ -29,6 +29,7 @@ class Case:
     Attributes:
         storages: of each segment.
         ns: rows of each matrix.
+        max_rows: that the kernel is made for, if more than `rows`.
     """
 
     storages: tuple[str, ...]
@@ -39,6 +40,7 @@ class Case:
     combine: str | None = None
     softcap: float | None = None
     out: str = "f32"
+    max_rows: int = 1
 
 
 def check_product(case: Case, emit: Emit, *, ctas: int, arch: str, seed: int | None = None) -> None:
@@ -52,7 +54,9 @@ def check_product(case: Case, emit: Emit, *, ctas: int, arch: str, seed: int | N
         Segment(n, layout.name, case.bias)
         for (layout, _, _), n in zip(packed, case.ns, strict=True)
     )
-    spec = ProductSpec(case.k, segments, case.combine, case.softcap, max(case.rows, 1), case.out)
+    spec = ProductSpec(
+        case.k, segments, case.combine, case.softcap, max(case.rows, case.max_rows), case.out
+    )
     x = to_abf16(rng.standard_normal((case.rows, case.k)).astype(np.float32))
     biases = [rng.standard_normal(n).astype(np.float32) for n in case.ns] if case.bias else []
 

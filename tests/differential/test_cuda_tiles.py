@@ -10,7 +10,14 @@ from cuda_products import Case, check_product
 from infc.backends.cuda.codegen.builder import GpuBuilder
 from infc.backends.cuda.kernels.frame import Emitted
 from infc.backends.cuda.kernels.product_spec import ProductSpec, Segment
-from infc.backends.cuda.kernels.tile_mapping import MMA, WARPGROUP, TileMapping, tile_candidates
+from infc.backends.cuda.kernels.tile_mapping import (
+    MMA,
+    WARPGROUP,
+    TileMapping,
+    regimes,
+    stages_bytes,
+    tile_candidates,
+)
 from infc.backends.cuda.kernels.tiles import emit_tiles
 
 _PLAIN = Case(("bf16",), (40,), 96, 37)
@@ -52,6 +59,12 @@ def test_more_blocks_than_tiles() -> None:
 
 def test_no_rows() -> None:
     _check(replace(_PLAIN, rows=0), _SMALL)
+
+
+@pytest.mark.parametrize("rows", [64, 65])
+def test_few_of_many_rows(rows: int) -> None:
+    """Up to 64 rows have smaller tiles of their own."""
+    _check(replace(_PLAIN, rows=rows, max_rows=4096), (128, 128, 64, 3), ctas=2)
 
 
 def test_warps_in_any_order() -> None:
@@ -97,7 +110,25 @@ def test_candidates() -> None:
     assert all(m.warp_features >= 32 for m in tile_candidates(pair, "sm_90a", entry=True))
 
 
+def test_regimes_want_no_more_than_the_mapping() -> None:
+    spec = ProductSpec(4096, (Segment(4096, "m16k32.bf16"),), max_rows=4096)
+    for mapping in tile_candidates(spec, "sm_90a", entry=True):
+        found = regimes(spec, mapping, "sm_90a")
+        assert found[-1] == (4096, mapping)
+        assert [rows for rows, _ in found] == sorted({rows for rows, _ in found})
+        assert {other.unit for _, other in found} == {mapping.unit}
+        assert all(other.warp_sums <= mapping.warp_sums for _, other in found)
+        assert all(stages_bytes(spec, m) <= stages_bytes(spec, mapping) for _, m in found)
+    small = replace(spec, max_rows=100)
+    assert len(regimes(small, mapping, "sm_90a")) == 1
+
+
 def test_mappings_that_no_block_can_run() -> None:
     for shape in ((64, 32, 32, 3), (64, 64, 24, 3), (64, 64, 32, 2)):
         with pytest.raises(ValueError, match=r"tokens|share|stages"):
             TileMapping(MMA, *shape)
+
+
+def test_a_warp_of_a_pair_has_panels_of_both() -> None:
+    with pytest.raises(ValueError, match="whole panels of 2 matrices"):
+        _check(Case(("bf16", "bf16"), (32, 32), 32, 8, combine="silu"), _SMALL)

@@ -43,6 +43,12 @@ def test_numbers_along_k(k: int) -> None:
     _check(replace(_PLAIN, k=k), _SMALL)
 
 
+@pytest.mark.parametrize("rows", [64, 65])
+def test_few_of_many_rows(rows: int) -> None:
+    """Up to 64 rows have smaller tiles of their own."""
+    _check(replace(_PLAIN, rows=rows, max_rows=4096), (128, 128, 16, 3), ctas=2)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_warps_in_any_order(seed: int) -> None:
     """Two tiles, and stages that are overwritten while other warps may still read them."""

@@ -52,6 +52,15 @@ def alike(spec: ProductSpec) -> list[tuple[int, ...]]:
     return [tuple(lot) for lot in lots.values()]
 
 
+def by_rows(b: GpuBuilder, rows: Value, cases: Sequence[tuple[int, Callable[[], None]]]) -> None:
+    """Do the first case whose number is not below `rows` (i32); the last one in any case."""
+    (most, case), *others = cases
+    if others:
+        b.when(b.cmp("sle", rows, most), case, lambda: by_rows(b, rows, others))
+    else:
+        case()
+
+
 class Lot:
     """The tiles of outputs whose matrices are packed alike.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from infc.backends.cuda.kernels.frame import WARPS, WORK_OFFSET
@@ -55,6 +55,11 @@ class TileMapping:
         """Tokens of a warp."""
         return self.tokens * self.features // (self.warp_features * WARPS)
 
+    @property
+    def warp_sums(self) -> int:
+        """Sums of a warp."""
+        return self.warp_features * self.warp_tokens
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -94,6 +99,8 @@ class Stage:
 def stage_of(spec: ProductSpec, mapping: TileMapping, output: int) -> Stage:
     """The stage of the tiles of an output."""
     group = spec.groups[output]
+    if mapping.warp_features % (PANEL_ROWS * len(group)):
+        raise ValueError(f"a warp has whole panels of {len(group)} matrices, got {mapping}")
     layouts = tuple(layout_named(spec.segments[i].layout) for i in group)
     return Stage(mapping.tokens, layouts, mapping.features // PANEL_ROWS // len(group))
 
@@ -133,6 +140,8 @@ _MOST_SUMS = 128
 _PERSISTENT_SUMS = 64
 """Sums of a thread: a block of 288 threads has fewer registers for each."""
 _STAGES = (4, 3)
+_FEW_ROWS = (64, 256, 512)
+"""Calls of up to so many rows have tiles of their own, where there may be twice as many."""
 _MOST_CANDIDATES = 6
 
 
@@ -144,7 +153,38 @@ def tile_candidates(spec: ProductSpec, arch: str, *, entry: bool) -> list[TileMa
         arch: `sm_80`, `sm_90a`, ...
         entry: whether the product may be an entry of its own, which `warpgroup` needs.
     """
-    chip = _CHIPS[arch]
+    return _fitting(spec, _CHIPS[arch], entry)[:_MOST_CANDIDATES]
+
+
+def regimes(spec: ProductSpec, mapping: TileMapping, arch: str) -> list[tuple[int, TileMapping]]:
+    """How a kernel with this mapping runs by the rows of a call: the most rows of each regime,
+    ascending, and its mapping. The last is `mapping`; those before are of the same unit and want no
+    more shared memory and registers."""
+    chosen: list[tuple[int, TileMapping]] = []
+    for rows in _FEW_ROWS:
+        if 2 * rows > spec.max_rows:
+            break
+        for other in _fitting(replace(spec, max_rows=rows), _CHIPS[arch], True):
+            less = stages_bytes(spec, other) <= stages_bytes(spec, mapping)
+            if other.unit == mapping.unit and less and other.warp_sums <= mapping.warp_sums:
+                chosen.append((rows, other))
+                break
+    chosen.append((spec.max_rows, mapping))
+    return [
+        one
+        for one, then in zip(chosen, [*chosen[1:], None], strict=True)
+        if then is None or one[1] != then[1]
+    ]
+
+
+def stages_bytes(spec: ProductSpec, mapping: TileMapping) -> int:
+    """Shared memory of all stages."""
+    outputs = range(len(spec.outputs))
+    return mapping.stages * max(stage_of(spec, mapping, i).size_bytes for i in outputs)
+
+
+def _fitting(spec: ProductSpec, chip: _Chip, entry: bool) -> list[TileMapping]:
+    """All mappings that a block has room for, the best guess first."""
     fitting = [
         mapping
         for sizes in _sizes(spec, chip, entry)
@@ -153,7 +193,7 @@ def tile_candidates(spec: ProductSpec, arch: str, *, entry: bool) -> list[TileMa
     ]
     # Equal guesses: the larger tile, which reads less from the second cache.
     fitting.sort(key=lambda m: (_clocks(spec, m, chip), -m.features * m.tokens))
-    return fitting[:_MOST_CANDIDATES]
+    return fitting
 
 
 def _sizes(spec: ProductSpec, chip: _Chip, entry: bool) -> Iterator[tuple[str, int, int, int]]:
@@ -180,9 +220,8 @@ def _with_stages(
 ) -> TileMapping | None:
     for stages in _STAGES:
         mapping = TileMapping(*sizes, stages)
-        largest = max(stage_of(spec, mapping, i).size_bytes for i in range(len(spec.outputs)))
         # Barriers of the stages of `warpgroup` lie behind them.
-        if WORK_OFFSET + stages * (largest + 16) <= chip.shared_bytes:
+        if WORK_OFFSET + stages_bytes(spec, mapping) + 16 * stages <= chip.shared_bytes:
             return mapping
     return None
 

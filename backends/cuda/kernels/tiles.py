@@ -10,13 +10,14 @@ not depend on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import THREADS, WORKER_BARRIER, Emitted
 from infc.backends.cuda.kernels.product_spec import ProductArguments, ProductSpec
 from infc.backends.cuda.kernels.tile_copies import PIECE, Copier, Cursor
-from infc.backends.cuda.kernels.tile_dealing import Lot, alike
-from infc.backends.cuda.kernels.tile_mapping import LINE_BYTES, WARPGROUP, TileMapping
+from infc.backends.cuda.kernels.tile_dealing import Lot, alike, by_rows
+from infc.backends.cuda.kernels.tile_mapping import LINE_BYTES, WARPGROUP, TileMapping, regimes
 from infc.backends.cuda.kernels.tile_store import FRAGMENT_TOKENS, Sums, flat, store_tile
 from infc.backends.cuda.kernels.tile_weights import WarpWeights, next_slot, stage_address
 from infc.backends.cuda.kernels.warpgroup import emit_warpgroup_tiles
@@ -34,6 +35,27 @@ def emit_tiles(b: GpuBuilder, name: str, spec: ProductSpec, mapping: TileMapping
     """
     if mapping.unit == WARPGROUP:
         return emit_warpgroup_tiles(b, name, spec, mapping)
+    *few, (_, most) = regimes(spec, mapping, b.arch)
+    if not few:
+        return _emit_regime(b, name, spec, most)
+    cases, work_bytes = [], 0
+    for rows, regime in (*few, (spec.max_rows, most)):
+        emitted = _emit_regime(b, f"{name}_rows{rows}", spec, regime)
+        work_bytes = max(work_bytes, emitted.work_bytes)
+        cases.append((rows, emitted.name))
+    with b.function(name, ProductArguments.types(b, spec, 3)) as values:
+        rows_now = ProductArguments.of(spec, values).rest[0]
+        by_rows(b, rows_now, [(rows, partial(_call, b, other, values)) for rows, other in cases])
+        b.ret()
+    return Emitted(name, work_bytes)
+
+
+def _call(b: GpuBuilder, name: str, values: Sequence[Value]) -> None:
+    b.call(name, values)
+
+
+def _emit_regime(b: GpuBuilder, name: str, spec: ProductSpec, mapping: TileMapping) -> Emitted:
+    """The function with one mapping."""
     work_bytes = 0
     with b.function(name, ProductArguments.types(b, spec, 3)) as values:
         arguments = ProductArguments.of(spec, values)

@@ -16,8 +16,8 @@ from infc.backends.cuda.codegen.warpgroup import WARPGROUP
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORK_OFFSET, Emitted
 from infc.backends.cuda.kernels.product_spec import ProductArguments, ProductSpec
 from infc.backends.cuda.kernels.tile_copies import Copier, Cursor
-from infc.backends.cuda.kernels.tile_dealing import Lot, alike
-from infc.backends.cuda.kernels.tile_mapping import STEP_BLOCKS, TileMapping
+from infc.backends.cuda.kernels.tile_dealing import Lot, alike, by_rows
+from infc.backends.cuda.kernels.tile_mapping import STEP_BLOCKS, TileMapping, regimes, stages_bytes
 from infc.backends.cuda.kernels.tile_store import FRAGMENT_TOKENS, Sums, flat, store_tile
 from infc.backends.cuda.kernels.tile_weights import WarpWeights
 from infc.backends.cuda.kernels.weights import load_multiplier
@@ -35,11 +35,32 @@ def emit_warpgroup_tiles(
     into its entry, where registers are dealt anew."""
     with b.function(name, ProductArguments.types(b, spec, 3), inline=True) as values:
         arguments = ProductArguments.of(spec, values)
-        _, cta, ctas = arguments.rest
-        lots = [Lot(b, spec, mapping, arguments, outputs) for outputs in alike(spec)]
-        slots = _Slots(b, mapping.stages, max(lot.stage.size_bytes for lot in lots))
-        slots.make()
+        parts = [
+            (rows, _Regime(b, spec, regime, arguments))
+            for rows, regime in regimes(spec, mapping, b.arch)
+        ]
+        by_rows(b, arguments.rest[0], [(rows, part.emit) for rows, part in parts])
+        b.ret()
+    work_bytes = max(part.slots.size_bytes for _, part in parts)
+    return Emitted(name, work_bytes, threads=_ALL_THREADS)
+
+
+class _Regime:
+    """The kernel with one mapping."""
+
+    def __init__(
+        self, b: GpuBuilder, spec: ProductSpec, mapping: TileMapping, arguments: ProductArguments
+    ) -> None:
+        self._b, self._spec, self._mapping, self._arguments = b, spec, mapping, arguments
+        self.slots = _Slots(b, mapping.stages, stages_bytes(spec, mapping) // mapping.stages)
+
+    def emit(self) -> None:
+        """Its code; registers are dealt anew in it."""
+        b, spec, mapping, slots = self._b, self._spec, self._mapping, self.slots
+        _, cta, ctas = self._arguments.rest
+        lots = [Lot(b, spec, mapping, self._arguments, outputs) for outputs in alike(spec)]
         parts = list(zip(lots, _firsts(b, lots, cta, ctas), strict=True))
+        slots.make()
 
         def copy() -> None:
             warpgroup.keep_registers(_COPYING_REGISTERS, more=False)
@@ -57,8 +78,6 @@ def emit_warpgroup_tiles(
                 state = multiplier.run(first, ctas, state)
 
         b.when(b.cmp("slt", b.warp(), WARPS), multiply, copy)
-        b.ret()
-    return Emitted(name, slots.size_bytes, threads=_ALL_THREADS)
 
 
 def _firsts(b: GpuBuilder, lots: Sequence[Lot], cta: Value, ctas: Value) -> list[Value]:
