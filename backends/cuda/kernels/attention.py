@@ -9,18 +9,16 @@ alone: not on the other rows, nor on the number of blocks.
 from __future__ import annotations
 
 from infc.backends.cuda.codegen.builder import GpuBuilder
-from infc.backends.cuda.kernels.attention_parts import (
-    Arguments,
-    PartsAttention,
-    Records,
-    most_parts,
-)
+from infc.backends.cuda.kernels.attention_parts import PartsAttention
+from infc.backends.cuda.kernels.attention_records import Records, most_parts
 from infc.backends.cuda.kernels.attention_spec import (
     STEP_KEYS,
+    Arguments,
     AttentionMapping,
     AttentionSpec,
 )
-from infc.backends.cuda.kernels.attention_tiles import TilesAttention, most_tiles
+from infc.backends.cuda.kernels.attention_tiles import TilesAttention
+from infc.backends.cuda.kernels.attention_tiles_shape import TilesShape, most_tiles
 from infc.backends.cuda.kernels.frame import WARPS, Emitted
 
 __all__ = [
@@ -70,14 +68,13 @@ def many_rows_mapping(
         mapping
         for tiles in range(most_tiles(spec), 0, -1)
         for mapping in (AttentionMapping(tiles, streams=n) for n in (1, 2, 4, 8))
-        if TilesAttention.fits(spec, mapping, shared_bytes)
+        if TilesShape(spec, mapping).fits(shared_bytes)
     ]
     if not fitting:
         raise ValueError(f"no tiles of head_dim {spec.kv.head_dim} fit {shared_bytes} bytes")
 
     def items(mapping: AttentionMapping) -> int:
-        block_rows = TilesAttention.rows_of_a_block(mapping)
-        return spec.kv.kv_heads * -(-rows * spec.group // block_rows)
+        return spec.kv.kv_heads * -(-rows * spec.group // TilesShape(spec, mapping).block_rows)
 
     # The largest blocks of rows of which there is one for every multiprocessor, or the smallest.
     busy = [mapping for mapping in fitting if items(mapping) >= blocks]
@@ -111,7 +108,7 @@ def emit_attention(
         a = Arguments(*values)
         if mapping.tiles:
             TilesAttention(b, spec, mapping, a).emit()
-            work_bytes = TilesAttention.work_bytes(spec, mapping)
+            work_bytes = TilesShape(spec, mapping).work_bytes
         else:
             PartsAttention(b, spec, mapping, a).emit()
             work_bytes = PartsAttention.work_bytes(spec, mapping.streams)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.attention_spec import F32_BYTES, PART_ROWS, AttentionSpec
-from infc.backends.cuda.kernels.attention_step import State, Step
+from infc.backends.cuda.kernels.attention_state import State
+from infc.backends.cuda.kernels.attention_step import Step
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORKER_BARRIER
 
 _STATISTICS_BYTES = PART_ROWS * WARPS * F32_BYTES

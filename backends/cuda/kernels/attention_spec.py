@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from infc.backends.cuda.codegen.builder import Value
 from infc.backends.cuda.kernels.kv_layout import KVLayer
 
 LOG2_E = math.log2(math.e)
@@ -98,3 +99,19 @@ class AttentionMapping:
     tiles: int
     parts: int = 1
     streams: int = 1
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of an attention function, in order."""
+
+    q: Value
+    cache: Value
+    positions: Value
+    row_slots: Value
+    out: Value
+    partials: Value
+    arrivals: Value
+    rows: Value
+    cta: Value
+    ctas: Value

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.attention_spec import (
@@ -35,6 +34,7 @@ from infc.backends.cuda.kernels.attention_spec import (
     STEP_KEYS,
     AttentionSpec,
 )
+from infc.backends.cuda.kernels.attention_state import Rows, State
 
 TILES_A_STEP = STEP_KEYS // 8
 """Score tiles of 8 columns of a step of 32 keys."""
@@ -48,46 +48,6 @@ KeyPiece = Callable[[int, int], Sequence[Value]]
 ValuePiece = Callable[[int, int], Sequence[Value]]
 """Four i32 of a lane: of the `g`-th 32 keys the column `n` of 8 elements."""
 Fragment = list[Value]
-
-
-@dataclass(frozen=True)
-class State:
-    """What a warp knows of its rows: `r` and, in tiles of 16, `r + 8`, the second half.
-
-    Attributes:
-        maxima: f32 `[tile][half]`: the largest score so far, alike in a quad.
-        terms: f32 `[tile][half]`: this lane's share of the sum of terms.
-        sums: f32, weighted values as the matrix instruction has them. Tiles of 16:
-            `[tile][column][4]`, row r elements 2q and 2q + 1 of a column of 8, row r + 8 those. Of
-            8: `[pair of columns][4]`, element r of rows 2q and 2q + 1, element r + 8 of those.
-    """
-
-    maxima: list[Value]
-    terms: list[Value]
-    sums: list[Value]
-
-    def values(self) -> list[Value]:
-        """All of it, to be carried through a loop."""
-        return [*self.maxima, *self.terms, *self.sums]
-
-    def like(self, values: Sequence[Value]) -> State:
-        """A state of this shape, of what `values` gave."""
-        n = len(self.maxima)
-        return State(list(values[:n]), list(values[n : 2 * n]), list(values[2 * n :]))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a lane's rows see.
-
-    Attributes:
-        positions: i32 `[tile][half]`: the row's position; -1 where it sees nothing now.
-        least, highest: i32, the same for a warp: of the positions of all its rows.
-    """
-
-    positions: list[Value]
-    least: Value
-    highest: Value
 
 
 class Step:

@@ -17,28 +17,20 @@ from functools import partial
 
 from infc.backends.cuda.codegen.builder import WARP, GpuBuilder, Value
 from infc.backends.cuda.kernels.attention_output import AttentionOutput
-from infc.backends.cuda.kernels.attention_parts import Arguments
 from infc.backends.cuda.kernels.attention_spec import (
     F32_BYTES,
     TILE_ROWS,
+    Arguments,
     AttentionMapping,
     AttentionSpec,
 )
-from infc.backends.cuda.kernels.attention_stages import Source, Stages, StageShape
-from infc.backends.cuda.kernels.attention_step import FRAGMENT_BYTES, Fragment, Rows, State, Step
-from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORK_OFFSET, WORKER_BARRIER
+from infc.backends.cuda.kernels.attention_stages import Source, Stages
+from infc.backends.cuda.kernels.attention_state import Rows, State
+from infc.backends.cuda.kernels.attention_step import FRAGMENT_BYTES, Fragment, Step
+from infc.backends.cuda.kernels.attention_tiles_shape import LANES_BYTES, TilesShape
+from infc.backends.cuda.kernels.frame import THREADS, WORK_OFFSET, WORKER_BARRIER
 
-_HELD_HEAD_DIM = 64
-"""Up to here queries stay in registers, and all keys of a stage are handled at once."""
-_PAIRED_HEAD_DIM = 128
-"""Up to here the sums of two tiles fit a warp's registers."""
-_LANES_BYTES = WARP * F32_BYTES
 _FAR = 2**30
-
-
-def most_tiles(spec: AttentionSpec) -> int:
-    """The most tiles that fit the registers: keys are then read for twice the rows."""
-    return 2 if spec.kv.head_dim <= _PAIRED_HEAD_DIM else 1
 
 
 @dataclass(frozen=True)
@@ -74,43 +66,23 @@ class TilesAttention:
     ) -> None:
         self.b, self.spec, self.a = b, spec, a
         self.tiles, self.streams = mapping.tiles, mapping.streams
-        self.block_rows = self.rows_of_a_block(mapping)
-        shape = StageShape(spec, mapping.streams)
-        at_once = shape.groups if spec.kv.head_dim <= _HELD_HEAD_DIM else 1
+        shape = self.shape = TilesShape(spec, mapping)
+        at_once = shape.stages.groups if shape.holds_queries else 1
         self.step = Step(b, spec, mapping.tiles, groups=at_once)
         self.output = AttentionOutput(b, spec, a.out)
-        # Warp w has the w % (8 / streams)-th rows.
-        row_warps = WARPS // mapping.streams
-        self.row_warp, self.stream = b.rem(b.warp(), row_warps), b.div(b.warp(), row_warps)
-        places = _Places(spec, mapping)
+        warp = b.warp()
+        self.row_warp, self.stream = b.rem(warp, shape.row_warps), b.div(warp, shape.row_warps)
         self.room = b.shared_memory(WORK_OFFSET)
         self.stages = Stages(b, self.step, mapping.streams, self.room)
-        own = b.mul(self.row_warp, places.query_bytes)
-        lane = b.add(own, b.mul(self.step.lane, 16))
-        self.queries = b.at(self.room, b.add(lane, places.queries))
-        note = b.mul(b.thread(), places.note_bytes)
-        self.notes = b.at(self.room, b.add(note, places.notes))
-
-    @staticmethod
-    def work_bytes(spec: AttentionSpec, mapping: AttentionMapping) -> int:
-        """Shared memory."""
-        return _Places(spec, mapping).total
-
-    @staticmethod
-    def fits(spec: AttentionSpec, mapping: AttentionMapping, shared_bytes: int) -> bool:
-        """Whether a block that may have so much shared memory can do it."""
-        total = WORK_OFFSET + _Places(spec, mapping).total
-        return StageShape(spec, mapping.streams).fits and total <= shared_bytes
-
-    @staticmethod
-    def rows_of_a_block(mapping: AttentionMapping) -> int:
-        """Pairs of a token and a head."""
-        return WARPS // mapping.streams * mapping.tiles * TILE_ROWS
+        own = b.add(b.mul(self.row_warp, shape.query_bytes), b.mul(self.step.lane, 16))
+        self.queries = b.at(self.room, b.add(own, shape.queries))
+        note = b.mul(b.thread(), shape.note_bytes)
+        self.notes = b.at(self.room, b.add(note, shape.notes))
 
     def emit(self) -> None:
         """Run the blocks of rows that this block of threads takes."""
         b, a, kv_heads = self.b, self.a, self.spec.kv.kv_heads
-        blocks = b.ceil_div(b.mul(a.rows, self.spec.group), self.block_rows)
+        blocks = b.ceil_div(b.mul(a.rows, self.spec.group), self.shape.block_rows)
         items = b.mul(blocks, kv_heads)
 
         def round_(first: Value) -> None:
@@ -130,9 +102,9 @@ class TilesAttention:
 
     def _item(self, block: Value, kv_head: Value) -> None:
         b, a, group = self.b, self.a, self.spec.group
-        first = b.mul(block, self.block_rows)
+        first = b.mul(block, self.shape.block_rows)
         self._note(self._rows(first, kv_head))
-        stop = b.min(a.rows, b.ceil_div(b.add(first, self.block_rows), group))
+        stop = b.min(a.rows, b.ceil_div(b.add(first, self.shape.block_rows), group))
 
         def run(start: Value) -> list[Value]:
             one = self._run(start, stop)
@@ -302,7 +274,7 @@ class TilesAttention:
         self._meet()
         place = self._shared_state(self.stream)
         for number, value in enumerate(state.values()):
-            b.store(value, b.at(place, number * _LANES_BYTES), F32_BYTES)
+            b.store(value, b.at(place, number * LANES_BYTES), F32_BYTES)
         self._meet()
         for stream in range(self.streams):
             own = b.cmp("eq", self.stream, stream)
@@ -313,7 +285,7 @@ class TilesAttention:
         shares = [self._shared_state(b.idx(stream)) for stream in range(self.streams)]
 
         def load(number: int) -> list[Value]:
-            at = number * _LANES_BYTES
+            at = number * LANES_BYTES
             return [b.load(b.at(share, at), b.f32, F32_BYTES) for share in shares]
 
         for index, row in enumerate(self._noted()):
@@ -343,9 +315,10 @@ class TilesAttention:
 
     def _shared_state(self, stream: Value) -> Value:
         """Where this lane's state of a stream lies in shared memory."""
-        b, size = self.b, _state_bytes(self.spec, self.tiles)
-        warp = b.add(b.mul(stream, WARPS // self.streams), self.row_warp)
-        return b.at(self.room, b.add(b.mul(warp, size), b.mul(self.step.lane, F32_BYTES)))
+        b = self.b
+        warp = b.add(b.mul(stream, self.shape.row_warps), self.row_warp)
+        lane = b.mul(self.step.lane, F32_BYTES)
+        return b.at(self.room, b.add(b.mul(warp, self.shape.state_bytes), lane))
 
     def _sums_at(self, index: int, column: int) -> int:
         """Number of the first of a row's two sums of a column."""
@@ -376,7 +349,7 @@ class TilesAttention:
             for row in rows[2 * tile : 2 * tile + 2]:
                 index = b.add(b.mul(b.wide(row.token), spec.heads), b.wide(row.head))
                 pointers.append(b.at(self.a.q, b.mul(index, spec.kv.head_dim * F32_BYTES)))
-            if spec.kv.head_dim <= _HELD_HEAD_DIM:
+            if self.shape.holds_queries:
                 held.append([self.step.query_piece(pointers, p) for p in range(spec.pieces)])
                 continue
             for stream in range(self.streams):
@@ -408,27 +381,3 @@ class TilesAttention:
 
     def _meet(self) -> None:
         self.b.sync(THREADS, WORKER_BARRIER)
-
-
-def _state_bytes(spec: AttentionSpec, tiles: int) -> int:
-    """Shared memory of what a warp knows of its rows."""
-    return (2 * 2 + spec.columns * 4) * tiles * _LANES_BYTES
-
-
-class _Places:
-    """Where things lie in the kernel's part of shared memory, in bytes.
-
-    Attributes:
-        query_bytes: queries of the rows of a warp.
-        note_bytes: what a lane notes of its rows.
-    """
-
-    def __init__(self, spec: AttentionSpec, mapping: AttentionMapping) -> None:
-        held = spec.kv.head_dim <= _HELD_HEAD_DIM
-        self.query_bytes = 0 if held else mapping.tiles * spec.pieces * 2 * FRAGMENT_BYTES
-        self.note_bytes = 3 * F32_BYTES * 2 * mapping.tiles
-        self.queries = 2 * StageShape(spec, mapping.streams).buffer_bytes
-        self.notes = self.queries + WARPS // mapping.streams * self.query_bytes
-        if mapping.streams > 1:
-            self.notes = max(self.notes, WARPS * _state_bytes(spec, mapping.tiles))
-        self.total = self.notes + THREADS * self.note_bytes
