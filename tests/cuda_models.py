@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -65,8 +66,25 @@ class LockstepDevice(QueuedDevice):
 
 def read_module(dump: Path) -> ir.Module:
     """The machine level of a folder of dumps, in the current context."""
+    return parse(machine_level(dump))
+
+
+def machine_level(dump: Path) -> str:
+    """The text of the machine level of a folder of dumps."""
     (path,) = dump.glob(_MACHINE_LEVEL)
-    return parse(path.read_text(), name=str(path))
+    return path.read_text()
+
+
+@lru_cache(maxsize=4)
+def read_programs(text: str) -> dict[str, Program]:
+    """The kernels of a dump of the machine level."""
+    with context():
+        module = parse(text)
+        return {
+            get(op, "sym_name"): read(op)
+            for op in module.body.operations
+            if op.operation.name == "gpu.module"
+        }
 
 
 def compile_model(model: Path, folder: Path, arch: str, **options: object) -> Path:
@@ -95,15 +113,8 @@ def on_lockstep(
     if separate:
         opened.manifest.programs["decode"]["phases"]["decode"]["persistent"] = None
     arch = opened.manifest.programs["decode"]["arch"]
-    with context():
-        module = read_module(artifact.with_suffix(""))
-        programs = {
-            get(op, "sym_name"): read(op)
-            for op in module.body.operations
-            if op.operation.name == "gpu.module"
-        }
-        device = LockstepDevice(programs, arch, seed=seed)
-        with patch("infc.backends.cuda.runtime.probe.open_device", lambda: device):
-            runnable = load_runnable(opened)
-        yield runnable, device
-        runnable.close()
+    device = LockstepDevice(read_programs(machine_level(artifact.with_suffix(""))), arch, seed=seed)
+    with patch("infc.backends.cuda.runtime.probe.open_device", lambda: device):
+        runnable = load_runnable(opened)
+    yield runnable, device
+    runnable.close()
