@@ -21,6 +21,7 @@ FACTS = DeviceFacts(
     capability=(9, 0),
     multiprocessors=3,
     memory_bytes=80 << 30,
+    memory_bytes_per_s=3.35e12,
     l2_bytes=50 << 20,
     shared_bytes_per_sm=228 << 10,
     shared_bytes_per_block=227 << 10,

@@ -94,19 +94,16 @@ def _host_target() -> Target:
     base = _class_target(str(class_of(device)))
     (unit,) = base.compute
     sizes = {"hbm": device.memory_bytes, "l2": device.l2_bytes, "smem": device.shared_bytes_per_sm}
+    changes: dict[str, dict[str, float]] = {name: {"size_bytes": sizes[name]} for name in sizes}
+    changes["smem"]["count"] = device.multiprocessors
+    if device.memory_bytes_per_s:
+        changes["hbm"]["bandwidth_bytes_per_s"] = device.memory_bytes_per_s
     memories = tuple(
-        memory.model_copy(
-            update={
-                "size_bytes": sizes[memory.name],
-                "count": device.multiprocessors if memory.name == "smem" else 1,
-            }
-        )
-        for memory in base.memories
+        memory.model_copy(update=changes.get(memory.name, {})) for memory in base.memories
     )
     probed = "probed: the CUDA driver"
     paths = [
-        *(f"memories.{name}.size_bytes" for name in sizes),
-        "memories.smem.count",
+        *(f"memories.{name}.{key}" for name, found in changes.items() for key in found),
         "compute.sm.count",
         "backend_facts.shared_bytes",
     ]

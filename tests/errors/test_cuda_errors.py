@@ -97,6 +97,7 @@ def test_what_a_device_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isinstance(facts, str)
     assert str(facts) == "NVIDIA Test, compute capability 9.0"
     assert (facts.cuda, facts.multiprocessors, facts.cooperative) == ((12, 4), 132, True)
+    assert round(facts.memory_bytes_per_s / 1e9) == 3352
     assert not driver.named("cuDevicePrimaryCtxRetain"), "a look takes no memory of the device"
 
 

@@ -28,6 +28,7 @@ class DeviceFacts:
         capability: the compute capability, `(9, 0)`.
         multiprocessors: how many there are.
         memory_bytes, l2_bytes: of all of it.
+        memory_bytes_per_s: by its clock and width; 0 where the driver does not tell.
         shared_bytes_per_sm: shared memory of a multiprocessor.
         shared_bytes_per_block: of it a block may have.
         cooperative: whether blocks of a launch may wait for each other.
@@ -38,6 +39,7 @@ class DeviceFacts:
     capability: tuple[int, int]
     multiprocessors: int
     memory_bytes: int
+    memory_bytes_per_s: float
     l2_bytes: int
     shared_bytes_per_sm: int
     shared_bytes_per_block: int

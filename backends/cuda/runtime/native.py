@@ -68,12 +68,15 @@ def facts_of(api: Api, device: Any) -> DeviceFacts:
         return int(api.call("cuDeviceGetAttribute", which, device))
 
     name = api.call("cuDeviceGetName", 256, device)
+    width = attribute("GLOBAL_MEMORY_BUS_WIDTH")
     version = int(api.call("cuDriverGetVersion"))
     return DeviceFacts(
         name=bytes(name).split(b"\0")[0].decode(),
         capability=(attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR")),
         multiprocessors=attribute("MULTIPROCESSOR_COUNT"),
         memory_bytes=int(api.call("cuDeviceTotalMem", device)),
+        # kHz, two transfers each, and bits.
+        memory_bytes_per_s=2e3 * attribute("MEMORY_CLOCK_RATE") * width / 8,
         l2_bytes=attribute("L2_CACHE_SIZE"),
         shared_bytes_per_sm=attribute("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
         shared_bytes_per_block=attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
