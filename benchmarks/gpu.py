@@ -23,8 +23,6 @@ from typing import Any
 import click
 
 HERE = Path(__file__).resolve().parent
-DATASHEET_BYTES_PER_S = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.039e12, "B200": 8.0e12}
-"""Bandwidth of SXM modules' memory, by what is in the device's name."""
 
 
 @click.group()
@@ -217,10 +215,9 @@ def sanitize(source: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """What a person wants to see, in a few lines."""
-    lines = []
-    device = results.get("facts", {}).get("device", {}).get("name", "unknown device")
-    lines.append(device)
-    sheet = next((rate for key, rate in DATASHEET_BYTES_PER_S.items() if key in device), None)
+    device = results.get("facts", {}).get("device", {})
+    memory = device.get("memory_bytes_per_s") or None
+    lines = [device.get("name", "unknown device")]
     top = results.get("ceilings", {})
     if "copy_bytes_per_s" in top:
         lines.append(
@@ -236,15 +233,15 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"cases: {found['cases']}, {len(found['failed'])} failed")
             lines += [f"    {f['test']}: {f['problem']}" for f in found["failed"][:8]]
         elif name.startswith("model "):
-            lines += model_lines(name.removeprefix("model "), found, sheet)
+            lines += model_lines(name.removeprefix("model "), found, memory)
         elif name in ("micro", "sanitizer") or name.startswith("peer "):
             shown = {k: v for k, v in found.items() if k != "seconds" and not k.endswith(" log")}
             lines.append(f"{name}: " + ", ".join(f"{k} {_short(v)}" for k, v in shown.items()))
     return "\n".join(lines)
 
 
-def model_lines(name: str, found: dict[str, Any], sheet: float | None) -> list[str]:
-    """A model's part of the table."""
+def model_lines(name: str, found: dict[str, Any], memory: float | None) -> list[str]:
+    """A model's part of the table; `memory` is bytes a second by the memory's clock and width."""
     wrong = "; ".join(found.get("problems", []))
     lines = [f"{name}: {wrong or 'right'}"] if "problems" in found else []
     if "greedy" in found:
@@ -254,7 +251,7 @@ def model_lines(name: str, found: dict[str, Any], sheet: float | None) -> list[s
             f"{greedy['ties']} near ties"
         )
     for row in found.get("decode", []):
-        share = f", {row['bytes_per_s'] / sheet:.0%} of the memory" if sheet else ""
+        share = f", {row['bytes_per_s'] / memory:.0%} of the memory" if memory else ""
         guess = row.get("predicted_seconds")
         beside = f", predicted {guess / row['seconds']['median']:.2f} of it" if guess else ""
         lines.append(

@@ -112,7 +112,7 @@ class CudaRunnable:
             vocab_size=self.vocab_size,
             weight_bytes=len(programs.weights),
             kv_bytes=self.kv_layout.total_bytes,
-            copies=max(kernels[phase].copies for phase in Phase),
+            copies={phase: kernels[phase].copies for phase in Phase},
         )
         check_fit(device, self._plan, self.kv_shape, self.limits)
         self._base: int | None = device.allocate(self._plan.size_bytes)

@@ -62,12 +62,12 @@ def plan_memory(
     vocab_size: int,
     weight_bytes: int,
     kv_bytes: int,
-    copies: int,
+    copies: Mapping[Phase, int],
 ) -> MemoryPlan:
     """Where everything lies.
 
     Args:
-        copies: of the `thread` space: blocks of the largest launch.
+        copies: of the `thread` space: blocks of the largest launch of each program.
     """
     programs = phases.values()
     rows = max(limits.max_logit_rows)
@@ -77,7 +77,7 @@ def plan_memory(
             "weights": weight_bytes,
             "kv": kv_bytes,
             "arena": max(program["arena_bytes"] for program in programs),
-            "thread": copies * max(program["thread_bytes"] for program in programs),
+            "thread": max(copies[phase] * phases[phase]["thread_bytes"] for phase in phases),
             "scratch": max(program["scratch_bytes"] for program in programs),
             "call": max(_call_parts(phases[phase], limits, phase)[1] for phase in phases),
             "best": 4 * rows,
