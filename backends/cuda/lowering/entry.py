@@ -12,7 +12,7 @@ from infc.backends.cuda.call_block import ARRIVALS, offset_of
 from infc.backends.cuda.codegen.builder import WARP, GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORK_OFFSET
 from infc.backends.cuda.kernels.ring import Ring
-from infc.backends.cuda.lowering.forms import Form, arguments_of
+from infc.backends.cuda.lowering.forms import Argument, Form, arguments_of
 from infc.backends.cuda.lowering.programs import ProgramKernels
 from infc.backends.cuda.signature import Entry, Launch
 
@@ -121,7 +121,7 @@ def start_ring(b: GpuBuilder, ring: Ring) -> None:
 def _run(
     b: GpuBuilder,
     name: str,
-    arguments: tuple[int | str, ...],
+    arguments: tuple[Argument, ...],
     operands: list[Value],
     words: dict[str, Value],
 ) -> None:
