@@ -197,7 +197,7 @@ def test_two_tiles_a_warp(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("case", "tiles", "streams"),
-    [("shared", 2, 2), ("shared", 1, 8), ("ring", 1, 4), ("wide", 1, 2), ("many", 1, 4)],
+    [("shared", 2, 2), ("single", 1, 8), ("ring", 1, 4), ("wide", 1, 2)],
 )
 def test_warps_that_take_keys_in_turns(case: str, tiles: int, streams: int) -> None:
     attention = tiled(case, tiles, streams)
@@ -238,8 +238,14 @@ def test_a_prompt_from_its_start(case: str) -> None:
     attention.check(attention(attention.cache(34), rows), rows)
 
 
-@pytest.mark.parametrize("streams", [2, 4, 8])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "streams"),
+    [
+        *((case, 8) for case in CASES),
+        *((case, 2) for case in ("single", "ring", "wide")),
+        ("odd", 4),
+    ],
+)
 def test_few_rows(case: str, streams: int) -> None:
     attention = parted(case, streams=streams)
     last = attention.case.positions - 1
@@ -253,7 +259,7 @@ def test_parts(case: str, parts: int) -> None:
     attention = parted(case, parts, streams=2)
     cache, last = attention.cache(80), attention.case.positions - 1
     rows = [(0, 0), (2, 63), (1, 64), (0, 80)]
-    attention.check(attention(cache, rows, grid=5), rows)
+    attention.check(attention(cache, rows, grid=3), rows)
     attention.check(attention(attention.cache(last), [(0, last)], grid=4), [(0, last)])
 
 
@@ -315,8 +321,7 @@ def test_blocks_have_as_many_rows_as_leave_work_for_all() -> None:
     wide = replace(spec, kv=replace(kv, kv_heads=1, head_dim=256), heads=4)
     assert many_rows_mapping(wide, 2048, 132, most) == AttentionMapping(1, streams=2)
     assert many_rows_mapping(wide, 2048, 132, 160 << 10) == AttentionMapping(1)
-    with pytest.raises(ValueError, match="no tiles of head_dim 256 fit 65536 bytes"):
-        many_rows_mapping(wide, 2048, 132, 64 << 10)
+    assert many_rows_mapping(wide, 2048, 132, 99 << 10).tiles == 0
 
 
 def test_what_does_not_fit_the_registers_is_refused() -> None:

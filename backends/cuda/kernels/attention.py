@@ -70,8 +70,8 @@ def many_rows_mapping(
         for mapping in (AttentionMapping(tiles, streams=n) for n in (1, 2, 4, 8))
         if TilesShape(spec, mapping).fits(shared_bytes)
     ]
-    if not fitting:
-        raise ValueError(f"no tiles of head_dim {spec.kv.head_dim} fit {shared_bytes} bytes")
+    if not fitting:  # wide heads in little shared memory: slower, rows read keys for themselves
+        return few_rows_mapping(spec, rows, spec.kv.capacity, blocks)
 
     def items(mapping: AttentionMapping) -> int:
         return spec.kv.kv_heads * -(-rows * spec.group // TilesShape(spec, mapping).block_rows)
