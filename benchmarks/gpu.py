@@ -202,7 +202,7 @@ def sanitize(source: Path) -> dict[str, Any]:
         command += [str(HERE / "gpu.py"), "part", *arguments, "--from", str(source)]
         name = f"{tool} {arguments[0]}"
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=45, check=False)
+            run = subprocess.run(command, capture_output=True, text=True, timeout=25, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             found[name] = f"not run: {type(error).__name__}"
             continue

@@ -113,20 +113,20 @@ class Program:
             self._device.launch(self._persistent)
             return
         marks: list[Any] = []
-        for graph in self._graphs_of(call):
-            if cancel is not None:
-                # One piece runs, one waits: the device always has work.
-                if len(marks) == 2:
-                    mark = marks.pop(0)
-                    self._device.wait(mark)
-                    self._device.forget(mark)
-                if cancel.is_set():
-                    raise _cancelled()
-            self._device.launch_graph(graph)
-            if cancel is not None:
-                marks.append(self._device.record())
-        for mark in marks:
-            self._device.forget(mark)
+        try:
+            for number, graph in enumerate(self._graphs_of(call)):
+                if cancel is not None:
+                    # One piece runs, one waits: the device always has work.
+                    if number >= 2:
+                        self._device.wait(marks[number - 2])
+                    if cancel.is_set():
+                        raise _cancelled()
+                self._device.launch_graph(graph)
+                if cancel is not None:
+                    marks.append(self._device.record())
+        finally:
+            for mark in marks:
+                self._device.forget(mark)
 
     def _graphs_of(self, call: Call) -> list[Any]:
         """The pieces that such a call needs, captured when one comes for the first time."""
