@@ -415,6 +415,40 @@ def test_transposed_matrices() -> None:
                 assert got[r, q, matrix].tolist() == column.tolist()
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_warps_wait_different_numbers_of_times(seed: int | None) -> None:
+    """Warp `w` fetches `w + 1` pieces for itself."""
+
+    def body(b: GpuBuilder, x: Value, y: Value) -> None:
+        warp, lane = b.warp(), b.lane()
+        barrier = b.shared_memory(b.mul(warp, 8))
+        piece = b.shared_memory(b.add(b.mul(warp, 128), 128))
+        first = b.cmp("eq", lane, 0)
+        b.when(first, lambda: b.mbarrier_init(barrier, 1))
+        b.fence_mbarrier_init()
+        b.sync(128)
+
+        def step(i: Value, total: Value) -> Value:
+            def fetch() -> None:
+                b.mbarrier_expect(barrier, b.idx(128))
+                b.copy_bulk(piece, b.at(x, b.mul(b.add(i, warp), 128)), b.idx(128), barrier)
+
+            b.when(first, fetch)
+            b.mbarrier_wait(barrier, b.bit_and(i, 1))
+            total = b.add(total, b.load(words(b, piece, lane), b.i32, 4))
+            b.sync_warp()
+            return total
+
+        (total,) = b.loop(0, b.add(warp, 1), 1, [b.idx(0)], body=step)
+        b.store(total, words(b, y, b.thread()), 4)
+
+    device, x = Device(), np.arange(8 * 32, dtype=np.int32).reshape(8, 32)
+    y = device.allocate(512)
+    run(kernel(body, pointers=2, threads=128), device, [put(device, x), y], threads=128, seed=seed)
+    expected = np.stack([x[w : 2 * w + 1].sum(axis=0) for w in range(4)])
+    assert (device.read(y, np.int32, (4, 32)) == expected).all()
+
+
 @pytest.mark.parametrize("seed", [None, 0, 1, 2])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_a_ring_between_a_producer_warp_and_eight_workers(arch: str, seed: int | None) -> None:

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from infc.backends.cuda.lockstep.memory import Array, Fail, Memory
+from infc.backends.cuda.lockstep.memory import Array, Memory
 from infc.backends.cuda.lockstep.numbers import function_of
 from infc.backends.cuda.lockstep.reading import FunctionReader, Kind, Step
 from infc.backends.cuda.lockstep.threads import LockstepError, Registers, Threads, Where, everybody
 from infc.backends.cuda.lockstep.vectors import as_bytes, as_kind
 from infc.ir.mlir import ir
 
-SHARED_SPACES = (3, 7)
+_SHARED_SPACES = (3, 7)
 
 
 def memory_of(kind: Kind) -> Callable[[Threads], Memory]:
     """The memory that a pointer of a type points into."""
-    if kind.space in SHARED_SPACES:
+    if kind.space in _SHARED_SPACES:
         return lambda t: t.block.shared
     return lambda t: t.block.machine.device.memory
 
@@ -211,4 +211,3 @@ READERS: dict[str, Callable[[FunctionReader, Any, Where], Step | None]] = {
     "nvvm.fence.proxy": _fence_async,
     "nvvm.fence.mbarrier.init": _nothing,
 }
-__all__ = ["READERS", "SHARED_SPACES", "Fail", "memory_of"]

@@ -114,8 +114,6 @@ def _for(fn: FunctionReader, op: Any, where: Where) -> Step | Waits:
         r: Registers, t: Threads, trips: Array, first: Array, step: Array, values: list[Any]
     ) -> Running:
         """Threads with other counts; `values` is what they carry, changed in place."""
-        if len(trips) == 1:
-            trips = np.repeat(trips, t.count)
         done = 0
         for until in np.unique(trips):
             if until == done:

@@ -223,6 +223,7 @@ class FunctionReader:
 
     def region(self, region: Any) -> Region:
         """Read a region of one block."""
+        # Here, since operations with regions read them through this.
         from infc.backends.cuda.lockstep.operations import read_operation
 
         (block,) = region.blocks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
@@ -188,14 +188,17 @@ class Threads:
         return f"block {self.block.number}, {self.count} threads of warps {warps}"
 
 
+_REST = 0.3
+"""How often a group has to wait for its next turn, where a lot decides."""
+
+
 def together(machine: Machine, groups: list[Running]) -> Running:
     """Run groups side by side to the end of each."""
     while groups:
-        order: Iterator[Running] | list[Running] = list(groups)
-        if machine.dice is not None:
-            order = machine.dice.sample(groups, len(groups))
+        dice = machine.dice
+        order = list(groups) if dice is None else dice.sample(groups, len(groups))
         for group in order:
-            if machine.dice is not None and machine.dice.random() < 0.3:
+            if dice is not None and dice.random() < _REST:
                 continue
             try:
                 next(group)
