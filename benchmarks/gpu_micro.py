@@ -30,7 +30,7 @@ def write_micro(folder: Path, arch: str) -> None:
         with b.kernel("nothing", [b.ptr], threads=THREADS):
             pass
         with b.kernel("barriers", [b.ptr, b.i32], threads=THREADS) as (counter, count):
-            b.loop(0, count, body=lambda _: b.call(BARRIER, [counter]))
+            b.loop(0, count, body=lambda i: b.call(BARRIER, [counter, b.add(i, 1)]))
         (ptx,) = to_ptx(module, arch).values()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "micro.ptx").write_text(ptx)

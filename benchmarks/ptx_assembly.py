@@ -141,7 +141,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 @click.command()
 @click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)))
-@click.option("--storage", "storages", multiple=True, default=("q4_k", "bf16"))
+@click.option("--storage", "storages", multiple=True, default=("q4_0", "bf16"))
 @click.option("--arch", "architectures", multiple=True, type=click.Choice(ARCHITECTURES))
 @click.option("--batch", "batches", multiple=True, type=int, default=(1, 8))
 @click.option("--record/--no-record", default=True, help="Write into results/.")

@@ -78,23 +78,23 @@ def emit_persistent(b: GpuBuilder, program: ProgramKernels) -> Entry:
 
 
 def emit_barrier(b: GpuBuilder) -> None:
-    """Define `grid_barrier(counter)`: the workers of all blocks meet and see all writes before.
+    """Define `grid_barrier(counter, turn)`: the workers of all blocks meet, for the time number
+    `turn` (from 1 on) of a call, and then see all writes before.
 
-    The counter only grows: whoever arrives as number `n` waits until all of its turn are there.
+    The counter only grows. Nothing waits for the sum that an arrival makes, so that it and the
+    first look at the counter are on their way at the same time.
     """
-    with b.function(BARRIER, [b.ptr]) as (counter,):
+    with b.function(BARRIER, [b.ptr, b.i32]) as (counter, turn):
 
         def meet() -> None:
+            everybody = b.mul(turn, b.ctas())
             b.fence_device()
-            ctas = b.ctas()
-            turn = b.div(b.add_and_fetch_old(counter, 1), ctas)
-            everybody = b.mul(b.add(turn, 1), ctas)
+            b.add_and_fetch_old(counter, 1)
             b.loop_while(
                 [],
                 lambda: b.cmp("ult", b.load_acquire(counter), everybody),
                 lambda: [],
             )
-            b.fence_device()
 
         b.sync(THREADS, WORKER_BARRIER)
         b.when(b.cmp("eq", b.thread(), 0), meet)
@@ -107,13 +107,15 @@ class _State:
     """What a function knows while its body is emitted.
 
     Attributes:
-        words: i32 of the call: `t` and `r`, `cta` and `ctas`, `first` at the function's start,
-            `wanted`; `traces`, whether this thread writes the trace; pointers `scratch`,
-            `counters`, and `trace`, where the time behind the function's first kernel goes.
+        words: i32 of the call: `t` and `r`, `cta` and `ctas`, `wanted`; `first` and `turn`, panels
+            dealt and grid barriers met before the function; `traces`, whether this thread writes
+            the trace; pointers `scratch`, `counters`, and `trace`, where the time behind the
+            function's first kernel goes.
         places: pointers by the values of the memory level.
         count: i32, slots of the ring used so far.
         dealt: panels dealt by the function so far.
         step: kernels run so far.
+        turns: grid barriers met by the function so far.
         met: whether the workers have met since the last kernel.
     """
 
@@ -122,6 +124,7 @@ class _State:
     count: Value
     dealt: int = 0
     step: int = 0
+    turns: int = 0
     met: bool = False
 
 
@@ -139,7 +142,8 @@ class _Walk:
         # What a layer is given besides its operands.
         self.words: dict[str, Type] = {"t": b.i32, "first": b.i32, "count": b.i32}
         if not produces:
-            self.words |= {"scratch": b.ptr, "counters": b.ptr, "trace": b.ptr, "traces": b.i32}
+            self.words |= {"scratch": b.ptr, "counters": b.ptr, "trace": b.ptr}
+            self.words |= {"turn": b.i32, "traces": b.i32}
 
     # ---- layers --------------------------------------------------------------------------------
 
@@ -183,7 +187,9 @@ class _Walk:
 
     def _emit_grid_barrier(self, op: ir.OpView, state: _State) -> None:
         if not self.produces and op.operation in self.barriers:
-            self.b.call(BARRIER, [state.words["counters"]])
+            state.turns += 1
+            turn = self.b.add(state.words["turn"], state.turns)
+            self.b.call(BARRIER, [state.words["counters"], turn])
             state.met = True
 
     def _emit_kernel(self, op: ir.OpView, state: _State) -> None:
@@ -238,7 +244,7 @@ class _Walk:
         if not self.produces:
             words["scratch"] = fields.pointer("scratch")
             words["counters"] = fields.pointer("counters")
-            words["wanted"] = fields.number("top_k")
+            words["wanted"], words["turn"] = fields.number("top_k"), b.idx(0)
             first = b.bit_and(b.cmp("eq", b.thread(), 0), b.cmp("eq", cta, 0))
             words["trace"] = fields.pointer("trace")
             words["traces"] = b.ext_u(b.bit_and(first, fields.is_set("trace")), b.i32)
@@ -286,9 +292,12 @@ class _Walk:
         words = state.words | {"count": state.count, "first": b.idx(state.dealt)}
         if not self.produces:
             words["trace"] = b.at(words["trace"], 8 * state.step)
+            words["turn"] = b.idx(state.turns)
         values = [*anchors, *(words[name] for name in self.words)]
         (state.count,) = b.call(self.name(layer), values, [b.i32])
-        kernels = [op for op in body(self.program.functions[layer]) if _is_call(op)]
+        inside = body(self.program.functions[layer])
+        kernels = [op for op in inside if op.operation.name == "func.call"]
+        state.turns += sum(op.operation in self.barriers for op in inside)
         state.step += len(kernels)
         state.dealt += sum(self.program.forms[get(op, "callee")].emitted.panels for op in kernels)
         state.met = False
@@ -316,7 +325,3 @@ class _Walk:
 
         runs = reduce(b.bit_and, conditions)
         (state.count,) = b.when(runs, run, lambda: [before], [b.i32])
-
-
-def _is_call(op: ir.OpView) -> bool:
-    return bool(op.operation.name == "func.call")
