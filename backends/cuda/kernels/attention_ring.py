@@ -20,7 +20,7 @@ ROOM_BYTES = 64 * 1024
 """Of a multiprocessor's copies under way: twice what bandwidth times latency of an H100's memory
 asks for."""
 _GROUP = 4
-"""Fragments that are waited for together."""
+"""Fragments that are waited for together, and replaced together."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ class Ring:
             number, piece = divmod(index, len(self.pieces))
             source, there = steps[number]
             self._copy(piece, source, there, self._base(self.b.idx(number)))
-            self._commit(index)
+            if index % _GROUP == _GROUP - 1:
+                self.b.copy_commit()
 
     def enter(self, turn: Value, source: Source, following: Source, there: Value) -> None:
         """From now on `next_piece` reads the step at `source`, and copies what is as far behind it
@@ -163,21 +164,21 @@ class Ring:
         self.b.copy_wait(0)
 
     def _refill(self) -> None:
-        ahead = self._at + self.shape.depth
-        if ahead < len(self.pieces):
-            self._copy(ahead, self._source, None, self._turn)
-        else:
-            self._copy(ahead % len(self.pieces), self._following, self._there, self._turn)
-        self._commit(self._at)
+        """A fragment was read; when a group was, what comes a ring later is copied there."""
         self._at += 1
+        if self._at % _GROUP:
+            return
+        for index in range(self._at - _GROUP, self._at):
+            ahead = index + self.shape.depth
+            if ahead < len(self.pieces):
+                self._copy(ahead, self._source, None, self._turn)
+            else:
+                self._copy(ahead % len(self.pieces), self._following, self._there, self._turn)
+        self.b.copy_commit()
 
     def _base(self, turn: Value) -> Value:
         """Where a step's fragments lie, of the steps that the room holds."""
         return self.b.at(self.own, self.b.mul(turn, self.shape.length * FRAGMENT_BYTES))
-
-    def _commit(self, index: int) -> None:
-        if index % _GROUP == _GROUP - 1:
-            self.b.copy_commit()
 
     def _copy(self, index: int, source: Source, there: Value | None, base: Value) -> None:
         b, kv, piece = self.b, self.spec.kv, self.pieces[index]
