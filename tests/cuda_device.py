@@ -140,7 +140,14 @@ class QueuedDevice:
 
     def wait(self, mark: Any) -> None:
         while not mark.reached:
+            self._do_next()
+
+    def _do_next(self) -> None:
+        try:
             self._queue.pop(0)()
+        except BaseException:
+            self._queue.clear()  # a fault ends all that was begun
+            raise
 
     def forget(self, mark: Any) -> None:
         pass
@@ -152,7 +159,7 @@ class QueuedDevice:
 
     def synchronize(self) -> None:
         while self._queue:
-            self._queue.pop(0)()
+            self._do_next()
 
     def close(self) -> None:
         self.synchronize()
