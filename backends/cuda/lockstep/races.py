@@ -19,7 +19,6 @@ from infc.backends.cuda.lockstep.memory import ELEMENTS, REPEATED, Array
 if TYPE_CHECKING:
     from infc.backends.cuda.lockstep.threads import Threads, Where
 
-_WARP = 32
 _OWN = 1 << 14
 """More than any age: a warp's own accesses are ordered."""
 _LAST_AGE = 250
@@ -140,7 +139,12 @@ class Races:
         at = index + (np.arange(self.warps) * (self._size // width))[:, None, None]
         ages = self._views[width][2].take(at).view(np.uint8).reshape(self.warps, -1)
         if int(ages.max()) > least:
-            for warp in np.flatnonzero(ages.max(axis=1) > known[:-1]):
+            others = np.flatnonzero(ages.max(axis=1) > known[:-1])
+            if _in_warps(index, t, who):
+                bytes_ = ages.shape[1] // len(t.warps)
+                latest = ages.reshape(self.warps, -1, bytes_)[others].max(axis=2)
+                others = others[(latest > self.known[t.warps][:, others].T).any(axis=1)]
+            for warp in others:
                 by = np.full(ages.shape[1], warp, np.uint8)
                 self._check(ages[warp], by, index, width, t, where, who, verb, False)
         self.note(index, width, self._warps_of(len(index), t, who))
@@ -157,8 +161,15 @@ class Races:
         if latest > least:
             parties = writer.take(index).view(np.uint8)
             first = int(parties.max())
-            if latest > known[first] or int(parties.min()) != first:
-                self._check(ages, parties, index, width, t, where, who, verb, True)
+            if latest <= known[first] and int(parties.min()) == first:
+                return
+            if _in_warps(index, t, who):
+                last = ages.reshape(len(t.warps), -1).max(axis=1)
+                rows = parties.reshape(len(t.warps), -1)
+                party = rows.max(axis=1)
+                if (rows.min(axis=1) == party).all() and (last <= self.known[t.warps, party]).all():
+                    return
+            self._check(ages, parties, index, width, t, where, who, verb, True)
 
     def note(self, index: Array, width: int, warps: Array) -> None:
         """Elements were written now, by these warps (`[accesses]`)."""
@@ -199,9 +210,9 @@ class Races:
     def _warps_of(self, count: int, t: Threads, who: Array | None) -> Array:
         """The warp that makes each access."""
         if who is not None:
-            chosen: Array = t.ids[who] // _WARP
+            chosen: Array = t.warp_of[who]
             return chosen
-        return (t.ids if count == t.count else t.ids[:1]) // _WARP
+        return t.warp_of if count == t.count else t.warp_of[:1]
 
     def _check(
         self,
@@ -237,7 +248,7 @@ class Races:
         did = "wrote" if wrote else "read"
         source = self._find(wrote, other, place)
         t.failing(where, who)(
-            access if warps is None else int(np.argmax(t.ids // _WARP == own[access])),
+            access if warps is None else int(np.argmax(t.warp_of == own[access])),
             f"race: {verb} shared memory byte {place}, which {party} {did}{source}, "
             "with no barrier in between",
         )
@@ -250,3 +261,8 @@ class Races:
                 if (hit & (self._warps_of(len(index), t, who) == warp)).any():
                     return f" ({where})"
         return ""
+
+
+def _in_warps(index: Array, t: Threads, who: Array | None) -> bool:
+    """Whether each thread of whole warps makes one of the accesses, in the order of the threads."""
+    return who is None and t.whole and len(index) == t.count

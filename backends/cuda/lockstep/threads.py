@@ -126,6 +126,8 @@ class Threads:
     Attributes:
         ids: their numbers in the block, ascending, i32.
         places: where they stand in the group that this one is part of.
+        warp_of: the warp of each.
+        warps: theirs, each once.
         whole: whether they are whole warps.
     """
 
@@ -134,7 +136,8 @@ class Threads:
         self.ids = ids
         self.places: Array = np.arange(len(ids)) if places is None else places
         self.count = len(ids)
-        self.warps: Array = np.unique(ids // WARP)
+        self.warp_of: Array = ids // WARP
+        self.warps: Array = np.unique(self.warp_of)
         self._parts: dict[bytes, Threads] = {}
         self.whole = self.count % WARP == 0 and bool(
             (ids.reshape(-1, WARP) == (ids[::WARP] & -WARP)[:, None] + np.arange(WARP)).all()
