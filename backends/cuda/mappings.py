@@ -28,6 +28,9 @@ REPLICATED_ROWS = 8
 blocks reading them from the L2 takes less than a barrier of all of them."""
 _HEAD_STEP = 16
 """Numbers that a matrix instruction sums over."""
+REPLICATED_HEADS = 16
+"""The same of heads that are rotated, a warp a head: two for each warp. All blocks then write the
+same keys into the cache, and each reads what it wrote itself."""
 _STEP_STAGES_BYTES = 64 * 1024
 """Shared memory that tiles of a step take, where it can be helped."""
 _HBM = "hbm"
@@ -51,9 +54,11 @@ def kernel_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelM
         return _product_candidates(kernel, target)
     if kernel.kind == "attention":
         return _attention_candidates(kernel, target)
-    if kernel.kind == "rows":
-        replicate = kernel.phase == "decode" and kernel.rows <= REPLICATED_ROWS
-        return [{"partition": "replicate" if replicate else "rows"}]
+    if kernel.kind in ("rows", "rotary"):
+        items = kernel.rows * kernel.shapes.get("rotated_heads", 1)
+        few = items <= (REPLICATED_ROWS if kernel.kind == "rows" else REPLICATED_HEADS)
+        usual = "rows" if kernel.kind == "rows" else "items"
+        return [{"partition": "replicate" if few and kernel.phase == "decode" else usual}]
     return [{"partition": "items"}]
 
 

@@ -118,6 +118,11 @@ class _Summary:
             # Only the rows that are looked up are read, not the table.
             self.weight_bytes = 0
         elif op.operation.results and is_tensor(op.operation.results[0].type):
+            if name == "infc.rope":
+                # Of queries and of keys.
+                width = int(TensorType.of(operands[0].type).shape[1])
+                heads = self.shapes.get("rotated_heads", 0) + width // get(op, "head_dim")
+                self.shapes["rotated_heads"] = heads
             shape = TensorType.of(op.operation.results[0].type).shape
             elements = 1
             for dim in shape:

@@ -32,6 +32,7 @@ from infc.driver.lowering import lower_model
 from infc.frontends.config_source import ConfigSource
 from infc.ir.context import context
 from infc.pipeline.options import CompileOptions
+from infc.target.backend import KernelSummary
 
 BACKEND = CudaBackend()
 
@@ -172,16 +173,28 @@ def test_the_same_model_gives_the_same_code(lowered: str, tmp_path: Path) -> Non
     assert machine_level(tmp_path / "config.json") == lowered
 
 
-def test_blocks_meet_six_times_a_layer(lowered: str) -> None:
-    """Behind each product but the last, whose rows the next layer's first kernel reads alone, the
-    rotary and the attention; not where a plan would have reused memory."""
+def test_blocks_meet_five_times_a_layer(lowered: str) -> None:
+    """Behind each product and the attention, but not behind what blocks do for themselves, nor where
+    a plan would have reused memory."""
     start = lowered.index("func.func private @decode_layer0(")
     layer = lowered[start : lowered.index("return", start)]
     calls = re.findall(r"call @(?:decode_k\d+_)?(\w+)", layer)
     assert calls == [
-        *("rows", "matmul", "grid_barrier", "rotary", "grid_barrier", "attention", "grid_barrier"),
-        *("matmul", "grid_barrier", "rows", "matmul", "grid_barrier", "matmul", "grid_barrier"),
-        "rows",
+        *("rows", "matmul", "grid_barrier", "rotary", "attention", "grid_barrier", "matmul"),
+        *("grid_barrier", "rows", "matmul", "grid_barrier", "matmul", "grid_barrier", "rows"),
+    ]
+
+
+def test_few_heads_are_rotated_by_every_block() -> None:
+    def rotary(rows: int, heads: int) -> KernelSummary:
+        return KernelSummary("rotary", "decode", rows, rows, {}, 0, 0, {"rotated_heads": heads})
+
+    target = resolve_cuda("cuda:sm_90a")
+    partitions = [BACKEND.candidates(rotary(*size), target) for size in ((1, 5), (4, 5), (1, 40))]
+    assert partitions == [
+        [{"partition": "replicate"}],
+        [{"partition": "items"}],
+        [{"partition": "items"}],
     ]
 
 

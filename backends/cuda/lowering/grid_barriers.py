@@ -80,6 +80,10 @@ def _accesses(
     for index, (operand, place) in enumerate(zip(call.operation.operands, places, strict=True)):
         if place.space in ("weights", "thread"):
             continue
+        if place.space == "kv" and callee in program.replicated:
+            # All blocks append the same: each has seen what it reads. What the cache drops for it,
+            # the ring of a window, no row of the call reads.
+            continue
         region = Region(place, 0, _EVERYTHING)
         if place.space == "arena":
             size = BufferType.of(operand.type).tensor.size_bytes(program.maxima)
