@@ -18,10 +18,10 @@ def check_tokens(
     Raises:
         UserError: INF5003 where there are none, INF5002 where one is no id of the vocabulary.
     """
-    if isinstance(token_ids, list) and len(token_ids) == 1 and type(token_ids[0]) is int:
+    one = isinstance(token_ids, list) and len(token_ids) == 1 and type(token_ids[0]) is int
+    if one and 0 <= token_ids[0] < vocab_size:
         # A step of decoding: what the checks below take is seen in its time.
-        if 0 <= token_ids[0] < vocab_size:
-            return np.array(token_ids, np.int32)
+        return np.array(token_ids, np.int32)
     ids = np.asarray(token_ids)
     if ids.size == 0:
         raise UserError(
