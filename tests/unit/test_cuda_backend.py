@@ -174,7 +174,7 @@ def test_the_same_model_gives_the_same_code(lowered: str, tmp_path: Path) -> Non
 
 
 def test_blocks_meet_five_times_a_layer(lowered: str) -> None:
-    """Behind each product and the attention, but not behind what blocks do for themselves, nor where
+    """Behind products and the attention, but not behind what blocks do for themselves, nor where
     a plan would have reused memory."""
     start = lowered.index("func.func private @decode_layer0(")
     layer = lowered[start : lowered.index("return", start)]
