@@ -258,6 +258,8 @@ def model_lines(name: str, found: dict[str, Any], memory: float | None) -> list[
             f"{name} decode {row['kind']} batch {row['batch']}: {row['tokens_per_s']:.0f} tok/s"
             f"{share}{beside}"
         )
+    if "session" in found:
+        lines.append(f"{name} decode session: {found['session']['tokens_per_s']:.0f} tok/s")
     for row in found.get("prefill", []):
         share = row.get("library_share")
         of = f", {share:.0%} of the library's rate" if share else ""

@@ -16,6 +16,8 @@ from infc.backends.cuda.kernels.packing import HEADER_BYTES, layout_named
 from infc.backends.cuda.runnable import CudaRunnable
 from infc.backends.cuda.runtime.driver import Device
 from infc.diagnostics import Code, UserError
+from infc.runtime.sampling import Sampler, SamplingOptions
+from infc.runtime.session import Session
 from infc.target.backend import LoadedPrograms
 from infc.target.runnable import Call, OutputKind, Phase, Runnable
 from infc.target.schema import Target
@@ -190,6 +192,19 @@ def time_decode(runnable: Runnable, *, batch: int, position: int, steps: int) ->
         call = step_of(tokens, position + number)
         start = time.perf_counter()
         tokens = runnable.run(Phase.DECODE, call, kv, threads=1)
+        seconds.append(time.perf_counter() - start)
+    return spread(seconds[WARMUP:])
+
+
+def time_session(runnable: Runnable, *, position: int, steps: int) -> dict[str, float]:
+    """Greedy decoding of one sequence as a user does it: seconds of `Session.next_token`."""
+    session = Session(runnable, None, threads=1)
+    session.prefill(random_tokens(runnable.vocab_size, position))
+    sampler = Sampler(SamplingOptions(temperature=0.0))
+    seconds = []
+    for _ in range(WARMUP + steps):
+        start = time.perf_counter()
+        session.next_token(sampler)
         seconds.append(time.perf_counter() - start)
     return spread(seconds[WARMUP:])
 

@@ -16,6 +16,7 @@ from gpu_models import (
     step_of,
     time_decode,
     time_prefill,
+    time_session,
 )
 
 from infc.backends.cuda.runnable import CudaRunnable
@@ -57,6 +58,8 @@ def measure_model(
     ]
     batches = [b for b in BATCHES if b <= runnable.limits.max_slots]
     found["decode"] = [_decode(model, runnable, batch) for batch in batches]
+    seconds = time_session(runnable, position=POSITION, steps=STEPS)
+    found["session"] = {"seconds": seconds, "tokens_per_s": 1 / seconds["median"]}
     token = random_tokens(runnable.vocab_size, 1)
     prompt = random_tokens(runnable.vocab_size, min(2048, runnable.limits.max_tokens[0]))
     found["kernels"] = {

@@ -114,6 +114,7 @@ def test_times_of_random_weights(
     assert found["prefill"][0]["predicted_seconds"] > 0
     text = "\n".join(gpu.model_lines("tiny", found, 3.35e12))
     assert "tiny decode persistent batch 2:" in text
+    assert "tiny decode session:" in text
     assert "tiny prefill 4: 20 tok/s, predicted" in text
     json.dumps(found)
 
