@@ -83,13 +83,19 @@ class GpuBuilder(builder.Builder):
         *,
         inline: bool = False,
     ) -> Iterator[list[Value]]:
-        """Open a device function and yield its arguments; the caller ends it with `ret`."""
+        """Open a device function and yield its arguments; the caller ends it with `ret`.
+
+        A function may have barriers in it, so LLVM must not copy its calls into both sides of a
+        branch on which the threads of a warp part (`convergent`; LLVM takes the word away again
+        where nothing in the function asks for it).
+        """
         with ir.InsertionPoint(self._block):
             kind = ir.FunctionType.get(list(arguments), list(results))
             op = func.FuncOp(name, kind, visibility="private")
         op.attributes["llvm.linkage"] = ir.Attribute.parse("#llvm.linkage<internal>")
         word = "alwaysinline" if inline else "noinline"
-        op.attributes["passthrough"] = ir.ArrayAttr.get([ir.StringAttr.get(word)])
+        words = [ir.StringAttr.get(w) for w in ("convergent", word)]
+        op.attributes["passthrough"] = ir.ArrayAttr.get(words)
         block = op.add_entry_block()
         with ir.InsertionPoint(block):
             yield list(block.arguments)
