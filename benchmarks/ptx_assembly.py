@@ -123,7 +123,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A line for each case."""
-    table = Table("model", "weights", "arch", "batch", "persistent", "largest prefill", "spilling")
+    columns = ("persistent", "largest prefill", "bytes of spilled stores")
+    table = Table("model", "weights", "arch", "batch", *columns)
     for row in rows:
         registers = row["registers"]
         prefill = max(v for name, v in registers.items() if name.startswith("prefill"))
@@ -134,7 +135,11 @@ def show(rows: list[dict[str, Any]]) -> None:
             str(row["batch"]),
             str(registers.get("decode_step", row["not_persistent"])),
             str(prefill),
-            ", ".join(row["in_local_memory"]) or "none",
+            "\n".join(
+                f"{name} {usage['spill_stores']}"
+                for name, usage in row["in_local_memory"].items()
+                if usage["spill_stores"]
+            ),
         )
     Console().print(table)
 
