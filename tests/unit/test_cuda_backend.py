@@ -28,10 +28,15 @@ from infc.backends.cuda.lowering.programs import Place
 from infc.backends.cuda.runtime.driver import DeviceFacts
 from infc.backends.cuda.target import CLASSES, arch_of, resolve_cuda, shared_bytes_of, sm_count
 from infc.diagnostics import Code, UserError
+from infc.driver.compilation import import_model
 from infc.driver.lowering import lower_model
 from infc.frontends.config_source import ConfigSource
+from infc.ir.attributes import from_attribute
 from infc.ir.context import context
+from infc.passes.pipelines import SHARED
+from infc.pipeline.manager import PassManager
 from infc.pipeline.options import CompileOptions
+from infc.pipeline.passes import PassContext
 from infc.target.backend import KernelSummary
 
 BACKEND = CudaBackend()
@@ -183,6 +188,27 @@ def test_blocks_meet_five_times_a_layer(lowered: str) -> None:
         *("rows", "matmul", "grid_barrier", "rotary", "attention", "grid_barrier", "matmul"),
         *("grid_barrier", "rows", "matmul", "grid_barrier", "matmul", "grid_barrier", "rows"),
     ]
+
+
+def test_kernels_that_do_not_fit_together_are_launched_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(make_family("llama3", num_hidden_layers=1)[0]))
+    options = CompileOptions(max_context=64, max_batch=2, chunk=16)
+    target = resolve_cuda("cuda:sm_90a")
+    little = target.model_copy(
+        update={"backend_facts": {**target.backend_facts, "shared_bytes": 8192}}
+    )
+    with context():
+        module = import_model(ConfigSource(path, "bf16"), options, BACKEND, little)
+        pipeline = BACKEND.pipeline(SHARED)
+        PassManager(pipeline).run(module, PassContext(options, little, BACKEND))
+        info = from_attribute(module.operation.attributes["infc.info"])
+    decode = info["phases"]["decode"]
+    assert "persistent" not in decode
+    assert re.fullmatch(
+        r"its kernels need \d+ bytes of shared memory, and there are 8192", decode["reason"]
+    )
+    assert [launch["kernel"] for launch in decode["launches"]] == decode["kernels"]
 
 
 def test_few_heads_are_rotated_by_every_block() -> None:
