@@ -123,11 +123,14 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """A line for each case."""
-    columns = ("persistent", "largest prefill", "bytes of spilled stores")
+    columns = ("persistent", "largest prefill", "spilled: prefill", "decode")
     table = Table("model", "weights", "arch", "batch", *columns)
     for row in rows:
         registers = row["registers"]
         prefill = max(v for name, v in registers.items() if name.startswith("prefill"))
+        spilled = {phase: 0 for phase in ("prefill", "decode")}
+        for name, usage in row["in_local_memory"].items():
+            spilled[name.partition("_")[0]] += usage["spill_stores"]
         table.add_row(
             row["model"],
             row["storage"],
@@ -135,11 +138,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             str(row["batch"]),
             str(registers.get("decode_step", row["not_persistent"])),
             str(prefill),
-            "\n".join(
-                f"{name} {usage['spill_stores']}"
-                for name, usage in row["in_local_memory"].items()
-                if usage["spill_stores"]
-            ),
+            *(f"{count} B" for count in spilled.values()),
         )
     Console().print(table)
 
