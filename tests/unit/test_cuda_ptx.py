@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.codegen.ptx import new_gpu_module, to_ptx
+from infc.backends.cuda.lowering.persistent import BARRIER, emit_barrier
 from infc.ir.context import context
 from infc.ir.mlir import ir
 
@@ -20,6 +21,7 @@ def ptx_of(emit: Callable[[GpuBuilder, Value], None], arch: str = "sm_90a") -> s
             b.sync(256, 1)
             b.store(b.thread(), x, 4)
             b.ret()
+        emit_barrier(b)
         with b.kernel("kernel", [b.ptr], threads=256) as (x,):
             emit(b, x)
         return to_ptx(module, arch)["programs"]
@@ -37,3 +39,52 @@ def test_a_function_with_a_barrier_is_called_by_whole_warps() -> None:
     text = ptx_of(body)
     assert text.count("%globaltimer") == 2
     assert text.count("call.uni meet") == 1
+
+
+def test_what_other_blocks_wrote_is_loaded_again_behind_a_grid_barrier() -> None:
+    """Not from a cache that nobody keeps up to date (`ld.global.nc`), nor from a register."""
+
+    def body(b: GpuBuilder, x: Value) -> None:
+        before = b.load(x, b.i32, 4)
+        b.call(BARRIER, [b.at(x, 128), b.idx(1)])
+        b.store(b.add(before, b.load(x, b.i32, 4)), b.at(x, 4), 4)
+
+    text = ptx_of(body)
+    kernel = text[text.index(".entry kernel") :]
+    assert kernel.count("ld.global.b32") == 2
+    assert ".nc" not in text
+    meeting = text[text.index(f".func {BARRIER}") : text.index(".entry kernel")]
+    order = [
+        "bar.sync",
+        "fence.acq_rel.gpu",
+        "atom.global.add",
+        "ld.acquire.gpu",
+        "bar.sync",
+        "ret",
+    ]
+    at = 0
+    for word in order:
+        at = meeting.index(word, at) + 1
+
+
+def test_warp_instructions_stay_out_of_branches() -> None:
+    """Only some threads use what came of them: they are not moved to where only those are."""
+
+    def body(b: GpuBuilder, x: Value) -> None:
+        number = b.load(b.at(x, b.mul(b.lane(), 4)), b.i32, 4)
+        left = b.load_matrices(b.shared_memory(b.mul(b.lane(), 16)))
+        sums = b.mma("bf16", left, [number, number], [b.const(0.0, b.f32)] * 4)
+        other = b.shuffle_xor(number, 1)
+        voted = b.ballot(b.cmp("eq", other, 7))
+
+        def store() -> None:
+            for i, value in enumerate([*sums, other, voted]):
+                b.store(value, b.at(x, 256 + 4 * i), 4)
+
+        b.when(b.cmp("slt", b.load(x, b.i32, 4), b.lane()), store)
+
+    text = ptx_of(body)
+    branch = text.index(" bra ", text.index(".entry kernel"))
+    for word in ("ldmatrix", "mma.sync", "shfl.sync", "vote.sync"):
+        assert 0 < text.index(word) < branch
+        assert word not in text[branch:]
