@@ -6,12 +6,13 @@ runs it does not wait for MLIR.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from infc.backends.cuda.target import cuda_targets, resolve_cuda
 from infc.target.backend import (
     API_VERSION,
+    CodeUse,
     KernelMapping,
     KernelSummary,
     LoadedPrograms,
@@ -22,6 +23,7 @@ from infc.target.schema import Target, TargetStatus
 
 if TYPE_CHECKING:
     from infc.backends.cuda.runnable import CudaRunnable
+    from infc.backends.cuda.signature import CudaSignature
     from infc.cost.roofline import Work
     from infc.ir.mlir import ir
     from infc.ir.types import TensorType
@@ -100,6 +102,12 @@ class CudaBackend:
         from infc.backends.cuda.emission import emit_programs
 
         return emit_programs(module, target, weights)
+
+    def code_use(self, signature: Mapping[str, Any], phase: str) -> Sequence[CodeUse]:
+        """Registers, spills and shared memory of what a program launches."""
+        from infc.backends.cuda.signature import code_use
+
+        return code_use(cast("CudaSignature", signature), phase)
 
     def load(self, programs: LoadedPrograms) -> CudaRunnable:
         """Put the programs and their weights onto the device."""

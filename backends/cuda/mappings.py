@@ -19,6 +19,7 @@ from infc.backends.cuda.lowering.matmul_form import STREAM, TILES, stream_fits
 from infc.backends.cuda.target import arch_of, shared_bytes_of, sm_count
 from infc.cost.roofline import Work
 from infc.ir.attributes import get
+from infc.ir.kv_storage import position_bytes
 from infc.ir.mlir import ir
 from infc.target.backend import KernelMapping, KernelSummary
 from infc.target.schema import Target
@@ -115,14 +116,16 @@ def _attention_candidates(kernel: KernelSummary, target: Target) -> Sequence[Ker
 
 
 def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
-    """Weights and the cache come from the large memory; activations stay in the L2 and are not
-    counted. A kernel has a barrier of the device behind it, or is a launch of its own, which takes
-    about as long; one that every block does for itself has none."""
+    """Weights and the cache come from the large memory, the cache of one sequence; activations
+    stay in the L2 and are not counted. A kernel has a barrier of the device behind it, or is a
+    launch of its own, which takes about as long; one that every block does for itself has none."""
     replicated = mapping.get("partition") == "replicate"
     blocks = sm_count(target) if replicated else 1
-    moved = kernel.weight_bytes + (kernel.activation_bytes if kernel.kind == "attention" else 0)
-    operations = dict(kernel.operations)
+    moved, operations = kernel.weight_bytes, dict(kernel.operations)
     if kernel.kind == "attention":
+        shapes = kernel.shapes
+        position = shapes["kv_heads"] * position_bytes(kernel.kv_dtype, shapes["head_dim"])
+        moved += shapes["context"] * position
         operations = {"f16": operations["f32"]}
     return Work(
         bytes={_HBM: float(moved)},

@@ -7,7 +7,10 @@ Beside what the signature of every backend has (`vocab_size`, `max_tokens`, `max
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypedDict
+
+from infc.target.backend import CodeUse
 
 
 class Entry(TypedDict):
@@ -84,3 +87,27 @@ class CudaSignature(TypedDict):
     arch: str
     phases: dict[str, PhaseProgram]
     functions: dict[str, dict[str, int]]
+
+
+def code_use(signature: CudaSignature, phase: str) -> Sequence[CodeUse]:
+    """What the functions take that a program launches: of a persistent one that is one."""
+    program = signature["phases"][phase]
+    if program["persistent"] is not None:
+        return [_code_use(signature, program["persistent"], "")]
+    found = {
+        launch["entry"]: _code_use(signature, launch, launch["kernel"])
+        for launch in reversed(program["launches"])
+    }
+    return list(reversed(found.values()))
+
+
+def _code_use(signature: CudaSignature, entry: Entry, kernel: str) -> CodeUse:
+    usage = signature["functions"].get(entry["entry"], {})
+    return CodeUse(
+        function=entry["entry"],
+        kernel=kernel,
+        threads=entry["threads"],
+        registers=usage.get("registers"),
+        spilled_bytes=usage.get("stack"),
+        shared_bytes=entry["shared_bytes"],
+    )

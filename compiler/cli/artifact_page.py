@@ -18,6 +18,7 @@ from infc.cli.units import human_bytes, human_count, human_seconds
 
 if TYPE_CHECKING:
     from infc.driver.explanation_rows import (
+        CodeRow,
         Explanation,
         KernelRow,
         OpRow,
@@ -92,6 +93,7 @@ class ProgramPage:
     roofline: Roofline | None
     maps: Sequence[MemoryMap]
     staging: StagingRow | None
+    code: Sequence[CodeRow]
     bytes: float
     operations: float
 
@@ -133,6 +135,7 @@ def _program(explanation: Explanation, program: ProgramRow) -> ProgramPage:
             [row for row in explanation.transfers if row.program == program.program],
         ),
         staging=next((r for r in explanation.staging if r.program == program.program), None),
+        code=[row for row in explanation.code if row.program == program.program],
         bytes=sum(row.bytes for row in rows),
         operations=sum(row.operations for row in rows),
     )

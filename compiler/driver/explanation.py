@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from infc.diagnostics import Code, UserError
 from infc.driver.explanation_rows import (
     BufferRow,
     CacheRow,
+    CodeRow,
     Explanation,
     FrameRow,
     KernelRow,
@@ -44,6 +45,8 @@ from infc.driver.simulated_rows import (
 )
 from infc.driver.simulation import simulated_side
 from infc.ir.kv_storage import position_bytes
+from infc.target.backend import CodeReportingBackend
+from infc.target.discovery import load_backend
 from infc.target.runnable import Call, OutputKind, Phase
 from infc.target.schema import ComputeUnit, Memory, Target
 
@@ -73,22 +76,25 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
     """
     artifact = open_artifact(path)
     manifest = artifact.manifest
+    unmeasured = ""
     try:
         measured = measure_kernels(artifact, threads=threads)
     except UserError as error:
         if error.code is not Code.ARTIFACT_HOST:
             raise
-        measured = Measured(threads)
+        measured, unmeasured = Measured(threads), error.diagnostic.message
     programs: list[ProgramRow] = []
     kernels: list[KernelRow] = []
     frames: list[FrameRow] = []
     buffers: list[BufferRow] = []
     transfers: list[TransferRow] = []
     staging: list[StagingRow] = []
+    code: list[CodeRow] = []
     for phase in ("prefill", "decode"):
         program, rows = _explain_program(artifact, phase, measured)
         programs.append(program)
         kernels += rows
+        code += _code(artifact, phase)
         for function, plan in _memory_plan(artifact, phase).get("plans", {}).items():
             frames += _frames(phase, function, plan)
             buffers += _buffers(phase, function, plan)
@@ -114,7 +120,18 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
         tuple(staging),
         op_rows(measured.simulated),
         layout_rows(measured.simulated),
+        tuple(code),
+        unmeasured,
     )
+
+
+def _code(artifact: Artifact, phase: str) -> list[CodeRow]:
+    """What the functions of a program take of a device, where its backend says so."""
+    backend = load_backend(artifact.manifest.targets[phase]["backend"])
+    if not isinstance(backend, CodeReportingBackend):
+        return []
+    uses = backend.code_use(artifact.manifest.programs[phase], phase)
+    return [CodeRow(phase, **asdict(use)) for use in uses]
 
 
 def _cache(layout: Mapping[str, Any]) -> CacheRow:

@@ -171,6 +171,26 @@ class StagingRow:
 
 
 @dataclass(frozen=True)
+class CodeRow:
+    """One function that a program starts on its device; None where nobody counted.
+
+    Attributes:
+        kernel: that it is; empty where it is the whole program.
+        registers: of a thread.
+        spilled_bytes: of a thread's registers that are kept in memory.
+        shared_bytes: of shared memory a block.
+    """
+
+    program: str
+    function: str
+    kernel: str
+    threads: int
+    registers: int | None
+    spilled_bytes: int | None
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
 class CacheRow:
     """The KV cache of a session: what every slot may come to hold, without a layout's padding."""
 
@@ -189,6 +209,8 @@ class Explanation:
         compiler: version of infc that made it.
         member_bytes: size of each file of the artifact.
         threads: that the figures are for; None means all compute units of the target.
+        unmeasured: why there are no measured times; empty where there are, or the backend cannot
+            tell.
     """
 
     model: str
@@ -205,3 +227,5 @@ class Explanation:
     staging: tuple[StagingRow, ...] = ()
     ops: tuple[OpRow, ...] = ()
     layouts: tuple[LayoutRow, ...] = ()
+    code: tuple[CodeRow, ...] = ()
+    unmeasured: str = ""

@@ -84,10 +84,12 @@ def _artifact_fit(
     if phase not in manifest.memory_plan:
         return None
     split = manifest.targets["prefill"] != manifest.targets["decode"]
+    # Where the phases have machines of their own, each holds its own program's buffers alone.
+    plans = {phase: manifest.memory_plan[phase]} if split else manifest.memory_plan
     _, weights = members_of(phase, split=split)
     return _fit(
         manifest.members[weights].size_bytes,
-        manifest.memory_plan,
+        plans,
         {**manifest.kv_layout, "max_context": manifest.programs[phase]["max_context"]},
         target,
         capacity_bytes,

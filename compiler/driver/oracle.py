@@ -77,11 +77,22 @@ class Oracle:
         """Run the compiled programs themselves.
 
         Raises:
-            UserError: INF2005.
+            UserError: INF2005; INF4005 where they do not run here.
         """
         from infc.driver.loading import load
 
-        session = load(artifact, threads=1)
+        try:
+            session = load(artifact, threads=1)
+        except UserError as error:
+            if error.code is not Code.ARTIFACT_HOST:
+                raise
+            raise UserError(
+                error.code,
+                "every pass kept the numbers, but the compiled programs cannot be verified here: "
+                f"{error.diagnostic.message}",
+                notes=error.diagnostic.notes,
+                hint="leave out --verify, or compile where they can run",
+            ) from error
         tokens = [int(token) for token in self.tokens]
         rows = [session.prefill(tokens[: self.prompt])]
         got = np.stack(rows + [session.decode(token) for token in tokens[self.prompt :]])

@@ -117,7 +117,7 @@ class Tuner:
             raise UserError(
                 Code.TARGET_UNSUPPORTED,
                 f"target {target.name} cannot measure kernels",
-                hint="tune for the machine that will run the model: --target cpu",
+                hint="leave out --tune, or tune for this machine: --target cpu",
             )
         self._tuning, self._target, self._database = tuning, target, database
         self._backend = cast("MeasuringBackend", backend)

@@ -71,10 +71,17 @@ class PassManager:
         if self.dump is None:
             return None
         text = print_module(module)
-        self.dump.mkdir(parents=True, exist_ok=True)
         stem = f"{number:03d}-{name}" if level == "input" else f"{number:03d}-{level}-{name}"
-        if text == before:
-            (self.dump / f"{stem}.unchanged").write_text("")
-        else:
-            (self.dump / f"{stem}.mlir").write_text(text)
+        changed = text != before
+        path = self.dump / f"{stem}.{'mlir' if changed else 'unchanged'}"
+        try:
+            self.dump.mkdir(parents=True, exist_ok=True)
+            path.write_text(text if changed else "")
+        except OSError as error:
+            raise UserError(
+                Code.OUTPUT,
+                f"cannot write the dump: {(error.strerror or str(error)).lower()}",
+                location=str(path),
+                hint="give --dump another folder, or free some space there",
+            ) from error
         return text

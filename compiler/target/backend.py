@@ -170,6 +170,38 @@ class PredictingBackend(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class CodeUse:
+    """What one function that the host starts takes of each core; None where nobody counted.
+
+    Attributes:
+        kernel: at the memory level; empty where the function is a whole program.
+        registers: of a thread.
+        spilled_bytes: of a thread's registers that are kept in memory.
+        shared_bytes: of shared memory a block.
+    """
+
+    function: str
+    kernel: str
+    threads: int
+    registers: int | None
+    spilled_bytes: int | None
+    shared_bytes: int
+
+
+@runtime_checkable
+class CodeReportingBackend(Protocol):
+    """What a backend offers besides `Backend` where `explain` is to show what code takes."""
+
+    def code_use(self, signature: Mapping[str, Any], phase: str) -> Sequence[CodeUse]:
+        """The functions of an emitted program in the order of their first start.
+
+        Args:
+            signature: as emitted.
+            phase: `prefill` or `decode`.
+        """
+
+
 class CostOnlyBackend(Protocol):
     """What makes a chip a target of the cost model: all its targets are of kind `model-only`.
 

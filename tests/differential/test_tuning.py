@@ -101,7 +101,7 @@ def test_a_damaged_database_is_a_note(small_models: SmallModels, tmp_path: Path)
         (
             ["--target", "reference"],
             "error[INF3004]: target reference cannot measure kernels\n"
-            "   = hint: tune for the machine that will run the model: --target cpu\n",
+            "   = hint: leave out --tune, or tune for this machine: --target cpu\n",
         ),
         (
             ["--resume-from", "a.mlir"],

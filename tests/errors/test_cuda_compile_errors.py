@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from small_models import SmallModels
 
 import infc
+from infc.backends.cuda.codegen import assembler
+from infc.backends.cuda.codegen.assembler import assemble
 from infc.diagnostics import Code, UserError
 
 ONE_LAYER = {"num_hidden_layers": 1}
@@ -60,3 +65,72 @@ def test_an_edited_mapping_that_does_not_fit(
     error = refusal(model, tmp_path, resume_from=dump)
     assert error.code is Code.PLAN
     assert "40 rows of 64 numbers do not fit into shared memory beside a ring" in str(error)
+
+
+def broken_assembler(monkeypatch: pytest.MonkeyPatch, path: Path, code: bytes | None) -> None:
+    """One that cannot be started, or that ends well and leaves `code`."""
+
+    def run(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        if code is None:
+            raise OSError(8, "Exec format error")
+        (cwd / command[-1]).write_bytes(code)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(assembler, "find_assembler", lambda: path)
+    monkeypatch.setattr(assembler.subprocess, "run", run)
+
+
+def elf(section_end: int) -> bytes:
+    """A file of one section, 64 bytes from byte 64 on, whose table lies behind it."""
+    header = struct.pack("<32xQQ6xHHHH2x", 0, 128, 56, 0, 64, 1)
+    section = struct.pack("<4xI16xQQ24x", 1, 64, section_end - 64)
+    return header + bytes(64) + section
+
+
+def test_machine_code_is_never_cut_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The assembler ends well on a full disk and leaves a part of its file."""
+    whole = elf(128)
+    broken_assembler(monkeypatch, tmp_path, whole)
+    assembled = assemble("", "sm_90a")
+    assert assembled is not None
+    assert assembled.code == whole
+    for code in (b"", whole[:40], whole[:-1], elf(300)):
+        broken_assembler(monkeypatch, tmp_path, code)
+        with pytest.raises(UserError) as raised:
+            assemble("", "sm_90a")
+        assert str(raised.value) == (
+            "error[INF4006]: cannot write the assembler's files: no space left on device\n"
+            f"  --> {gettempdir()}\n"
+            "   = hint: free some space there, or name another folder in TMPDIR"
+        )
+
+
+def test_an_assembler_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken_assembler(monkeypatch, tmp_path / "ptxas", None)
+    with pytest.raises(UserError) as raised:
+        assemble("", "sm_90a")
+    assert str(raised.value) == (
+        "error[INF3005]: the assembler cannot be started: exec format error\n"
+        f"  --> {tmp_path / 'ptxas'}\n"
+        "   = hint: install it again, or take it off the search path: without one the device's "
+        "driver translates the programs"
+    )
+
+
+def test_programs_that_cannot_be_verified_here(
+    small_models: SmallModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infc.backends.cuda.emission.assemble", lambda ptx, arch: None)
+
+    def absent() -> None:
+        raise UserError(Code.ARTIFACT_HOST, "there is no device to run on: none")
+
+    monkeypatch.setattr("infc.backends.cuda.runtime.probe.open_device", absent)
+    model = small_models.model("llama3", "BF16", **ONE_LAYER)
+    error = refusal(model, tmp_path, verify=True)
+    assert str(error) == (
+        "error[INF4005]: every pass kept the numbers, but the compiled programs cannot be verified "
+        "here: there is no device to run on: none\n"
+        "   = hint: leave out --verify, or compile where they can run"
+    )
+    assert not (tmp_path / "a.infc").exists()

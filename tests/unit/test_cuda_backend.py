@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cuda_device import FACTS
 from kernel_summaries import attention, product
 from oracle.families import make_family
@@ -25,8 +26,10 @@ from infc.backends.cuda.kernels.product_spec import ProductSpec, Segment
 from infc.backends.cuda.lowering.layer_operands import LayerOperands
 from infc.backends.cuda.lowering.matmul_form import LEAST_RING_BYTES, ring_for, stream_fits
 from infc.backends.cuda.lowering.programs import Place
+from infc.backends.cuda.mappings import kernel_work
 from infc.backends.cuda.runtime.driver import DeviceFacts
 from infc.backends.cuda.target import CLASSES, arch_of, resolve_cuda, shared_bytes_of, sm_count
+from infc.cli import main
 from infc.diagnostics import Code, UserError
 from infc.driver.compilation import import_model
 from infc.driver.lowering import lower_model
@@ -247,6 +250,57 @@ def test_an_artifact_holds_ptx_and_machine_code(tmp_path: Path) -> None:
         for entry in phase["launches"]:
             used = signature["functions"].get(entry["entry"], {"spill_stores": 0})
             assert used["spill_stores"] == 0
+
+
+def test_explain_says_what_code_takes(tmp_path: Path) -> None:
+    config, tensors = make_family("llama3", num_hidden_layers=1)
+    model = tmp_path / "model"
+    model.mkdir()
+    write_huggingface(model, config, tensors, "BF16")
+    artifact = tmp_path / "a.infc"
+    infc.compile(model, target="cuda:sm_90a", output=artifact, max_context=64, chunk=8)
+    result = CliRunner().invoke(main, ["explain", str(artifact), "--json"])
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    program = open_artifact(artifact).manifest.programs["decode"]["phases"]["prefill"]
+    launches = {entry["entry"]: entry for entry in program["launches"]}
+    prefill = [row for row in found["code"] if row["program"] == "prefill"]
+    assert [row["function"] for row in prefill] == list(launches)
+    (step,) = [row for row in found["code"] if row["program"] == "decode"]
+    assert (step["function"], step["kernel"]) == ("decode_step", "")
+    for row in found["code"]:
+        assert 0 < row["shared_bytes"] <= 227 * 1024
+        if find_assembler():
+            assert 0 < row["registers"] <= 255
+            assert row["spilled_bytes"] >= 0
+        else:
+            assert row["registers"] is row["spilled_bytes"] is None
+    page = tmp_path / "a.html"
+    result = CliRunner().invoke(main, ["explain", str(artifact), "--html", str(page)])
+    assert result.exit_code == 0
+    assert "decode_step" in page.read_text()
+    text = CliRunner().invoke(main, ["explain", str(artifact)]).stdout
+    assert re.search(r"^decode +decode_step +\d+ ", text, re.MULTILINE)
+    assert re.search(r"^decode of 1 token on cuda:sm_90a: predicted .* \(.* to .*\)", text, re.M)
+    if found["unmeasured"]:
+        assert text.endswith(f"\nnothing was measured: {found['unmeasured']}\n")
+
+
+def test_attention_reads_the_cache_from_memory_and_nothing_else() -> None:
+    shapes = {"heads": 32, "kv_heads": 4, "head_dim": 64, "window": 0, "capacity": 4096}
+    kernel = KernelSummary(
+        kind="attention",
+        phase="prefill",
+        rows=512,
+        typical_rows=512,
+        operations={"f32": 1e9},
+        weight_bytes=0,
+        activation_bytes=7 << 20,
+        shapes=shapes | {"context": 512},
+        kv_dtype="f16",
+    )
+    work = kernel_work(kernel, {}, resolve_cuda("cuda:sm_90a"))
+    assert work.bytes == {"hbm": 4 * 2 * 64 * 2 * 512}
 
 
 def test_what_the_assembler_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,22 @@ def test_the_sum_is_what_a_session_holds(path: Path) -> None:
     assert fit.message.startswith("fits with context 64 and batch 3: ")
 
 
+def test_phases_on_machines_of_their_own_hold_their_own_buffers(path: Path) -> None:
+    with open_artifact(path) as artifact:
+        one, manifest = artifact_fit(artifact), artifact.manifest
+        huge = {"main": {"arena": {"height_bytes": 1 << 40}, "thread": {"height_bytes": 0}}}
+        artifact.manifest = manifest.model_copy(
+            update={
+                "memory_plan": {**manifest.memory_plan, "prefill": {"plans": huge}},
+                "targets": {**manifest.targets, "prefill": {"name": "another"}},
+            }
+        )
+        split = artifact_fit(artifact)
+    assert one is not None
+    assert split is not None
+    assert split.needed_bytes <= one.needed_bytes
+
+
 def test_no_context_beyond_the_trained_one_is_offered(path: Path) -> None:
     """The family's configuration says 64 or more; the memory would hold millions."""
     with open_artifact(path) as artifact:

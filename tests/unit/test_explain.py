@@ -112,6 +112,8 @@ def test_json(artifact: Path, explanation: Explanation) -> None:
         "staging",
         "ops",
         "layouts",
+        "code",
+        "unmeasured",
     ]
     assert found["schema_version"] == 1
     cache = found["kv_cache"]

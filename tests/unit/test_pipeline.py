@@ -111,6 +111,16 @@ class TestDumps:
             "003-phase-outline-layers.mlir",
         ]
 
+    def test_a_dump_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with context(), pytest.raises(UserError) as raised:
+            PassManager(SHARED, dump=tmp_path / "file" / "dump").run(graph(), pass_context())
+        assert str(raised.value) == (
+            "error[INF4006]: cannot write the dump: not a directory\n"
+            f"  --> {tmp_path}/file/dump/000-import.mlir\n"
+            "   = hint: give --dump another folder, or free some space there"
+        )
+
     def test_every_dump_goes_on_to_the_same_end(self, tmp_path: Path) -> None:
         with context():
             module = graph(Shape(windows=(4, None), storage="q8_0"))

@@ -31,6 +31,9 @@ decoded token. Measured ones are the middle one of three calls, predicted ones f
 The floor is what the bytes take at the peak bandwidth, or the operations at the peak rate where
 that is longer; the last column says how much of the measured time it is.
 
+Of a GPU's functions: registers and spilled bytes of a thread, where an assembler counted them, and
+shared memory of a block.
+
 Of a simulated machine each operation of the model is listed: the seconds of the machine's own time
 for which nothing else could have made the call faster, the resource that binds, and how busy it
 kept each resource meanwhile, of its kind the busiest one ("load" and "send" are the DMA engines).
@@ -109,6 +112,8 @@ def _print_explanation(explanation: Explanation) -> None:
         write_text("\n")
     if explanation.ops:
         _print_ops(explanation)
+    if explanation.code:
+        _print_code(explanation)
     if explanation.buffers:
         _print_buffers(explanation)
     if not (explanation.kernels or explanation.ops):
@@ -116,6 +121,21 @@ def _print_explanation(explanation: Explanation) -> None:
     cache = explanation.kv_cache
     held = f"{human_bytes(cache.size_bytes)} for {count(cache.slots, 'slot')}"
     write_text(f"\nKV cache: {cache.dtype}, {held}\n")
+    for row in explanation.programs:
+        if row.predicted_seconds is not None and not explanation.ops:
+            write_text(f"{_whole_call(row)}\n")
+    if explanation.unmeasured:
+        write_text(f"nothing was measured: {explanation.unmeasured}\n")
+
+
+def _whole_call(row: ProgramRow) -> str:
+    what = f"{row.program} of {count(row.tokens, 'token')} on {row.target}"
+    times = [row.predicted_seconds, row.predicted_seconds_low, row.predicted_seconds_high]
+    mid, low, high = (human_seconds(seconds or 0.0) for seconds in times)
+    said = (
+        "" if row.measured_seconds is None else f", measured {human_seconds(row.measured_seconds)}"
+    )
+    return f"{what}: predicted {mid} ({low} to {high}){said}"
 
 
 def _print_kernels(explanation: Explanation) -> None:
@@ -164,6 +184,26 @@ def _print_ops(explanation: Explanation) -> None:
 def _used(row: ProgramRow | OpRow, resources: Sequence[str]) -> list[str]:
     parts = [row.utilisation.get(name) for name in resources]
     return ["" if part is None else f"{part:.0%}" for part in parts]
+
+
+def _print_code(explanation: Explanation) -> None:
+    write_text("\n")
+    figures = ["threads", "registers", "spilled", "shared memory"]
+    print_table(
+        ["program", "function", *figures],
+        [
+            [
+                row.program,
+                row.function,
+                str(row.threads),
+                "" if row.registers is None else str(row.registers),
+                "" if row.spilled_bytes is None else f"{row.spilled_bytes} B",
+                human_bytes(row.shared_bytes),
+            ]
+            for row in explanation.code
+        ],
+        right=figures,
+    )
 
 
 def _print_buffers(explanation: Explanation) -> None:

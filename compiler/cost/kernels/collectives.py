@@ -53,6 +53,7 @@ def sizes(query: Collective, machine: Machine) -> dict[str, float]:
         raise UserError(
             Code.TARGET_UNSUPPORTED,
             f"target {machine.name!r} has no link, so {query.devices} of it cannot work together",
+            hint="--link NAME gives it one; infc targets lists chips that have links",
         )
     wire, steps = min(others, 1.0), min(others, 1.0)
     if query.kind != "send":
