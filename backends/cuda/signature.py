@@ -94,11 +94,11 @@ def code_use(signature: CudaSignature, phase: str) -> Sequence[CodeUse]:
     program = signature["phases"][phase]
     if program["persistent"] is not None:
         return [_code_use(signature, program["persistent"], "")]
-    found = {
-        launch["entry"]: _code_use(signature, launch, launch["kernel"])
-        for launch in reversed(program["launches"])
-    }
-    return list(reversed(found.values()))
+    found: dict[str, CodeUse] = {}
+    for launch in program["launches"]:
+        if launch["entry"] not in found:
+            found[launch["entry"]] = _code_use(signature, launch, launch["kernel"])
+    return list(found.values())
 
 
 def _code_use(signature: CudaSignature, entry: Entry, kernel: str) -> CodeUse:
@@ -108,6 +108,6 @@ def _code_use(signature: CudaSignature, entry: Entry, kernel: str) -> CodeUse:
         kernel=kernel,
         threads=entry["threads"],
         registers=usage.get("registers"),
-        spilled_bytes=usage.get("stack"),
+        local_bytes=usage.get("stack"),
         shared_bytes=entry["shared_bytes"],
     )

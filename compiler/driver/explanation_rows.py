@@ -177,7 +177,7 @@ class CodeRow:
     Attributes:
         kernel: that it is; empty where it is the whole program.
         registers: of a thread.
-        spilled_bytes: of a thread's registers that are kept in memory.
+        local_bytes: of memory that a thread has for spilled registers and the like.
         shared_bytes: of shared memory a block.
     """
 
@@ -186,7 +186,7 @@ class CodeRow:
     kernel: str
     threads: int
     registers: int | None
-    spilled_bytes: int | None
+    local_bytes: int | None
     shared_bytes: int
 
 

@@ -177,7 +177,7 @@ class CodeUse:
     Attributes:
         kernel: at the memory level; empty where the function is a whole program.
         registers: of a thread.
-        spilled_bytes: of a thread's registers that are kept in memory.
+        local_bytes: of memory that a thread has for spilled registers and the like.
         shared_bytes: of shared memory a block.
     """
 
@@ -185,7 +185,7 @@ class CodeUse:
     kernel: str
     threads: int
     registers: int | None
-    spilled_bytes: int | None
+    local_bytes: int | None
     shared_bytes: int
 
 

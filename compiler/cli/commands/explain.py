@@ -31,8 +31,8 @@ decoded token. Measured ones are the middle one of three calls, predicted ones f
 The floor is what the bytes take at the peak bandwidth, or the operations at the peak rate where
 that is longer; the last column says how much of the measured time it is.
 
-Of a GPU's functions: registers and spilled bytes of a thread, where an assembler counted them, and
-shared memory of a block.
+Of a GPU's functions: registers of a thread and its local memory, where registers are spilled, if
+there was an assembler to count them; shared memory of a block.
 
 Of a simulated machine each operation of the model is listed: the seconds of the machine's own time
 for which nothing else could have made the call faster, the resource that binds, and how busy it
@@ -188,7 +188,7 @@ def _used(row: ProgramRow | OpRow, resources: Sequence[str]) -> list[str]:
 
 def _print_code(explanation: Explanation) -> None:
     write_text("\n")
-    figures = ["threads", "registers", "spilled", "shared memory"]
+    figures = ["threads", "registers", "local memory", "shared memory"]
     print_table(
         ["program", "function", *figures],
         [
@@ -197,7 +197,7 @@ def _print_code(explanation: Explanation) -> None:
                 row.function,
                 str(row.threads),
                 "" if row.registers is None else str(row.registers),
-                "" if row.spilled_bytes is None else f"{row.spilled_bytes} B",
+                "" if row.local_bytes is None else f"{row.local_bytes} B",
                 human_bytes(row.shared_bytes),
             ]
             for row in explanation.code
