@@ -77,11 +77,12 @@ def product_spec(kernel: KernelSummary) -> ProductSpec:
 def _product_candidates(kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
     """Few rows stay in shared memory while weights stream past; many are cut into tiles."""
     spec, alone = product_spec(kernel), kernel.phase == "prefill"
-    cuts = tile_candidates(spec, arch_of(target), entry=alone)
+    shared_bytes = shared_bytes_of(target)
+    cuts = tile_candidates(spec, arch_of(target), entry=alone, shared_bytes=shared_bytes)
     if not alone:  # others of the step may want a ring behind it
         cuts = [cut for cut in cuts if _stage_bytes(spec, cut) <= _STEP_STAGES_BYTES] or cuts
     tiles = [{"product": TILES, **asdict(cut)} for cut in cuts]
-    return [{"product": STREAM}, *tiles] if stream_fits(spec, shared_bytes_of(target)) else tiles
+    return [{"product": STREAM}, *tiles] if stream_fits(spec, shared_bytes) else tiles
 
 
 def _stage_bytes(spec: ProductSpec, cut: TileMapping) -> int:

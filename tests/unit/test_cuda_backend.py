@@ -23,10 +23,11 @@ from infc.backends.cuda.codegen import assembler
 from infc.backends.cuda.codegen.assembler import find_assembler
 from infc.backends.cuda.kernels.frame import WORK_OFFSET
 from infc.backends.cuda.kernels.product_spec import ProductSpec, Segment
+from infc.backends.cuda.kernels.tile_mapping import TileMapping, stages_bytes
 from infc.backends.cuda.lowering.layer_operands import LayerOperands
 from infc.backends.cuda.lowering.matmul_form import LEAST_RING_BYTES, ring_for, stream_fits
 from infc.backends.cuda.lowering.programs import Place
-from infc.backends.cuda.mappings import kernel_work
+from infc.backends.cuda.mappings import kernel_work, product_spec
 from infc.backends.cuda.runtime.driver import DeviceFacts
 from infc.backends.cuda.target import CLASSES, arch_of, resolve_cuda, shared_bytes_of, sm_count
 from infc.cli import main
@@ -41,6 +42,7 @@ from infc.pipeline.manager import PassManager
 from infc.pipeline.options import CompileOptions
 from infc.pipeline.passes import PassContext
 from infc.target.backend import KernelSummary
+from infc.target.schema import Target
 
 BACKEND = CudaBackend()
 
@@ -123,6 +125,27 @@ def test_a_ring_lies_behind_the_work_and_fills_the_rest(layout: str, work_bytes:
     together = WORK_OFFSET + work_bytes + LEAST_RING_BYTES <= shared
     assert (ring.offset >= WORK_OFFSET + work_bytes) == together
     assert ring_for([], work_bytes, shared) is None
+
+
+@pytest.mark.parametrize("rows", [40, 512, 4096])
+def test_tiles_fit_a_device_with_little_shared_memory(rows: int) -> None:
+    facts = resolve_cuda("cuda:sm_80")
+    small = facts.model_copy(
+        update={"backend_facts": {**facts.backend_facts, "shared_bytes": 99 * 1024}}
+    )
+    kernel = product(rows, [(5632, 2048, "q4_k")] * 2, "bf16", gate="silu")
+
+    def largest(target: Target) -> int:
+        cuts = [
+            TileMapping(**{key: value for key, value in found.items() if key != "product"})  # type: ignore[arg-type]
+            for found in BACKEND.candidates(kernel, target)
+            if found["product"] == "tiles"
+        ]
+        return max(stages_bytes(product_spec(kernel), cut) for cut in cuts)
+
+    assert largest(small) + WORK_OFFSET <= 99 * 1024
+    if rows > 40:
+        assert largest(facts) > 99 * 1024
 
 
 def test_parts_of_attention_fill_the_device() -> None:

@@ -145,15 +145,21 @@ _FEW_ROWS = (64, 256, 512)
 _MOST_CANDIDATES = 6
 
 
-def tile_candidates(spec: ProductSpec, arch: str, *, entry: bool) -> list[TileMapping]:
+def tile_candidates(
+    spec: ProductSpec, arch: str, *, entry: bool, shared_bytes: int | None = None
+) -> list[TileMapping]:
     """Mappings for calls of `max_rows` rows, those first that should take least time.
 
     Args:
         spec: of the product.
         arch: `sm_80`, `sm_90a`, ...
         entry: whether the product may be an entry of its own, which `warpgroup` needs.
+        shared_bytes: that a block may have, where that is less than the architecture's.
     """
-    return _fitting(spec, _CHIPS[arch], entry)[:_MOST_CANDIDATES]
+    chip = _CHIPS[arch]
+    if shared_bytes is not None:
+        chip = replace(chip, shared_bytes=min(shared_bytes, chip.shared_bytes))
+    return _fitting(spec, chip, entry)[:_MOST_CANDIDATES]
 
 
 def regimes(spec: ProductSpec, mapping: TileMapping, arch: str) -> list[tuple[int, TileMapping]]:
