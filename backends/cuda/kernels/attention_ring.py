@@ -149,7 +149,7 @@ class Ring:
         if self._at % _GROUP == 0:
             self.b.copy_wait(self.shape.depth // _GROUP - 1)
         size = self._size(piece)
-        slot = self._slot(self._turn, self._at, size)
+        slot = self._slot(self._turn, self._at)
         words = self.b.load(slot, self.b.vec(size // 4, self.b.i32), size)
         self._refill()
         return [self.b.extract(words, i) for i in range(size // 4)]
@@ -192,7 +192,7 @@ class Ring:
                 at = b.at(at, b.mul(self.step.q, size - 16))
         else:
             at = b.at(source.values, piece.number * 8 * VALUE_STRIDE)
-        slot = self._slot(base, index, size)
+        slot = self._slot(base, index)
         if there is None:
             b.copy_async(slot, at, size)
         else:
@@ -201,7 +201,9 @@ class Ring:
     def _size(self, piece: _Piece) -> int:
         return self.spec.piece_bytes(piece.number) if piece.is_key else 16
 
-    def _slot(self, base: Value, index: int, size: int) -> Value:
+    def _slot(self, base: Value, index: int) -> Value:
+        """This lane's 16 bytes of a fragment, also where a piece has 8: no other lane's copy may
+        come to where this one still reads."""
         b = self.b
-        place = b.at(base, b.mul(self.step.lane, size))
+        place = b.at(base, b.mul(self.step.lane, 16))
         return b.at(place, index % self.shape.depth * FRAGMENT_BYTES)
