@@ -79,6 +79,7 @@ def _product_candidates(kernel: KernelSummary, target: Target) -> Sequence[Kerne
     spec, alone = product_spec(kernel), kernel.phase == "prefill"
     shared_bytes = shared_bytes_of(target)
     cuts = tile_candidates(spec, arch_of(target), entry=alone, shared_bytes=shared_bytes)
+    cuts = cuts or tile_candidates(spec, arch_of(target), entry=alone)
     if not alone:  # others of the step may want a ring behind it
         cuts = [cut for cut in cuts if _stage_bytes(spec, cut) <= _STEP_STAGES_BYTES] or cuts
     tiles = [{"product": TILES, **asdict(cut)} for cut in cuts]
