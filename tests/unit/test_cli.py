@@ -102,7 +102,35 @@ class FakeDriver(SimpleNamespace):
             last_launch=3,
         )
         cache = SimpleNamespace(dtype="f16", slots=1, size_bytes=4096)
-        return SimpleNamespace(kernels=[kernel], ops=[], buffers=[buffer], kv_cache=cache)
+        code = SimpleNamespace(
+            program="decode",
+            function="step",
+            threads=288,
+            registers=168,
+            local_bytes=48,
+            shared_bytes=2048,
+        )
+        unassembled = SimpleNamespace(
+            **{**vars(code), "function": "mlp", "registers": None, "local_bytes": None}
+        )
+        program = SimpleNamespace(
+            program="decode",
+            target="toy:a",
+            tokens=1,
+            predicted_seconds=0.0015,
+            predicted_seconds_low=0.001,
+            predicted_seconds_high=0.002,
+            measured_seconds=0.0024 if threads else None,
+        )
+        return SimpleNamespace(
+            programs=[program],
+            kernels=[kernel],
+            ops=[],
+            code=[code, unassembled],
+            buffers=[buffer],
+            kv_cache=cache,
+            unmeasured="" if threads else "there is no device to run on: none",
+        )
 
 
 ARTIFACT = SimpleNamespace(
@@ -424,16 +452,25 @@ def test_explain_an_artifact(invoke: Invoke) -> None:
         "of floor\n"
         "decode   mlp (layers.0)        18  2 KiB  1.5 M  memory  1.2 ms     1.5 ms\n"
         "\n"
+        "program  function  threads  registers  local memory  shared memory\n"
+        "decode   step          288        168          48 B          2 KiB\n"
+        "decode   mlp           288                                   2 KiB\n"
+        "\n"
         "program  buffer                 offset  size  from launch  to launch\n"
         "decode   main: %hidden (arena)      64  2560            0          3\n"
         "\n"
         "KV cache: f16, 4 KiB for 1 slot\n"
+        "decode of 1 token on toy:a: predicted 1.5 ms (1 ms to 2 ms)\n"
+        "nothing was measured: there is no device to run on: none\n"
     )
 
 
 def test_explain_says_how_near_the_floor_a_kernel_is(invoke: Invoke, driver: FakeDriver) -> None:
     lines = invoke("explain", "m.infc", "--threads", 2).stdout.splitlines()
     assert lines[1].endswith("1.2 ms     1.5 ms    2.4 ms       50%")
+    assert lines[-1] == (
+        "decode of 1 token on toy:a: predicted 1.5 ms (1 ms to 2 ms), measured 2.4 ms"
+    )
     assert driver.calls == [("explain", Path("m.infc"), 2)]
 
 
