@@ -101,7 +101,8 @@ of measurements ($XDG_CACHE_HOME/infc/tuning.sqlite, or ~/.cache/infc/tuning.sql
     default="keep",
     show_default=True,
     metavar="TYPE",
-    help="keep, or what to convert matrices to: q8_0, q6_k, q4_k, q4_0; says what that changed.",
+    help="keep, or what to convert matrices to: q8_0, q6_k, q5_1, q5_0, q4_k, q4_1 or q4_0; says "
+    "what that changed.",
 )
 @click.option(
     "--kv-dtype",
