@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.backends.cuda.kernels.packing import Layout, layout_for, pack, packed_bytes, row_chunks
+from infc.backends.cuda.kernels.packing import Layout, layout_for, pack, packed_bytes
 from infc.ir.storage import STORAGE_TYPES
+from infc.passes.codegen.panels import row_chunks
 
 
 def stored_weights(name: str, n: int, k: int, seed: int = 0) -> NDArray[np.uint8]:

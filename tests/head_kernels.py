@@ -17,7 +17,7 @@ from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
 from infc.backends.cpu.kernels.best_list import emit_argmax_of_parts, emit_merge, emit_top_k
 from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.head_planes import HeadSpec
-from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout, panels_of
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout
 from infc.backends.cpu.kernels.matmul import (
     MatmulMapping,
     MatmulSpec,
@@ -27,6 +27,7 @@ from infc.backends.cpu.kernels.matmul import (
 )
 from infc.backends.cpu.kernels.split_head import emit_head_candidates
 from infc.ir.mlir import ir
+from infc.passes.codegen.panels import panels_of
 from infc.reference import ops
 
 PARTS, COUNT, ROWS = 5, 64, 9

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from infc.backends.cpu.kernels.bf16_panels import bf16_panel_bytes
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout, panels_of
+from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec
 from infc.cost.peaks import fastest_unit, memory_bandwidth
+from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 from infc.reference.a8 import A8_BLOCK
 from infc.target.schema import Memory, Target
 

@@ -10,7 +10,7 @@ from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernel_sizes import kernel_class, kernel_sizes
 from infc.backends.cpu.kernels import attention, matmul
 from infc.backends.cpu.kernels.bounded_layout import BoundedLayout
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, layout_for, packed_bytes, panels_of
+from infc.backends.cpu.kernels.layouts import layout_for, packed_bytes
 from infc.backends.cpu.kernels.matmul_space import all_candidates
 from infc.backends.cpu.lowering.forms import attention_spec, matmul_mapping_of
 from infc.backends.cpu.mapping_costs import mapping_speed
@@ -21,6 +21,7 @@ from infc.cost.kernels.threaded import HEAD_SEARCH
 from infc.cost.roofline import Work
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import KVType
+from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 from infc.reference.a8 import A8_BLOCK
 from infc.target.backend import KernelMapping, KernelSummary
 from infc.target.schema import Target

@@ -28,7 +28,7 @@ from infc.backends.cpu.kernels.attention import (
     emit_attention,
 )
 from infc.backends.cpu.kernels.kv_layout import KVLayout
-from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout, pack, panels_of
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout, pack
 from infc.backends.cpu.kernels.matmul import MatmulSpec, emit_matmul
 from infc.backends.cpu.kernels.sync import BARRIER_NAME, emit_barrier
 from infc.backends.cpu.lowering.forms import matmul_mapping_of
@@ -41,6 +41,7 @@ from infc.ir.context import context
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES, Codes
 from infc.ir.types import storage_bytes
+from infc.passes.codegen.panels import panels_of
 from infc.reference.a8 import quantize_a8
 from infc.reference.abf16 import to_abf16
 from infc.target.backend import KernelMapping, KernelSummary

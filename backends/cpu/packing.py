@@ -14,13 +14,7 @@ from infc.backends.cpu.kernels.bounded_layout import (
     bounded_layout_named,
     pack_bounded,
 )
-from infc.backends.cpu.kernels.layouts import (
-    layout_for,
-    layout_named,
-    pack,
-    packed_bytes,
-    row_chunks,
-)
+from infc.backends.cpu.kernels.layouts import layout_for, layout_named, pack, packed_bytes
 from infc.backends.cpu.kernels.split_layout import (
     SplitLayout,
     pack_split,
@@ -31,6 +25,7 @@ from infc.ir.attributes import attributes_of, get
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import TensorType
+from infc.passes.codegen.panels import row_chunks
 from infc.passes.memory.pack_weights import packed_weights
 from infc.reference.ops import rope_table
 from infc.target.backend import WeightData

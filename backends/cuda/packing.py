@@ -7,17 +7,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.backends.cuda.kernels.packing import (
-    layout_for,
-    layout_named,
-    pack,
-    packed_bytes,
-    row_chunks,
-)
+from infc.backends.cuda.kernels.packing import layout_for, layout_named, pack, packed_bytes
 from infc.ir.attributes import attributes_of, get
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import TensorType
+from infc.passes.codegen.panels import row_chunks
 from infc.passes.memory.pack_weights import packed_weights
 from infc.reference.ops import rope_table
 from infc.target.backend import WeightData

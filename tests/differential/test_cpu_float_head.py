@@ -24,15 +24,9 @@ from infc.backends.cpu.kernels.bounded_layout import (
 )
 from infc.backends.cpu.kernels.embed import emit_embed_row
 from infc.backends.cpu.kernels.head_planes import HeadSpec
-from infc.backends.cpu.kernels.layouts import (
-    layout_for,
-    layout_named,
-    multiplier_of,
-    pack,
-    packed_bytes,
-    unpack,
-)
+from infc.backends.cpu.kernels.layouts import layout_for, layout_named, pack, packed_bytes, unpack
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec, Segment, emit_matmul
+from infc.passes.codegen.panels import multiplier_of
 from infc.reference import ops
 
 SHAPES = {"bf16": (1003, 640), "bf16-small": (70, 96), "f16": (600, 256), "f32": (200, 160)}

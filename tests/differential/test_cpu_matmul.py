@@ -19,14 +19,7 @@ from infc.backends.cpu.kernels import vmath
 from infc.backends.cpu.kernels.activation import emit_quantize_row
 from infc.backends.cpu.kernels.dealing import DEAL_BYTES
 from infc.backends.cpu.kernels.embed import emit_embed_row
-from infc.backends.cpu.kernels.layouts import (
-    PackedLayout,
-    layout_for,
-    pack,
-    packed_bytes,
-    row_chunks,
-    unpack,
-)
+from infc.backends.cpu.kernels.layouts import PackedLayout, layout_for, pack, packed_bytes, unpack
 from infc.backends.cpu.kernels.matmul import (
     MatmulMapping,
     MatmulSpec,
@@ -37,6 +30,7 @@ from infc.backends.cpu.kernels.matmul import (
 )
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES, Codes
+from infc.passes.codegen.panels import row_chunks
 from infc.reference.a8 import a8_row_bytes, dequantize_a8, quantize_a8
 
 ROWS = (1, 2, 5, 6, 7, 13, 17, 64, 130)

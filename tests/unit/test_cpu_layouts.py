@@ -10,15 +10,13 @@ from infc.backends.cpu.kernels.layouts import (
     PackedLayout,
     layout_for,
     layout_named,
-    multiplier_of,
     pack,
     packed_bytes,
-    panels_of,
-    row_chunks,
     unpack,
 )
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES, Codes
+from infc.passes.codegen.panels import multiplier_of, panels_of, row_chunks
 from infc.reference.a8 import a8_offsets, a8_row_bytes, dequantize_a8, quantize_a8
 
 EXACT = {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}

@@ -10,13 +10,10 @@ from infc.backends.cuda.codegen.ptx import new_gpu_module
 from infc.backends.cuda.kernels.packing import (
     BLOCK_K,
     HEADER_BYTES,
-    PANEL_ROWS,
     layout_for,
     layout_named,
-    multiplier_of,
     pack,
     packed_bytes,
-    row_chunks,
     unpack,
 )
 from infc.backends.cuda.kernels.weights import BlockReader, load_multiplier, row_piece
@@ -24,6 +21,7 @@ from infc.backends.cuda.lockstep import Device, launch
 from infc.diagnostics import InternalError
 from infc.ir.mlir import ir
 from infc.ir.storage import STORAGE_TYPES, Codes
+from infc.passes.codegen.panels import PANEL_ROWS, multiplier_of, row_chunks
 from infc.reference.abf16 import round_bf16
 from tests.cuda_weights import packed_weights, stored_weights
 

@@ -27,8 +27,8 @@ from infc.backends.cpu.codegen.amx import (
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.bf16_panels import PAIRS_BYTES
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS
 from infc.backends.cpu.kernels.stream import emit_unrolled
+from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.abf16 import abf16_padded, abf16_row_bytes
 
 PANEL_SUM_BYTES = 4 * PANEL_ROWS

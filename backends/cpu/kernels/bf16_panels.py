@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.dots import STEP, emit_codes, emit_scales
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.backends.cpu.kernels.line_sums import (
     CHUNK_BYTES,
     emit_columns,
     emit_rows_of_chunk,
     numbers_of_line,
 )
+from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.abf16 import abf16_padded
 
 PAIRS_BYTES = 64

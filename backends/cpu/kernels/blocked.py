@@ -19,7 +19,8 @@ from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.bf16_blocks import PANEL_SUM_BYTES, Block, micro_kernel
 from infc.backends.cpu.kernels.bf16_panels import bf16_panel_bytes, emit_bf16_panel
 from infc.backends.cpu.kernels.epilogue import Epilogue, emit_finished
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.layouts import PackedLayout
+from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.abf16 import ABF16_STEP, abf16_padded, abf16_row_bytes
 
 _SUM_BYTES = 4

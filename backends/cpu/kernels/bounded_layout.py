@@ -17,15 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.backends.cpu.kernels.layouts import (
-    HEADER_BYTES,
-    PackedLayout,
-    multiplier_of,
-    pack,
-    packed_bytes,
-)
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout, pack, packed_bytes
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES, Codes
+from infc.passes.codegen.panels import multiplier_of
 
 BOUND_BITS = 5
 BOUND_GROUP = 32

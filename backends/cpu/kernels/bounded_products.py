@@ -25,7 +25,7 @@ from infc.backends.cpu.kernels.bounded_layout import (
 )
 from infc.backends.cpu.kernels.dots import emit_broadcast_step, emit_codes, emit_dot, emit_scales
 from infc.backends.cpu.kernels.epilogue import Epilogue
-from infc.backends.cpu.kernels.layouts import LINE_BYTES, PANEL_ROWS
+from infc.backends.cpu.kernels.layouts import LINE_BYTES
 from infc.backends.cpu.kernels.line_sums import (
     CHUNK_BYTES,
     ROWS,
@@ -35,6 +35,7 @@ from infc.backends.cpu.kernels.line_sums import (
 )
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES, StreamKernel, emit_stream
 from infc.backends.cpu.kernels.vmath import ROUNDING_MAGIC, ROUNDING_MAGIC_BITS
+from infc.passes.codegen.panels import PANEL_ROWS
 
 _AHEAD_BYTES = 16384
 """How far ahead to prefetch, into the second cache: as `stream.Ahead`, own measurement."""

@@ -17,9 +17,9 @@ from infc.backends.cpu.kernels.head_planes import (
     emit_survivors,
     search_types,
 )
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS
 from infc.backends.cpu.kernels.line_sums import CHUNK_BYTES, ROWS
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES
+from infc.passes.codegen.panels import PANEL_ROWS
 
 WORTH_FLOAT_ROWS = 4
 """As `split_search.WORTH_ROWS`: bounds are a third of the bytes of bf16, and rows fetched singly

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from infc.backends.cpu.codegen.builder import Builder, Value
-from infc.backends.cpu.kernels.layouts import (
-    HEADER_BYTES,
-    LINE_BYTES,
-    PANEL_ROWS,
-    PackedLayout,
-)
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES, LINE_BYTES, PackedLayout
 from infc.backends.cpu.kernels.line_sums import CHUNK_BYTES, STEP, emit_line, numbers_of_line
+from infc.passes.codegen.panels import PANEL_ROWS
 
 _WORD = 4
 """Codes of a row that lie together; also the lanes in use."""

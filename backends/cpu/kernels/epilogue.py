@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS
 from infc.backends.cpu.kernels.vmath import (
     emit_gelu_tanh,
     emit_gelu_tanh_short,
@@ -13,6 +12,7 @@ from infc.backends.cpu.kernels.vmath import (
     emit_silu_short,
     emit_tanh,
 )
+from infc.passes.codegen.panels import PANEL_ROWS
 
 COMBINATIONS = {"silu": emit_silu, "gelu_tanh": emit_gelu_tanh}
 """The activations of gated feed-forward layers."""

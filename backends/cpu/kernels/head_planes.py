@@ -8,10 +8,11 @@ from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.best_list import emit_take, lanes_inside, lanes_set
 from infc.backends.cpu.kernels.bounded_layout import BoundedLayout
 from infc.backends.cpu.kernels.bounded_products import BoundedProducts
-from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, panels_of
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES
 from infc.backends.cpu.kernels.split_layout import SplitLayout
 from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES, SplitProducts
 from infc.ir.mlir import ir
+from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 
 TILE = 8
 """Panels whose bounds are computed before any of their rows is multiplied: their low parts, that

@@ -21,7 +21,7 @@ be stored as f16. The rest of the header is zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,18 +29,14 @@ from numpy.typing import NDArray
 
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES, Codes, StorageType
+from infc.passes.codegen.panels import PANEL_ROWS, Scales, multiplier_of, panels_of
 
 HEADER_BYTES = 64
-PANEL_ROWS = 16
 LINE_BYTES = 64
 
 _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _SCALES_BYTES = 2 * PANEL_ROWS
 _HIGH_BYTES = 4 * PANEL_ROWS
-_LARGEST_SCALE_EXPONENT = 15
-"""Scales are multiplied up to at most 2**15: below the largest f16, far above the subnormals."""
-_CHUNK_CODES = 1 << 18
-"""Numbers packed at a time: the temporaries then stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -127,32 +123,9 @@ def layout_named(name: str) -> PackedLayout:
     raise InternalError(f"no packed layout is called `{name}`")
 
 
-def panels_of(n: int) -> int:
-    """Panels that `n` rows fill."""
-    return -(-n // PANEL_ROWS)
-
-
 def packed_bytes(layout: PackedLayout, n: int, k: int) -> int:
     """Bytes of a packed matrix [n, k], header included."""
     return HEADER_BYTES + panels_of(n) * layout.panel_bytes(k)
-
-
-def row_chunks(
-    storage: StorageType, raw: NDArray[np.uint8], n: int, k: int
-) -> Iterator[Codes | NDArray[np.float32]]:
-    """The rows of a stored matrix [n, k] in order, a few panels at a time: what `pack` takes.
-
-    Args:
-        storage: how `raw` holds the numbers.
-        raw: 1-D, `storage.size_bytes((n, k))` long; may be memory-mapped.
-    """
-    row_bytes = storage.size_bytes((1, k))
-    rows = max(1, _CHUNK_CODES // (k * PANEL_ROWS)) * PANEL_ROWS
-    for start in range(0, n, rows):
-        stop = min(start + rows, n)
-        part = raw[start * row_bytes : stop * row_bytes]
-        take = storage.dequantize if storage.is_float else storage.unpack
-        yield take(part, (stop - start, k))
 
 
 def pack(
@@ -176,7 +149,7 @@ def pack(
     if target.size != size:
         raise InternalError(f"packing needs {size} bytes of room, got {target.size}")
     panels = target[HEADER_BYTES:].reshape(panels_of(n), layout.panel_bytes(k))
-    scales = _Scales(n, k, layout)
+    scales = None if layout.is_float else Scales(n, k, layout.group, has_min=layout.has_min)
     row = 0
     for chunk in chunks:
         count = len(chunk.codes) if isinstance(chunk, Codes) else len(chunk)
@@ -185,21 +158,17 @@ def pack(
         part = panels[row // PANEL_ROWS : panels_of(row + count)]
         if isinstance(chunk, Codes):
             _pack_codes(layout, chunk, part)
-            scales.take(chunk, row)
+            if scales is not None:
+                scales.take(chunk, row)
         else:
             _pack_floats(layout, chunk, part)
         row += count
     if row != n:
         raise InternalError(f"packing expected {n} rows, got {row}")
-    multiplier = np.float32(1.0) if layout.is_float else scales.write(panels)
+    multiplier = _write_scales(layout, scales, panels) if scales else np.float32(1.0)
     header = target[:HEADER_BYTES]
     header[:] = 0
     header[:4] = np.array([multiplier], "<f4").view(np.uint8)
-
-
-def multiplier_of(packed: NDArray[np.uint8]) -> np.float32:
-    """The multiplier in a packed matrix's header."""
-    return np.float32(packed[:4].view("<f4")[0])
 
 
 def _padded(rows: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -254,32 +223,13 @@ def _pack_codes(layout: PackedLayout, source: Codes, panels: NDArray[np.uint8]) 
     target[...] = nibbles.transpose(0, 2, 3, 1)
 
 
-class _Scales:
-    """Scales and minima of the whole matrix, kept until their common multiplier is known."""
-
-    def __init__(self, n: int, k: int, layout: PackedLayout) -> None:
-        self.layout = layout
-        shape = (panels_of(n) * PANEL_ROWS, k // layout.group)
-        names = () if layout.is_float else ("scales", "mins") if layout.has_min else ("scales",)
-        self.parts = {name: np.zeros(shape, np.float32) for name in names}
-
-    def take(self, source: Codes, row: int) -> None:
-        """Keep those of the rows from `row` on."""
-        for name, kept in self.parts.items():
-            kept[row : row + len(source.codes)] = getattr(source, name)
-
-    def write(self, panels: NDArray[np.uint8]) -> np.float32:
-        """Write all into the chunks and return the multiplier."""
-        largest = max(float(max(part.max(), -part.min())) for part in self.parts.values())
-        if not np.isfinite(largest):
-            raise InternalError("a weight has a scale that is not finite")
-        exponent = int(np.frexp(largest)[1]) - _LARGEST_SCALE_EXPONENT if largest else 0
-        multiplier = np.float32(2.0 ** max(exponent, -126))
-        for index, part in enumerate(self.parts.values()):
-            field = _field(self.layout, panels, _SCALES_BYTES * index, (PANEL_ROWS,), "<f2")
-            part /= multiplier
-            field[...] = part.reshape(len(panels), PANEL_ROWS, -1).transpose(0, 2, 1)
-        return multiplier
+def _write_scales(layout: PackedLayout, scales: Scales, panels: NDArray[np.uint8]) -> np.float32:
+    """Write scales and minima into the panels and return their multiplier."""
+    multiplier = scales.divide()
+    for index, part in enumerate(scales.parts.values()):
+        field = _field(layout, panels, _SCALES_BYTES * index, (PANEL_ROWS,), "<f2")
+        field[...] = part.reshape(len(panels), PANEL_ROWS, -1).transpose(0, 2, 1)
+    return multiplier
 
 
 def _pack_floats(

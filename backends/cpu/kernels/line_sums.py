@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Type, Value
-from infc.backends.cpu.kernels.layouts import LINE_BYTES, PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.layouts import LINE_BYTES, PackedLayout
 from infc.ir.mlir import ir
+from infc.passes.codegen.panels import PANEL_ROWS
 
 ROWS = 4
 """Rows of the matrix in a vector."""

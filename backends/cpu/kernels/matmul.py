@@ -22,10 +22,11 @@ from infc.backends.cpu.kernels.blocked import (
 )
 from infc.backends.cpu.kernels.dealing import MOSTLY, Team, emit_dealt, emit_mostly_even
 from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
-from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, PackedLayout, panels_of
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout
 from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES, StreamKernel, emit_stream
 from infc.ir.mlir import ir
+from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 from infc.reference.abf16 import abf16_row_bytes
 
 ACTIVATIONS = ("a8", "abf16", "f32")

@@ -13,7 +13,6 @@ from itertools import product
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.bf16_blocks import block_height
 from infc.backends.cpu.kernels.blocked import FEW_PANELS
-from infc.backends.cpu.kernels.layouts import panels_of
 from infc.backends.cpu.kernels.matmul import (
     STACK_LIMIT_BYTES,
     MatmulMapping,
@@ -21,6 +20,7 @@ from infc.backends.cpu.kernels.matmul import (
     candidates,
     stack_bytes,
 )
+from infc.passes.codegen.panels import panels_of
 
 _LANES_BYTES = 64
 """A sum of a panel's 16 columns in float32."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from infc.backends.cpu.codegen.builder import Builder, Value
-from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES
 from infc.backends.cpu.kernels.split_layout import STEP, SplitLayout
+from infc.passes.codegen.panels import PANEL_ROWS
 
 
 def emit_split_embed_row(

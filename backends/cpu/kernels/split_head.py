@@ -16,7 +16,7 @@ from infc.backends.cpu.kernels.best_list import ENTRY_BYTES, emit_clear, emit_ta
 from infc.backends.cpu.kernels.bounded_products import BoundedProducts
 from infc.backends.cpu.kernels.dealing import DEAL_BYTES, Team, emit_dealt, emit_mostly_even
 from infc.backends.cpu.kernels.head_planes import HeadSpec, Planes
-from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PANEL_ROWS, panels_of
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES
 from infc.backends.cpu.kernels.matmul import (
     STREAM_PIECE_BYTES,
     MatmulMapping,
@@ -28,6 +28,7 @@ from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES
 from infc.backends.cpu.kernels.split_search import emit_search
 from infc.diagnostics import InternalError
 from infc.ir.types import storage_bytes
+from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 
 _JOINED_ROWS = 64
 """Rows that go through those at a time."""

@@ -22,17 +22,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from infc.backends.cpu.kernels.layouts import (
-    HEADER_BYTES,
-    PANEL_ROWS,
-    PackedLayout,
-    multiplier_of,
-    pack,
-    packed_bytes,
-    panels_of,
-)
+from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout, pack, packed_bytes
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES, Codes
+from infc.passes.codegen.panels import PANEL_ROWS, multiplier_of, panels_of
 
 STEP = 4
 """Numbers of a row that lie together in the high plane."""

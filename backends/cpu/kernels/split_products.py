@@ -28,9 +28,9 @@ from infc.backends.cpu.kernels.dots import (
     emit_scales,
     needs_signed,
 )
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS
 from infc.backends.cpu.kernels.split_layout import STEP, UNIT_BYTES, SplitLayout
 from infc.ir.mlir import math, vector
+from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.a8 import A8_BLOCK, A8_SUM
 
 PANEL_OUT_BYTES = 4 * PANEL_ROWS

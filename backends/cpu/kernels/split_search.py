@@ -21,9 +21,9 @@ from infc.backends.cpu.kernels.head_planes import (
     emit_survivors,
     search_types,
 )
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, panels_of
 from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES, SplitProducts
 from infc.ir.mlir import math
+from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 
 STRETCH = 32
 """Panels a thread takes at a time. The threads go through the matrix side by side: vocabularies

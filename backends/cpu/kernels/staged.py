@@ -24,13 +24,14 @@ from infc.backends.cpu.kernels.epilogue import (
     RowTile,
     emit_epilogue,
 )
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.backends.cpu.kernels.stream import (
     PANEL_OUT_BYTES,
     emit_row_tiles,
     panel_function_types,
 )
 from infc.backends.cpu.kernels.tile_dots import TileDots, tile_dots_for
+from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.a8 import A8_BLOCK, A8_SUM
 
 _VECTOR_BYTES = 64

@@ -29,7 +29,7 @@ from infc.backends.cpu.kernels.epilogue import (
     RowTile,
     emit_epilogue,
 )
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.backends.cpu.kernels.line_sums import (
     CHUNK_BYTES,
     emit_add_lines,
@@ -38,6 +38,7 @@ from infc.backends.cpu.kernels.line_sums import (
     numbers_of_line,
 )
 from infc.ir.mlir import ir
+from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.a8 import A8_BLOCK, A8_SUM
 
 FLOAT_ACCUMULATORS = 4

@@ -17,7 +17,8 @@ from infc.backends.cpu.kernels.dots import (
     emit_codes,
     emit_dot,
 )
-from infc.backends.cpu.kernels.layouts import PANEL_ROWS, PackedLayout
+from infc.backends.cpu.kernels.layouts import PackedLayout
+from infc.passes.codegen.panels import PANEL_ROWS
 
 _VECTOR_BYTES = 64
 _VNNI_ZERO_POINT = 128

@@ -25,7 +25,7 @@ at k = 2c, 2c+1, 2c+8, 2c+9 (step 0) and 16 beyond those (step 1): the first ope
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,19 +33,15 @@ from numpy.typing import NDArray
 
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES, Codes, StorageType
+from infc.passes.codegen.panels import PANEL_ROWS, Scales, multiplier_of, panels_of
 
 HEADER_BYTES = 128
-PANEL_ROWS = 16
 BLOCK_K = 32
 """Columns of a block."""
 LANES = 32
 
 _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _PLANES = (8, 4, 2, 1)
-_LARGEST_SCALE_EXPONENT = 15
-"""Scales are multiplied up to at most 2**15: below the largest f16, far above the subnormals."""
-_CHUNK_CODES = 1 << 18
-"""Numbers packed at a time: the temporaries then stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -143,32 +139,9 @@ def layout_named(name: str) -> Layout:
     raise InternalError(f"no packed layout is called `{name}`")
 
 
-def panels_of(n: int) -> int:
-    """Panels that `n` rows fill."""
-    return -(-n // PANEL_ROWS)
-
-
 def packed_bytes(layout: Layout, n: int, k: int) -> int:
     """Bytes of a packed matrix [n, k], header included."""
     return HEADER_BYTES + panels_of(n) * layout.panel_bytes(k)
-
-
-def row_chunks(
-    storage: StorageType, raw: NDArray[np.uint8], n: int, k: int
-) -> Iterator[Codes | NDArray[np.float32]]:
-    """The rows of a stored matrix [n, k] in order, a few panels at a time: what `pack` takes.
-
-    Args:
-        storage: how `raw` holds the numbers.
-        raw: 1-D, `storage.size_bytes((n, k))` long; may be memory-mapped.
-    """
-    row_bytes = storage.size_bytes((1, k))
-    rows = max(1, _CHUNK_CODES // (k * PANEL_ROWS)) * PANEL_ROWS
-    for start in range(0, n, rows):
-        stop = min(start + rows, n)
-        part = raw[start * row_bytes : stop * row_bytes]
-        take = storage.dequantize if storage.is_float else storage.unpack
-        yield take(part, (stop - start, k))
 
 
 def pack(
@@ -192,7 +165,7 @@ def pack(
     if target.size != size:
         raise InternalError(f"packing needs {size} bytes of room, got {target.size}")
     blocks = target[HEADER_BYTES:].reshape(panels_of(n), layout.blocks(k), layout.block_bytes)
-    scales = _Scales(n, k, layout)
+    scales = None if layout.is_float else Scales(n, k, layout.group, has_min=layout.has_min)
     row = 0
     for chunk in chunks:
         count = len(chunk.codes) if isinstance(chunk, Codes) else len(chunk)
@@ -201,21 +174,17 @@ def pack(
         part = blocks[row // PANEL_ROWS : panels_of(row + count)]
         if isinstance(chunk, Codes):
             _pack_codes(layout, chunk, part)
-            scales.take(chunk, row)
+            if scales is not None:
+                scales.take(chunk, row)
         else:
             _pack_floats(layout, chunk, part)
         row += count
     if row != n:
         raise InternalError(f"packing expected {n} rows, got {row}")
-    multiplier = np.float32(1.0) if layout.is_float else scales.write(blocks)
+    multiplier = _write_scales(layout, scales, blocks) if scales else np.float32(1.0)
     header = target[:HEADER_BYTES]
     header[:] = 0
     header[:4] = np.array([multiplier], "<f4").view(np.uint8)
-
-
-def multiplier_of(packed: NDArray[np.uint8]) -> np.float32:
-    """The multiplier in a packed matrix's header."""
-    return np.float32(packed[:4].view("<f4")[0])
 
 
 def _padded(rows: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -293,33 +262,14 @@ def _sixteens(eights: NDArray[np.uint64]) -> NDArray[np.uint16]:
     return eights[..., None].view("<u2")
 
 
-class _Scales:
-    """Scales and minima of the whole matrix, kept until their common multiplier is known."""
-
-    def __init__(self, n: int, k: int, layout: Layout) -> None:
-        self.layout = layout
-        shape = (panels_of(n) * PANEL_ROWS, k // layout.group)
-        names = () if layout.is_float else ("scales", "mins") if layout.has_min else ("scales",)
-        self.parts = {name: np.zeros(shape, np.float32) for name in names}
-
-    def take(self, source: Codes, row: int) -> None:
-        """Keep those of the rows from `row` on."""
-        for name, kept in self.parts.items():
-            kept[row : row + len(source.codes)] = getattr(source, name)
-
-    def write(self, blocks: NDArray[np.uint8]) -> np.float32:
-        """Write all into the blocks and return the multiplier."""
-        largest = max(float(max(part.max(), -part.min())) for part in self.parts.values())
-        if not np.isfinite(largest):
-            raise InternalError("a weight has a scale that is not finite")
-        exponent = int(np.frexp(largest)[1]) - _LARGEST_SCALE_EXPONENT if largest else 0
-        multiplier = np.float32(2.0 ** max(exponent, -126))
-        fields = _scale_fields(self.layout, blocks)
-        for index, part in enumerate(self.parts.values()):
-            part /= multiplier
-            rows = part.reshape(len(blocks), 2, 8, -1, self.layout.groups)
-            fields[..., index, :, :] = rows.transpose(0, 3, 2, 4, 1)
-        return multiplier
+def _write_scales(layout: Layout, scales: Scales, blocks: NDArray[np.uint8]) -> np.float32:
+    """Write scales and minima into the blocks and return their multiplier."""
+    multiplier = scales.divide()
+    fields = _scale_fields(layout, blocks)
+    for index, part in enumerate(scales.parts.values()):
+        rows = part.reshape(len(blocks), 2, 8, -1, layout.groups)
+        fields[..., index, :, :] = rows.transpose(0, 3, 2, 4, 1)
+    return multiplier
 
 
 def _scale_fields(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[np.generic]:

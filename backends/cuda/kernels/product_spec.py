@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Type, Value
-from infc.backends.cuda.kernels.packing import BLOCK_K, panels_of
+from infc.backends.cuda.kernels.packing import BLOCK_K
+from infc.passes.codegen.panels import panels_of
 from infc.reference.abf16 import abf16_padded, abf16_row_bytes
 
 OUTPUTS = ("f32", "abf16")

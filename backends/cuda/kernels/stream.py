@@ -20,7 +20,6 @@ from functools import partial
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import THREADS, WARPS, WORKER_BARRIER, Emitted
-from infc.backends.cuda.kernels.packing import PANEL_ROWS
 from infc.backends.cuda.kernels.product_spec import (
     OutputRows,
     ProductArguments,
@@ -41,6 +40,7 @@ from infc.backends.cuda.kernels.stream_shape import (
 from infc.backends.cuda.kernels.stream_stage import emit_stage
 from infc.backends.cuda.kernels.stream_warp import WarpSums
 from infc.backends.cuda.kernels.weights import BlockReader, load_multiplier
+from infc.passes.codegen.panels import PANEL_ROWS
 
 
 def emit_stream(b: GpuBuilder, name: str, spec: ProductSpec, ring: Ring) -> Emitted:

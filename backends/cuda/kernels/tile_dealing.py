@@ -8,9 +8,10 @@ from functools import partial
 from itertools import accumulate
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
-from infc.backends.cuda.kernels.packing import HEADER_BYTES, PANEL_ROWS
+from infc.backends.cuda.kernels.packing import HEADER_BYTES
 from infc.backends.cuda.kernels.product_spec import OutputRows, ProductArguments, ProductSpec
 from infc.backends.cuda.kernels.tile_mapping import TileMapping, stage_of
+from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.abf16 import abf16_row_bytes
 
 _SHARED_TOKEN_TILES = 8

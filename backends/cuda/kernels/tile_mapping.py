@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from infc.backends.cuda.kernels.frame import WARPS, WORK_OFFSET
-from infc.backends.cuda.kernels.packing import PANEL_ROWS, Layout, layout_named
+from infc.backends.cuda.kernels.packing import Layout, layout_named
 from infc.backends.cuda.kernels.product_spec import ProductSpec
+from infc.passes.codegen.panels import PANEL_ROWS
 
 MMA, WARPGROUP = "mma", "warpgroup"
 STEP_BLOCKS = 2

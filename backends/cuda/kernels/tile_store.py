@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
-from infc.backends.cuda.kernels.packing import PANEL_ROWS
 from infc.backends.cuda.kernels.product_spec import (
     Fragment,
     ProductSpec,
@@ -16,6 +15,7 @@ from infc.backends.cuda.kernels.product_spec import (
     store_fragment,
 )
 from infc.backends.cuda.kernels.tile_dealing import Place
+from infc.passes.codegen.panels import PANEL_ROWS
 
 _FRAGMENT_FLOATS, FRAGMENT_TOKENS = 4, 8
 """A thread has four sums of 16 outputs x 8 tokens."""

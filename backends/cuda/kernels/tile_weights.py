@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.frame import WORK_OFFSET
-from infc.backends.cuda.kernels.packing import PANEL_ROWS
 from infc.backends.cuda.kernels.tile_mapping import STEP_BLOCKS, Stage, TileMapping
 from infc.backends.cuda.kernels.weights import BlockReader
+from infc.passes.codegen.panels import PANEL_ROWS
 
 
 def stage_address(b: GpuBuilder, stage: Stage, slot: Value) -> Value:

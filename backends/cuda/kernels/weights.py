@@ -13,33 +13,25 @@ from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.kernels.packing import (
     BLOCK_K,
     HEADER_BYTES,
-    PANEL_ROWS,
     Layout,
     layout_for,
     layout_named,
-    multiplier_of,
     pack,
     packed_bytes,
-    panels_of,
-    row_chunks,
     unpack,
 )
 
 __all__ = [
     "BLOCK_K",
     "HEADER_BYTES",
-    "PANEL_ROWS",
     "BlockReader",
     "Layout",
     "PackedBlock",
     "layout_for",
     "layout_named",
     "load_multiplier",
-    "multiplier_of",
     "pack",
     "packed_bytes",
-    "panels_of",
-    "row_chunks",
     "row_piece",
     "unpack",
 ]
