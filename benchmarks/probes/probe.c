@@ -3,7 +3,8 @@
  * Usage: probe THREADS MEBIBYTES. Prints one JSON object. The buffer should be far larger than the
  * last-level cache. Each thread reads its own part once, best of three passes. A peak counts
  * multiplications and additions, and is null where the processor lacks the instruction:
- *   int8_operations_per_s      vpdpbusd on 512-bit registers, or 256-bit where only AVX-VNNI is
+ *   int8_operations_per_s      vpdpbusd on 512-bit registers, or 256-bit where only AVX-VNNI is; with AVX2 alone
+ *                              vpmaddubsw, vpmaddwd and vpaddd
  *   bf16_operations_per_s      vdpbf16ps on 512-bit registers
  *   amx_int8_operations_per_s  tdpbssd on full tiles
  *   amx_bf16_operations_per_s  tdpbf16ps on full tiles
@@ -50,6 +51,19 @@ static int64_t read_all(const char *p, size_t bytes) {
   }
   a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
   return _mm512_reduce_add_epi64(a);
+#elif defined(__AVX2__)
+  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+  for (size_t i = 0; i < bytes; i += 128) {
+    _mm_prefetch(p + i + 4096, _MM_HINT_T0);
+    _mm_prefetch(p + i + 4160, _MM_HINT_T0);
+    a = _mm256_xor_si256(a, _mm256_load_si256((const __m256i *)(p + i)));
+    b = _mm256_xor_si256(b, _mm256_load_si256((const __m256i *)(p + i + 32)));
+    c = _mm256_xor_si256(c, _mm256_load_si256((const __m256i *)(p + i + 64)));
+    d = _mm256_xor_si256(d, _mm256_load_si256((const __m256i *)(p + i + 96)));
+  }
+  a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
+  return _mm256_extract_epi64(a, 0) ^ _mm256_extract_epi64(a, 1) ^ _mm256_extract_epi64(a, 2) ^
+         _mm256_extract_epi64(a, 3);
 #else
   int64_t s[4] = {0};
   for (size_t i = 0; i < bytes; i += 32)
@@ -72,6 +86,16 @@ static inline dot_t dot(dot_t s, dot_t a, dot_t b) { return _mm512_dpbusd_epi32(
 typedef __m256i dot_t;
 static inline dot_t dot_set(int v) { return _mm256_set1_epi8(v); }
 static inline dot_t dot(dot_t s, dot_t a, dot_t b) { return _mm256_dpbusd_avx_epi32(s, a, b); }
+#elif defined(__AVX2__)
+/* Three instructions, as without VNNI: the second makes 32-bit sums of the first one's 16-bit pairs. */
+#define DOT_LANES 32
+typedef __m256i dot_t;
+static inline dot_t dot_set(int v) { return _mm256_set1_epi8(v); }
+static inline dot_t dot(dot_t s, dot_t a, dot_t b) {
+  __asm__("" : "+x"(a)); /* else one product serves all chains */
+  const __m256i pairs = _mm256_maddubs_epi16(a, b);
+  return _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
 #endif
 
 #if defined(DOT_LANES)
