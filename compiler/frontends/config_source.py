@@ -16,6 +16,8 @@ from infc.frontends.files import not_found
 from infc.frontends.findings import Findings
 from infc.frontends.huggingface_config import find_family, read_config
 from infc.frontends.safetensors_header import parse_json
+from infc.frontends.scaled_floats import read_block
+from infc.frontends.settings import Settings
 from infc.frontends.source import ModelConfig, TensorInfo, TokenizerSource
 from infc.frontends.weights import expected_tensors, huggingface_names, resolve_weights
 from infc.ir.types import storage_bytes
@@ -44,11 +46,13 @@ class ConfigSource:
             raise not_found(path, error) from None
         self._digest = hashlib.sha256(storage.encode() + b"\n" + content).hexdigest()
         findings = Findings(str(path))
-        found = find_family(parse_json(content, str(path)), findings, str(path))
+        values = parse_json(content, str(path))
+        found = find_family(values, findings, str(path))
         if found is None:
             findings.raise_if_any()
             raise InternalError("findings were not raised")
         family, settings, tied = found
+        read_block(Settings(values, findings, str(path)), settings)
         config = read_config(settings, family, None)
         findings.raise_if_any()
         names = huggingface_names({}, family)

@@ -22,7 +22,8 @@ _DAMAGED = "the file is damaged or was converted wrongly: get it again"
 def check_finite(source: ModelSource, names: Iterable[str], *, hint: str = _DAMAGED) -> None:
     """Raises INF1008, listing the tensors, where a weight is NaN or infinite.
 
-    A quantised block can only be so through its float16 fields, so only those are read.
+    A quantised block can only be so through its float16 fields, so only those are read. Of 8-bit
+    floats the codes are: whoever reads the model has seen their scales.
 
     Args:
         source: an opened model.
@@ -32,9 +33,13 @@ def check_finite(source: ModelSource, names: Iterable[str], *, hint: str = _DAMA
     problems = []
     for name in names:
         info = source.tensors[name]
-        count = _count_not_finite(source.data(name), STORAGE_TYPES[info.storage])
+        storage = STORAGE_TYPES[info.storage]
+        if storage.codebook is None:
+            count = _count_not_finite(source.data(name), storage)
+        else:
+            count = _count_not_codes(source.data(name), storage, info.shape)
         if count:
-            what = "numbers" if STORAGE_TYPES[info.storage].is_float else "scales"
+            what = "scales" if not storage.is_float and storage.codebook is None else "numbers"
             problems.append(Problem(f"{count} {what} are NaN or infinite", info.location))
     if problems:
         raise UserError(
@@ -59,6 +64,16 @@ def _count_not_finite(raw: NDArray[np.uint8], storage: StorageType) -> int:
                 halves = part[:, offset : offset + 2].view("<u2")
                 count += _count_words(halves, _EXPONENTS["f16"])
     return count
+
+
+def _count_not_codes(raw: NDArray[np.uint8], storage: StorageType, shape: tuple[int, ...]) -> int:
+    """How many of the codes stand for no number."""
+    numberless = np.isnan(storage.codebook)
+    rows = storage.unpack(raw, shape).codes
+    step = max(1, _CHUNK_BYTES // rows.shape[1])
+    return sum(
+        int(np.count_nonzero(numberless[rows[at : at + step]])) for at in range(0, len(rows), step)
+    )
 
 
 def _count_words(words: NDArray[np.unsignedinteger], exponent: int) -> int:

@@ -14,6 +14,14 @@ from infc.frontends.files import ModelFile, combined_digest
 from infc.frontends.findings import Findings
 from infc.frontends.huggingface_config import find_family, read_config
 from infc.frontends.safetensors_header import SafetensorsEntry, parse_json, read_safetensors
+from infc.frontends.scaled_floats import (
+    ScaledWeight,
+    fold_scales,
+    read_block,
+    read_scales,
+    scaled_rows,
+)
+from infc.frontends.settings import Settings
 from infc.frontends.source import ModelConfig, TensorInfo, TokenizerSource
 from infc.frontends.weights import huggingface_names, resolve_weights
 from infc.ir.storage import STORAGE_TYPES
@@ -44,6 +52,8 @@ class HuggingFaceSource:
         self.path = path
         self._files: dict[str, ModelFile] = {}
         self._places: dict[str, tuple[ModelFile, int]] = {}
+        self._stored: Mapping[str, TensorInfo] = {}
+        self._scaled: Mapping[str, ScaledWeight] = {}
         self.tensors: Mapping[str, TensorInfo] = {}
         try:
             self.config = self._open()
@@ -66,8 +76,17 @@ class HuggingFaceSource:
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor; raises INF1009 where its file changed."""
+        scaled, codes = self._scaled.get(name), self._read(name)
+        if scaled is None:
+            return codes
+        scales = read_scales(self._stored[scaled.scales], self._read)
+        n, k = self.tensors[name].shape
+        return scaled_rows(codes, scales, scaled.block, (n, k))
+
+    def _read(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor as they are in its file."""
         file, offset = self._places[name]
-        return file.read(offset, self.tensors[name].size_bytes)
+        return file.read(offset, self._stored[name].size_bytes)
 
     def digest(self) -> str:
         """sha256 over the weights, the configuration and the tokenizer's files."""
@@ -103,12 +122,20 @@ class HuggingFaceSource:
             findings.raise_if_any()
             raise InternalError("findings were not raised")
         family, settings, tied = found
+        outer = Settings(values, findings, str(self.path / _CONFIG))
+        block = read_block(outer, settings)
         names = huggingface_names(self.tensors, family)
+        self.tensors, self._scaled = fold_scales(
+            self._stored, names.part, block, self._read, findings
+        )
         self._note_foreign_types(names.part, findings)
         config = read_config(settings, family, self.tensors)
         if not findings.settings_are_sound:
             findings.raise_if_any()  # shapes that follow from wrong settings say nothing
         config = resolve_weights(config, family, names, self.tensors, findings, tied=tied)
+        embedding = self.tensors.get(names.embed)
+        if embedding is not None and names.embed in self._scaled:
+            findings.unsupported("an embedding of 8-bit floats", embedding.location)
         findings.raise_if_any()
         return config
 
@@ -134,7 +161,7 @@ class HuggingFaceSource:
                     continue
                 tensors[name] = _describe(file, entry, findings)
                 self._places[name] = (file, entry.offset)
-        self.tensors = tensors
+        self._stored = self.tensors = tensors
 
     def _shards(self) -> dict[str, list[str] | None]:
         """File name -> the tensors to take from it, None for all."""

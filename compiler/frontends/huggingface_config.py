@@ -106,10 +106,6 @@ def _refuse_foreign(settings: Settings, family: Family) -> None:
             f'got "{activation}"',
             settings.location,
         )
-    if settings.has("quantization_config"):
-        settings.findings.unsupported(
-            'weights quantised as in "quantization_config"', settings.location
-        )
     if settings.flag("use_bidirectional_attention", False):
         settings.findings.unsupported("bidirectional attention", settings.location)
 

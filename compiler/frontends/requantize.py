@@ -7,7 +7,8 @@ Which matrices, and to what:
   decide every token;
 - where rows are no whole number of blocks of 256, `q6_k` becomes `q8_0` and `q4_k` becomes `q5_0`;
   where they are no whole number of blocks of 32 either, the matrix stays as it is;
-- a matrix that takes as few bits already stays as it is: nothing would be won.
+- a matrix of integers that takes as few bits already stays as it is: nothing would be won. Floats
+  of 8 bits become integers wherever these are asked for.
 """
 
 from __future__ import annotations
@@ -187,7 +188,9 @@ def _described(info: TensorInfo, asked: str, *, in_vocabulary: bool) -> TensorIn
     if info.shape[1] % STORAGE_TYPES[asked].block_elems:
         asked = _NARROW_ROWS.get(asked, asked)
     kind = STORAGE_TYPES[asked]
-    if info.shape[1] % kind.block_elems or _bits(info.storage) <= _bits(asked):
+    if info.shape[1] % kind.block_elems:
+        return info
+    if STORAGE_TYPES[info.storage].codebook is None and _bits(info.storage) <= _bits(asked):
         return info
     return replace(info, storage=asked, size_bytes=kind.size_bytes(info.shape))
 

@@ -8,6 +8,12 @@ each. A float type has blocks of one. A quantised type keeps small unsigned code
 
 computed in float32 in that order: multiply, round, add, round. The block layouts are those of the
 GGUF format (the structs `block_q4_0` ... `block_q6_K` of ggml), all fields little-endian.
+
+`f8_e4m3` is not of that format: its codes are floats of 8 bits (sign, 4 bits of exponent, 3 of
+mantissa, no infinity; "FP8 Formats for Deep Learning", arXiv 2209.05433), so a codebook says what
+they mean, `value = scale * codebook[code]`. Behind the codes of a row lie its scales, a float32 for
+each 128 codes and one for what is left. Models have a scale for a tensor, a row, or a block of
+128 x 128; each is repeated where it counts, which is exact and takes 3% more bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +34,8 @@ _F32 = NDArray[np.float32]
 # Blocks are unpacked this many elements at a time: the temporaries (about ten bytes an element)
 # then stay in the cache and do not grow with the tensor.
 _CHUNK_ELEMS = 1 << 18
+_SCALE_BYTES = 4
+"""Of a scale behind the codes of a row."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,10 @@ class Codes:
     Attributes:
         codes: [n, k], unsigned, each below `2 ** bits` of its storage type.
         zero_point: the code that means zero (before `mins`).
-        scales: [n, k // group].
+        scales: [n, ceil(k / group)].
         mins: [n, k // group], added; None where the type has none.
-        group: codes that share one scale, along k: 32 or 16.
+        group: codes that share one scale, along k: 32 or 16, 128 with a codebook.
+        codebook: what each code stands for instead of `code - zero_point`; None for that.
     """
 
     codes: _U8
@@ -47,10 +56,16 @@ class Codes:
     scales: _F32
     mins: _F32 | None
     group: int
+    codebook: _F32 | None = None
 
     def values(self) -> _F32:
         """The numbers, [n, k]; bitwise what `StorageType.dequantize` gives."""
         n, k = self.codes.shape
+        if self.codebook is not None:
+            scales = self.scales.repeat(self.group, axis=1)[:, :k]
+            with np.errstate(all="ignore"):
+                numbers: _F32 = self.codebook[self.codes] * scales
+            return numbers
         grouped = self.codes.reshape(n, k // self.group, self.group)
         with np.errstate(
             all="ignore"
@@ -82,6 +97,8 @@ class StorageType:
         has_min: groups have a minimum too.
         half_offsets: byte offsets in a block of its float16 fields, the only place where a
             quantised block can hold a NaN or an infinity.
+        codebook: float32 [2 ** bits], what the codes stand for; None where `zero_point` says it.
+            Then scales are float32 and lie behind the codes of each row.
     """
 
     name: str
@@ -93,6 +110,7 @@ class StorageType:
     zero_point: int = 0
     has_min: bool = False
     half_offsets: tuple[int, ...] = ()
+    codebook: _F32 | None = None
     _decode: Callable[[_U8], _Decoded] | None = None
 
     def size_bytes(self, shape: Sequence[int]) -> int:
@@ -102,7 +120,8 @@ class StorageType:
                 f"{self.name} needs rows of a multiple of {self.block_elems}, "
                 f"got shape {tuple(shape)}"
             )
-        return prod(shape) // self.block_elems * self.block_bytes
+        scales = 0 if self.codebook is None else prod(shape[:-1]) * -(-shape[-1] // self.group)
+        return prod(shape) // self.block_elems * self.block_bytes + _SCALE_BYTES * scales
 
     def dequantize(self, raw: _U8, shape: Sequence[int]) -> _F32:
         """The numbers as a fresh float32 array of `shape`.
@@ -111,6 +130,8 @@ class StorageType:
             raw: 1-D, `size_bytes(shape)` long.
             shape: outermost dimension first.
         """
+        if self.codebook is not None:
+            return self._dequantize_rows(raw, shape)
         blocks = self._blocks(raw, shape)
         if self.is_float:
             return _decode_floats(blocks, self.bits, self.name).reshape(tuple(shape))
@@ -128,6 +149,8 @@ class StorageType:
         """
         if self.is_float:
             raise InternalError(f"{self.name} is a float type: it has no codes")
+        if self.codebook is not None:
+            return self._rows(self._whole(raw, shape), shape[-1])
         blocks = self._blocks(raw, shape)
         groups = self.block_elems // self.group
         codes = np.empty((len(blocks), self.block_elems), np.uint8)
@@ -147,15 +170,35 @@ class StorageType:
             self.group,
         )
 
+    def _dequantize_rows(self, raw: _U8, shape: Sequence[int]) -> _F32:
+        """`dequantize` where the scales lie behind the codes of a row."""
+        rows = self._whole(raw, shape).reshape(-1, self.size_bytes(shape[-1:]))
+        out = np.empty((len(rows), shape[-1]), np.float32)
+        step = max(1, _CHUNK_ELEMS // shape[-1])
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            out[start : start + step] = self._rows(part, shape[-1]).values()
+        return out.reshape(tuple(shape))
+
+    def _rows(self, raw: _U8, k: int) -> Codes:
+        """Codes and scales of whole rows, views where that is possible."""
+        rows = raw.reshape(-1, self.size_bytes((k,)))
+        scales = np.ascontiguousarray(rows[:, k:]).view("<f4").astype(np.float32)
+        return Codes(rows[:, :k], 0, scales, None, self.group, self.codebook)
+
     def _blocks(self, raw: _U8, shape: Sequence[int]) -> _U8:
         """`raw` as [blocks, block_bytes]."""
+        return self._whole(raw, shape).reshape(-1, self.block_bytes)
+
+    def _whole(self, raw: _U8, shape: Sequence[int]) -> _U8:
+        """`raw`, which must be the bytes of the shape."""
         size = self.size_bytes(shape)
         if raw.ndim != 1 or raw.dtype != np.uint8 or raw.size != size:
             raise InternalError(
                 f"{self.name} of shape {tuple(shape)} needs {size} bytes in one dimension, "
                 f"got {raw.dtype}{list(raw.shape)}"
             )
-        return raw.reshape(-1, self.block_bytes)
+        return raw
 
     def _chunks(self, blocks: int) -> Iterator[slice]:
         step = _CHUNK_ELEMS // self.block_elems
@@ -312,6 +355,24 @@ def _quantised(
     )
 
 
+def _e4m3() -> _F32:
+    """What the 256 codes of 8-bit floats with 4 bits of exponent stand for: 2^-9 up to 448.
+
+    The exponent's bias is 7; codes of exponent 0 are subnormal; 0x7f and 0xff are NaN.
+    """
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    magnitude = np.ldexp(np.where(exponent, mantissa + 8, mantissa), np.maximum(exponent, 1) - 10)
+    magnitude[codes & 0x7F == 0x7F] = np.nan
+    return np.where(codes < 0x80, magnitude, -magnitude).astype(np.float32)
+
+
+def _eight_bit_floats() -> StorageType:
+    codebook = _e4m3()
+    codebook.setflags(write=False)
+    return StorageType("f8_e4m3", 32, 32, is_float=False, bits=8, group=128, codebook=codebook)
+
+
 STORAGE_TYPES: Mapping[str, StorageType] = MappingProxyType(
     {
         storage.name: storage
@@ -319,6 +380,7 @@ STORAGE_TYPES: Mapping[str, StorageType] = MappingProxyType(
             _floating("f32", 32),
             _floating("f16", 16),
             _floating("bf16", 16),
+            _eight_bit_floats(),
             _quantised("q4_0", (32, 18), 4, 32, 8, (0,), _decode_q4_0),
             _quantised("q4_1", (32, 20), 4, 32, 0, (0, 2), _decode_q4_1),
             _quantised("q5_0", (32, 22), 5, 32, 16, (0,), _decode_q5_0),

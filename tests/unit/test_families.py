@@ -376,7 +376,6 @@ def test_tied_by_the_settings(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"hidden_act": "relu"}, 'expected "silu" in "hidden_act" of a mistral model, got "relu"'),
-        ({"quantization_config": {"bits": 4}}, "weights quantised as in"),
         ({"rope_scaling": {"type": "longrope"}}, 'rotary embeddings scaled by "longrope"'),
         ({"layer_types": ["chunked_attention"] * 2}, "expected only"),
         ({"num_attention_heads": 9}, "expected a multiple of 8 heads"),
