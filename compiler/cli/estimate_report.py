@@ -24,6 +24,7 @@ def deployment_object(
 ) -> dict[str, Any]:
     """One deployment; what is not known is null, and `assumptions` says why."""
     estimate, workload = deployment.estimate, deployment.setup.workload
+    weights = deployment.counted.shape.weights
     report: dict[str, Any] = {
         "model": model.shape.name,
         "target": deployment.name,
@@ -31,6 +32,7 @@ def deployment_object(
         "tensor_parallel": estimate.split.tensor,
         "pipeline_parallel": estimate.split.pipeline,
         "dtype": estimate.split.dtype,
+        "weight_types": None if weights is None else list(weights.types),
         "kv_dtype": estimate.split.kv_dtype,
         "engine": deployment.engine and deployment.engine.name,
         "batch": workload.batch,
@@ -218,12 +220,14 @@ def _where(deployment: Deployment) -> str:
 def _asked(deployment: Deployment) -> str:
     """The workload in words."""
     workload, split = deployment.setup.workload, deployment.estimate.split
+    stored = deployment.counted.shape.weights
+    weights = split.dtype if stored is None else f"{', '.join(stored.types)} as in the file"
     users = (
         f"{workload.concurrency} users" if workload.concurrency > 1 else f"batch {workload.batch}"
     )
     return (
         f"{users}, prompt {workload.prompt}, {workload.new_tokens} new tokens, "
-        f"weights {split.dtype}, KV cache {split.kv_dtype}"
+        f"weights {weights}, KV cache {split.kv_dtype}"
     )
 
 

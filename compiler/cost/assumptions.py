@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from infc.cost.bounds import Machinery
+from infc.cost.file_weights import FileWeights
 from infc.cost.kernels.queries import DTYPE_BYTES
+from infc.cost.programs import Programs
 from infc.cost.transformer import ACTIVATION, Split
 from infc.cost.workload import Workload
 from infc.target.schema import Target
 
 
 def assumptions_of(
-    split: Split, workload: Workload, machinery: Machinery, *, equal_lengths: bool
+    split: Split,
+    workload: Workload,
+    machinery: Machinery,
+    weights: FileWeights | None,
+    *,
+    equal_lengths: bool,
 ) -> tuple[str, ...]:
-    """One sentence each, the target's figures first."""
+    """One sentence each, the target's figures first; `weights` are those of a file."""
+    programs = machinery.programs
     return (
         *_figures(machinery.target, split),
-        *_constants(machinery),
-        *_workload(split, workload, machinery, equal_lengths=equal_lengths),
+        *(_constants(machinery) if programs is None else _programs(machinery, programs, workload)),
+        *([] if programs is not None else _weights(split, weights, machinery.target)),
+        *_workload(workload, machinery, equal_lengths=equal_lengths),
     )
 
 
@@ -61,12 +70,38 @@ def _constants(machinery: Machinery) -> Iterator[str]:
     yield f"the engine's own time is that of {engine.name} ({engine.versions}) on {engine.target}"
 
 
-def _workload(
-    split: Split, workload: Workload, machinery: Machinery, *, equal_lengths: bool
-) -> Iterator[str]:
-    """Simplifications of the model and of the requests."""
-    if DTYPE_BYTES[split.dtype] < DTYPE_BYTES[ACTIVATION]:
-        yield f"embedding, head, norms and activations stay in {ACTIVATION}"
+def _programs(machinery: Machinery, programs: Programs, workload: Workload) -> Iterator[str]:
+    """What the times of whole programs lean on."""
+    target = machinery.target
+    yield (
+        f"the programs are those that infc compile makes of this file for {target.name}: weights "
+        f"in the file's types, a prompt in calls of up to {programs.chunk} tokens"
+    )
+    if target.kernels:
+        source = target.source_of("kernels") or "measured"
+        yield f"the times of their kernels have the constants of {source}"
+    else:
+        yield f"no kernel was measured on {target.name}: efficiencies are those of its target file"
+    if workload.at_once > 1:
+        yield "prompts are read one after the other"
+
+
+def _weights(split: Split, weights: FileWeights | None, target: Target) -> Iterator[str]:
+    """What weights take and what multiplies them."""
+    if weights is None:
+        if DTYPE_BYTES[split.dtype] < DTYPE_BYTES[ACTIVATION]:
+            yield f"embedding, head, norms and activations stay in {ACTIVATION}"
+        return
+    yield f"weights take the bytes of the file, in {', '.join(weights.types)}"
+    yield (
+        f"products run in {split.dtype}, that with the head ({weights.head_type}) in "
+        f"{split.head_dtype}: what is nearest to the weights of what {target.name} computes in"
+    )
+    yield f"norms and activations stay in {ACTIVATION}"
+
+
+def _workload(workload: Workload, machinery: Machinery, *, equal_lengths: bool) -> Iterator[str]:
+    """Simplifications of the requests."""
     if workload.concurrency > 1:
         lengths = "all requests are equally long" if equal_lengths else "lengths vary"
         yield f"users send the next request when they have the last answer; {lengths}"

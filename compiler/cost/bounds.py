@@ -11,6 +11,7 @@ from infc.cost.estimate import Estimate
 from infc.cost.kernels.machine import HOPS, machine_of
 from infc.cost.kernels.predict import added_variance
 from infc.cost.kernels.profile import Profile
+from infc.cost.programs import Programs
 from infc.cost.transformer import Split
 from infc.target.schema import Target
 
@@ -30,11 +31,13 @@ class Machinery:
         target: the chip.
         profile: constants of its kernels; None leaves the roofline.
         engine: that serves; None counts the kernels alone, each launched by itself.
+        programs: that run in place of single kernels, where a backend makes them.
     """
 
     target: Target
     profile: Profile | None = None
     engine: EngineProfile | None = None
+    programs: Programs | None = None
 
 
 def bounded(times: Estimate, phase: str, split: Split, machinery: Machinery) -> Estimate:

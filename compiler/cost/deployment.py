@@ -11,6 +11,7 @@ from infc.cost.estimate import Estimate
 from infc.cost.footprint import MemoryUse, footprint
 from infc.cost.kernels.profile import Profile
 from infc.cost.model_shape import ModelShape
+from infc.cost.programs import Programs
 from infc.cost.serving import serve
 from infc.cost.transformer import ACTIVATION, Split, check_split
 from infc.cost.workload import Workload
@@ -43,6 +44,7 @@ class DeploymentEstimate:
         memory: of the fullest device.
         memory_bytes: of all devices.
         fit: whether the workload fits the memory, and what would.
+        dtypes: of the arithmetic.
         bound: the resource that output tokens spend most of their time on.
         fits: all requests of a batch do; of users who wait for one another, at least one does.
         assumptions: figures of the target that are not published and that the estimate leans on,
@@ -63,7 +65,9 @@ class DeploymentEstimate:
     memory_bytes: int
     fit: FitReport
     fits: bool
+    dtypes: tuple[str, ...]
     bound: str
+
     assumptions: tuple[str, ...]
 
 
@@ -109,6 +113,8 @@ def deployment_estimate(
     engine: EngineProfile | None = None,
     link: Link | None = None,
     equal_lengths: bool = True,
+    head_dtype: str = ACTIVATION,
+    programs: Programs | None = None,
 ) -> DeploymentEstimate:
     """What a model on devices does.
 
@@ -125,6 +131,9 @@ def deployment_estimate(
         engine: that serves; None counts the kernels alone.
         link: in place of the target's own link between chips.
         equal_lengths: see `infc.cost.serving.serve`.
+        head_dtype: of the arithmetic with the vocabulary head.
+        programs: that run in place of single kernels, with a KV cache of their own dtype; of one
+            device.
 
     Raises:
         UserError: a split that is not possible, an unknown dtype (INF5001), a target without the
@@ -132,15 +141,18 @@ def deployment_estimate(
     """
     if link is not None:
         target = target.model_copy(update={"links": (link, *target.links)})
+    if programs is not None:
+        kv_dtype = programs.kv_dtype
     if kv_dtype is None:
         kv_dtype = ACTIVATION if engine is None else engine.cache_dtypes.get(dtype, ACTIVATION)
     if tensor_parallel is None and pipeline_parallel is None:
         split = split_over(shape, target, devices, dtype=dtype, kv_dtype=kv_dtype)
     else:
         split = _given_split(devices, tensor_parallel, pipeline_parallel, dtype, kv_dtype)
+    split = replace(split, head_dtype=head_dtype)
     check_split(shape, split)
-    machinery = Machinery(target, profile, engine)
-    held = footprint(shape, split, workload, target, engine)
+    machinery = Machinery(target, profile, engine, programs)
+    held = footprint(shape, split, workload, target, engine, programs)
     served = serve(
         shape, split, workload, machinery, room=max(1, held.room), equal_lengths=equal_lengths
     )
@@ -163,8 +175,15 @@ def deployment_estimate(
         memory_bytes=held.use.total * split.devices,
         fit=held.fit,
         fits=held.fit.fits or (workload.concurrency > 1 and held.room > 0),
+        dtypes=(
+            tuple(dict.fromkeys((split.dtype, split.head_dtype, ACTIVATION)))
+            if programs is None
+            else tuple(programs.dtypes)
+        ),
         bound=served.output_token.bound,
-        assumptions=assumptions_of(split, workload, machinery, equal_lengths=equal_lengths),
+        assumptions=assumptions_of(
+            split, workload, machinery, shape.weights, equal_lengths=equal_lengths
+        ),
     )
 
 

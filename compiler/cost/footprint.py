@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from infc.cost.engine import EngineProfile
 from infc.cost.kernels.queries import DTYPE_BYTES
 from infc.cost.model_shape import ModelShape
+from infc.cost.programs import ProgramBytes, Programs
 from infc.cost.transformer import ACTIVATION_BYTES, Split
 from infc.cost.workload import Workload
 from infc.memory.fit import FitReport, fit_report
@@ -58,13 +59,13 @@ def footprint(
     workload: Workload,
     target: Target,
     engine: EngineProfile | None,
+    programs: Programs | None = None,
 ) -> Footprint:
-    """The memory of a workload."""
+    """The memory of a workload; `programs` say themselves what they take."""
     requests = workload.at_once
-    # A batch is prefilled in one call; users come one at a time, among the others' decoding.
-    prompts = 1 if workload.concurrency > 1 else requests
-    weights = weight_bytes(shape, split)
-    activations = activation_bytes(shape, split, max(prompts * workload.prompt, requests), requests)
+    length = workload.context + workload.prompt + workload.new_tokens
+    held = _bytes(shape, split, workload, length) if programs is None else programs.memory
+    weights, activations = held.weights, held.activations
     memory = target.holding_memory()
     capacity, reserved = memory.size_bytes * memory.count, 0
     if engine is not None:
@@ -73,9 +74,7 @@ def footprint(
         reserved = max(0, round(engine.values["reserved_bytes"]) - activations)
     fixed = weights + activations + reserved
 
-    length = workload.context + workload.prompt + workload.new_tokens
-    share = kv_share(shape, split)
-    position, ring = (share * size for size in shape.kv_bytes(length, split.kv_dtype))
+    position, ring = held.position, held.sequence
     trained = shape.context_length
     fit = fit_report(capacity, fixed, position, ring, length, requests, trained)
     whole = ring + position * length
@@ -88,19 +87,38 @@ def footprint(
     return Footprint(MemoryUse(weights, cache, activations, reserved), fit, room)
 
 
+def _bytes(shape: ModelShape, split: Split, workload: Workload, length: int) -> ProgramBytes:
+    """What the fullest of several devices takes."""
+    requests = workload.at_once
+    # A batch is prefilled in one call; users come one at a time, among the others' decoding.
+    prompts = 1 if workload.concurrency > 1 else requests
+    rows = max(prompts * workload.prompt, requests)
+    share = kv_share(shape, split)
+    position, ring = shape.kv_bytes(length, split.kv_dtype)
+    return ProgramBytes(
+        weights=weight_bytes(shape, split),
+        activations=activation_bytes(shape, split, rows, requests),
+        position=share * position,
+        sequence=share * ring,
+    )
+
+
 def weight_bytes(shape: ModelShape, split: Split) -> int:
     """Weights of the fullest device: its blocks, and the larger of embedding and head with them.
 
     A device of a pipeline's first stage has the embedding, one of its last the head; of a single
     stage both.
     """
-    blocks = math.ceil(shape.layers / split.pipeline)
-    matrices = blocks * shape.matrix_parameters * DTYPE_BYTES[split.dtype] / split.tensor
+    blocks, held = math.ceil(shape.layers / split.pipeline), shape.weights
     vectors = (blocks * shape.vector_parameters + shape.hidden) * ACTIVATION_BYTES
-    tables = 2 if split.pipeline == 1 and not shape.tied else 1
-    return math.ceil(
-        matrices + vectors + tables * shape.embedding_parameters * ACTIVATION_BYTES / split.tensor
-    )
+    if held is None:
+        matrices = blocks * shape.matrix_parameters * DTYPE_BYTES[split.dtype]
+        tables = [shape.embedding_parameters * ACTIVATION_BYTES] * (1 if shape.tied else 2)
+    else:
+        matrices = sum(sorted((block.total for block in held.blocks), reverse=True)[:blocks])
+        tables = [held.embedding] if shape.tied else [held.embedding, held.head]
+    table = sum(tables) if split.pipeline == 1 else max(tables)
+    return math.ceil(vectors + (matrices + table) / split.tensor)
 
 
 def kv_share(shape: ModelShape, split: Split) -> float:

@@ -1,4 +1,4 @@
-"""What the cost of a language model depends on: its sizes, without a single weight.
+"""What the cost of a language model depends on: its sizes, and what its matrices take.
 
 A shape is read from a model's config.json alone, or from an opened model file.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from infc.cost.file_weights import FileWeights, file_weights
 from infc.cost.kernels.queries import DTYPE_BYTES
 from infc.diagnostics import Code, InternalError, UserError
 from infc.frontends.findings import Findings
@@ -32,6 +33,7 @@ class ModelShape:
         context_length: positions the model was made for.
         tied: the embedding is also the head.
         qkv_bias, query_key_norm, post_norms: as in `infc.frontends.source.ModelConfig`.
+        weights: what the matrices take where a file says so; None counts them by a dtype.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelShape:
     qkv_bias: bool = False
     query_key_norm: bool = False
     post_norms: bool = False
+    weights: FileWeights | None = None
 
     @property
     def layers(self) -> int:
@@ -148,14 +151,15 @@ def shape_from_config(
 
 
 def shape_from_source(source: ModelSource) -> ModelShape:
-    """The shape of an opened model."""
+    """The shape of an opened model, with what its matrices take."""
     roles = source.config.weights
-    return _shape(
+    shape = _shape(
         source.config,
         source.path.stem,
         tied="head" not in roles,
         qkv_bias="layers.0.q_bias" in roles,
     )
+    return replace(shape, weights=file_weights(source))
 
 
 def _expect_whole_heads(settings: Settings) -> None:

@@ -116,6 +116,8 @@ def step_parts(
 
 def step_estimate(shape: ModelShape, split: Split, rows: Rows, machinery: Machinery) -> Estimate:
     """One step with what the engine makes of it; arguments and errors are those of `step_parts`."""
+    if machinery.programs is not None:
+        return machinery.programs.step(rows, machinery.target)
     parts = step_parts(shape, split, rows, machinery.target, machinery.profile)
     if machinery.engine is None:
         return total([parts.work, parts.launches, parts.exchanges])

@@ -6,7 +6,8 @@ Tensor parallelism cuts the heads and the inner width (Shoeybi et al.: Megatron-
 arXiv 1909.08053): each of the two halves of a block ends in one all-reduce of the activations. Head
 and embedding are cut along the vocabulary. Pipeline parallelism gives each stage as even a share
 of the blocks as it can; activations are sent from stage to stage. Products with weights are in
-the dtype of the weights, embedding and head in 16 bits: engines leave those alone.
+the dtype of the weights, embedding and head in 16 bits: engines leave those alone. Where a file
+says what each matrix takes, that is read, and dtypes are those of the arithmetic.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from infc.cost.file_weights import BlockBytes
 from infc.cost.kernels.queries import (
     DTYPE_BYTES,
     Collective,
@@ -43,12 +45,14 @@ class Split:
         pipeline: groups of such devices, one after the other, that share the blocks.
         dtype: of the weights of the blocks and of the arithmetic with them.
         kv_dtype: of the KV cache.
+        head_dtype: of the vocabulary head, likewise.
     """
 
     tensor: int = 1
     pipeline: int = 1
     dtype: str = "bf16"
     kv_dtype: str = "bf16"
+    head_dtype: str = ACTIVATION
 
     @property
     def devices(self) -> int:
@@ -119,8 +123,9 @@ def step_kernels(shape: ModelShape, split: Split, rows: Rows) -> Counter[Query]:
     kernels: Counter[Query] = Counter()
     hidden_bytes = rows.tokens * shape.hidden * ACTIVATION_BYTES
     kernels[Elementwise(2 * hidden_bytes)] += 1  # the embedding
-    for window, layers in Counter(shape.windows).items():
-        for query in _block(shape, split, rows, window):
+    held = (None,) * shape.layers if shape.weights is None else shape.weights.blocks
+    for (window, block), layers in Counter(zip(shape.windows, held, strict=True)).items():
+        for query in _block(shape, split, rows, window, block):
             kernels[query] += layers
     if split.tensor > 1:
         kernels[Collective("all-reduce", split.tensor, hidden_bytes)] += (
@@ -134,25 +139,32 @@ def step_kernels(shape: ModelShape, split: Split, rows: Rows) -> Counter[Query]:
     return kernels
 
 
-def _block(shape: ModelShape, split: Split, rows: Rows, window: int) -> Iterator[Query]:
-    """The kernels of one block on one device, without collectives."""
+def _block(
+    shape: ModelShape, split: Split, rows: Rows, window: int, held: BlockBytes | None
+) -> Iterator[Query]:
+    """The kernels of one block on one device, without collectives; `held` is of all devices."""
     ways, tokens, hidden = split.tensor, rows.tokens, shape.hidden
     heads, kv_heads = shape.heads // ways, max(1, shape.kv_heads // ways)
     queries, keys = heads * shape.head_dim, kv_heads * shape.head_dim
     inner = shape.inner // ways
     wide = tokens * ACTIVATION_BYTES
+    held = held or BlockBytes(0, 0, 0, 0)
+
+    def product(n: int, k: int, weight_bytes: int) -> Gemm:
+        return Gemm(tokens, n, k, split.dtype, math.ceil(weight_bytes / ways))
+
     # Each norm adds the residual: it reads and writes both.
     yield from [Elementwise(4 * hidden * wide)] * (4 if shape.post_norms else 2)
-    yield Gemm(tokens, queries + 2 * keys, hidden, split.dtype)
+    yield product(queries + 2 * keys, hidden, held.queries)
     if shape.query_key_norm:
         yield Elementwise(2 * (queries + keys) * wide)
     yield Elementwise(2 * (queries + 2 * keys) * wide)  # rope, and the cache's new positions
     sizes = (rows.batch, heads, kv_heads, shape.head_dim)
     yield _attention(split, rows, window, sizes)
-    yield Gemm(tokens, hidden, queries, split.dtype)
-    yield Gemm(tokens, 2 * inner, hidden, split.dtype)
+    yield product(hidden, queries, held.output)
+    yield product(2 * inner, hidden, held.gated)
     yield Elementwise(3 * inner * wide)  # the activation
-    yield Gemm(tokens, hidden, inner, split.dtype)
+    yield product(hidden, inner, held.down)
 
 
 def _attention(
@@ -174,7 +186,8 @@ def _head(shape: ModelShape, split: Split, batch: int) -> Iterator[Query]:
     """Final norm and logits of one position a sequence."""
     yield Elementwise(2 * batch * shape.hidden * ACTIVATION_BYTES)
     share = math.ceil(shape.vocabulary / split.tensor)
-    yield Gemm(batch, share, shape.hidden, ACTIVATION)
+    held = 0 if shape.weights is None else math.ceil(shape.weights.head / split.tensor)
+    yield Gemm(batch, share, shape.hidden, split.head_dtype, held)
     if split.tensor > 1:
         logits = batch * shape.vocabulary * ACTIVATION_BYTES
         yield Collective("all-gather", split.tensor, logits)

@@ -62,9 +62,7 @@ def compare(
             rows.append(deploy(model, target, setup, name, measured))
         except UserError as error:
             left_out.append((name, error.diagnostic.message))
-    return Comparison(
-        rows, left_out, {row.name: _curve(model, row) for row in rows} if curves else {}
-    )
+    return Comparison(rows, left_out, {row.name: _curve(row) for row in rows} if curves else {})
 
 
 def ranked(comparison: Comparison, objective: str) -> list[Deployment]:
@@ -167,7 +165,7 @@ def deploy_phases(model: Model, prefill: Target, decode: Target, setup: Setup) -
     return _handed_over(model, first, second, setup)
 
 
-def _curve(model: Model, row: Deployment) -> list[Deployment]:
+def _curve(row: Deployment) -> list[Deployment]:
     """The same deployment with more and more requests at a time, as long as they fit."""
     points = []
     workload = row.setup.workload
@@ -178,7 +176,7 @@ def _curve(model: Model, row: Deployment) -> list[Deployment]:
             else replace(workload, batch=requests)
         )
         point = replace(row, setup=replace(row.setup, workload=changed))
-        estimate = again(model, point, row.target)
+        estimate = again(point, row.target)
         if not estimate.fits:
             break
         points.append(replace(point, estimate=estimate))

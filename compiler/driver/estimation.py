@@ -5,7 +5,7 @@ One deployment of a model; `infc.driver.comparison` has several, and those that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from infc.cost.engine import EngineProfile
 from infc.cost.kernels.profile import Profile
 from infc.cost.kernels.queries import DTYPE_BYTES
 from infc.cost.model_shape import ModelShape, read_shape, shape_from_source
+from infc.cost.transformer import ACTIVATION
 from infc.cost.workload import Workload
 from infc.diagnostics import Code, UserError
+from infc.driver.own_programs import OwnPrograms, holds_cache, makes_programs
 from infc.frontends import open_model
 from infc.target.schema import ComputeUnit, Target
 
@@ -32,14 +34,26 @@ class Model:
     """A model without its weights.
 
     Attributes:
-        shape: its sizes.
-        dtype: the dtype of the cost model whose bytes come nearest to those of its weights.
-        notes: what was taken for granted when it was read.
+        shape: its sizes, and what its matrices take in a file.
+        path: of the file or folder; None where there are sizes alone.
     """
 
     shape: ModelShape
-    dtype: str = "bf16"
-    notes: tuple[str, ...] = ()
+    path: Path | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the cost model that stands for its weights, but for the head."""
+        return "bf16" if self.shape.weights is None else self.shape.weights.dtype
+
+    @property
+    def head_dtype(self) -> str:
+        """The same of the vocabulary head."""
+        return ACTIVATION if self.shape.weights is None else self.shape.weights.head_dtype
+
+    def counted_by_dtype(self) -> Model:
+        """The model of which only the sizes count."""
+        return Model(replace(self.shape, weights=None))
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class Setup:
         workload: what users ask for.
         devices: how many; None is the fewest that hold the model.
         tensor_parallel: devices that share a block; None leaves it to the cost model.
-        dtype: of the weights; None is that of the model.
+        dtype: of the weights; None takes those of the file, of mere sizes 16 bits.
         kv_dtype: of the KV cache; None is what the engine takes, without one 16 bits.
         engine: that serves, as in `Calibrations.engine`.
         equal_lengths: all requests have exactly the prompt and the answer of the workload.
@@ -76,6 +90,8 @@ class Deployment:
         setup: with the devices and the dtype that were chosen.
         profile: constants of its kernels, if any were measured.
         engine: that serves; None counts the kernels alone.
+        counted: the model as it was counted: with the weights of its file, or by a dtype.
+        programs: that its backend would make, where these were counted.
         estimate: what they do.
         handover: between the phases, where `prefill` is on other devices.
         prefill: the prefill side; then `target` and `devices` are the decode side.
@@ -87,6 +103,8 @@ class Deployment:
     setup: Setup
     profile: Profile | None
     engine: EngineProfile | None
+    counted: Model
+    programs: OwnPrograms | None
     estimate: DeploymentEstimate
     handover: Handover | None = None
     prefill: Side | None = None
@@ -102,16 +120,9 @@ def read_model(path: Path) -> Model:
         return Model(read_shape(path))
     source = open_model(path)
     try:
-        matrices = [info for info in source.tensors.values() if len(info.shape) > 1]
-        bits = 8 * sum(info.size_bytes for info in matrices)
-        elements = sum(_product(info.shape) for info in matrices)
-        shape = shape_from_source(source)
+        return Model(shape_from_source(source), path)
     finally:
         source.close()
-    mean = bits / max(1, elements)
-    dtype = min(("fp4", "int8", "bf16", "f32"), key=lambda name: abs(8 * DTYPE_BYTES[name] - mean))
-    note = f"weights are counted as {dtype}: those of the file take {mean:.3g} bits each"
-    return Model(shape, dtype, (note,))
 
 
 def deploy(
@@ -135,8 +146,14 @@ def deploy(
     check_setup(setup)
     measured = measured or load_calibrations()
     engine = measured.engine(target, setup.engine)
-    case = _Case(model, with_conversions(target), measured.profile(target), engine)
-    setup = replace(setup, dtype=setup.dtype or _dtype_for(model, case.target))
+    counted = model if setup.dtype is None else model.counted_by_dtype()
+    programs = None
+    if engine is None and counted.path is not None and makes_programs(target):
+        programs = OwnPrograms(counted.path, target)
+    else:  # programs compute in what there is, single kernels also in what is converted
+        target = with_conversions(target)
+    case = _Case(counted, target, measured.profile(target), engine, programs)
+    setup = replace(setup, dtype=setup.dtype or _dtype_for(counted.dtype, case.target))
     if setup.devices is None:
         setup = replace(setup, devices=_fewest(case, setup))
     estimate = case.estimate(setup)
@@ -149,13 +166,18 @@ def deploy(
         setup,
         case.profile,
         engine,
+        counted,
+        programs,
         estimate,
     )
 
 
-def again(model: Model, deployment: Deployment, target: Target) -> DeploymentEstimate:
+def again(deployment: Deployment, target: Target) -> DeploymentEstimate:
     """The same deployment with other figures of its target."""
-    return _Case(model, target, deployment.profile, deployment.engine).estimate(deployment.setup)
+    case = _Case(
+        deployment.counted, target, deployment.profile, deployment.engine, deployment.programs
+    )
+    return case.estimate(deployment.setup)
 
 
 def with_conversions(target: Target) -> Target:
@@ -188,13 +210,17 @@ class _Case:
     target: Target
     profile: Profile | None
     engine: EngineProfile | None
+    programs: OwnPrograms | None
 
     def estimate(self, setup: Setup) -> DeploymentEstimate:
         """What the devices of a setup do, whether or not the model fits them."""
-        estimate = deployment_estimate(
+        devices, programs = setup.devices or 1, None
+        if self.programs is not None and devices == 1 and holds_cache(setup.kv_dtype):
+            programs = self.programs.planned(setup.workload, setup.kv_dtype)
+        return deployment_estimate(
             self.model.shape,
-            self.target,
-            devices=setup.devices or 1,
+            self.target if programs is not None else with_conversions(self.target),
+            devices=devices,
             tensor_parallel=setup.tensor_parallel,
             dtype=setup.dtype or self.model.dtype,
             kv_dtype=setup.kv_dtype,
@@ -202,9 +228,9 @@ class _Case:
             profile=self.profile,
             engine=self.engine,
             equal_lengths=setup.equal_lengths,
+            head_dtype=_dtype_for(self.model.head_dtype, self.target),
+            programs=programs,
         )
-        notes = self.model.notes if setup.dtype == self.model.dtype else ()
-        return replace(estimate, assumptions=(*estimate.assumptions, *notes))
 
     def fits(self, setup: Setup) -> bool:
         """Whether a setup is possible."""
@@ -223,16 +249,15 @@ def check_setup(setup: Setup) -> None:
             raise UserError(Code.OPTION, f"expected {option} {', '.join(DTYPE_BYTES)}, got {dtype}")
 
 
-def _dtype_for(model: Model, target: Target) -> str:
-    """The dtype of the model's weights, or the next wider one that the target computes in."""
-    known = {dtype for unit in target.compute for dtype in unit.operations_per_s}
+def _dtype_for(dtype: str, target: Target) -> str:
+    """The dtype of some weights, or the next wider one that the target computes in."""
+    known = {name for unit in target.compute for name in unit.operations_per_s}
     wide = sorted(
-        (dtype for dtype in known & set(DTYPE_BYTES)), key=lambda name: (DTYPE_BYTES[name], name)
+        (name for name in known & set(DTYPE_BYTES)), key=lambda name: (DTYPE_BYTES[name], name)
     )
-    least = DTYPE_BYTES[model.dtype]
-    if model.dtype in known:
-        return model.dtype
-    return next((name for name in wide if DTYPE_BYTES[name] >= least), model.dtype)
+    if dtype in known:
+        return dtype
+    return next((name for name in wide if DTYPE_BYTES[name] >= DTYPE_BYTES[dtype]), dtype)
 
 
 def _fewest(case: _Case, setup: Setup) -> int:
@@ -257,15 +282,17 @@ def _fewest(case: _Case, setup: Setup) -> int:
 def _does_not_fit(case: _Case, setup: Setup, estimate: DeploymentEstimate) -> UserError:
     """What does not fit, and what would."""
     more = _fewest(case, setup)
-    ways = {f"--devices {more}": replace(setup, devices=more)}
+    ways = {f"--devices {more}": (case, replace(setup, devices=more))}
     asked = DTYPE_BYTES[setup.dtype or case.model.dtype]
     offered = {dtype for unit in case.target.compute for dtype in unit.operations_per_s}
+    by_dtype = replace(case, model=case.model.counted_by_dtype(), programs=None)
     for dtype in ("fp8", "int8", "fp4"):
         if dtype in offered and DTYPE_BYTES[dtype] < asked:
-            ways[f"--dtype {dtype}"] = replace(setup, dtype=dtype)
+            ways[f"--dtype {dtype}"] = (by_dtype, replace(setup, dtype=dtype))
     if setup.kv_dtype is None:
-        ways["--kv-dtype fp8"] = replace(setup, kv_dtype="fp8")
-    fitting = [way for way, changed in ways.items() if case.fits(changed)]
+        narrow = "fp8" if case.programs is None else "int8"
+        ways[f"--kv-dtype {narrow}"] = (case, replace(setup, kv_dtype=narrow))
+    fitting = [way for way, (of, changed) in ways.items() if of.fits(changed)]
     devices = estimate.split.devices
     return UserError(
         Code.PLAN,
@@ -275,10 +302,3 @@ def _does_not_fit(case: _Case, setup: Setup, estimate: DeploymentEstimate) -> Us
         if fitting
         else "choose a target with more memory, or more of them",
     )
-
-
-def _product(shape: Sequence[int]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size

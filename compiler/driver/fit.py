@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infc.artifact import Artifact
+from infc.cost.programs import ProgramBytes
 from infc.diagnostics import Code, UserError
 from infc.driver.loading import members_of
 from infc.ir.kv_storage import position_bytes
@@ -105,7 +106,22 @@ def _fit(
     capacity_bytes: int,
     trained_context: int | None,
 ) -> FitReport:
-    """The sum: weights, the larger of the programs' arenas, one per-thread part for each unit."""
+    held = program_bytes(weight_bytes, plans, layout, target)
+    return fit_report(
+        capacity_bytes,
+        held.weights + held.activations,
+        held.position,
+        held.sequence,
+        layout["max_context"],
+        layout["max_slots"],
+        trained_context,
+    )
+
+
+def program_bytes(
+    weight_bytes: int, plans: Mapping[str, Any], layout: Mapping[str, Any], target: Target
+) -> ProgramBytes:
+    """The parts: weights, the larger of the programs' arenas, one per-thread part for each unit."""
     units = max(unit.count for unit in target.compute)
     arenas = [
         plan["plans"]["main"]["arena"]["height_bytes"]
@@ -113,15 +129,13 @@ def _fit(
         for plan in plans.values()
     ]
     position = layout["kv_heads"] * position_bytes(layout["kv_dtype"], layout["head_dim"])
-    rings = [held for held in layout["capacity"] if held != layout["max_context"]]
-    return fit_report(
-        capacity_bytes,
-        weight_bytes + max(arenas, default=0),
-        position * (len(layout["capacity"]) - len(rings)),
-        position * sum(rings),
-        layout["max_context"],
-        layout["max_slots"],
-        trained_context,
+    layers = zip(layout["capacity"], layout["windows"], strict=True)
+    rings = [held for held, window in layers if window and held < layout["max_context"]]
+    return ProgramBytes(
+        weights=weight_bytes,
+        activations=max(arenas, default=0),
+        position=position * (len(layout["capacity"]) - len(rings)),
+        sequence=position * sum(rings),
     )
 
 

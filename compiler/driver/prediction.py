@@ -43,7 +43,7 @@ class Turns:
 
     Attributes:
         calls: how many.
-        tokens: of each one.
+        tokens: of each one; of decode calls, of as many sequences.
         context: positions behind each one.
     """
 
@@ -86,10 +86,10 @@ def _predict(
     }
 
 
-def prefill_turns(prompt: int, chunk: int) -> list[Turns]:
-    """A prompt in pieces of a call's size."""
+def prefill_turns(prompt: int, chunk: int, past: int = 0) -> list[Turns]:
+    """A prompt in pieces of a call's size, behind so many positions."""
     return [
-        Turns(1, min(chunk, prompt - start), min(prompt, start + chunk))
+        Turns(1, min(chunk, prompt - start), past + min(prompt, start + chunk))
         for start in range(0, prompt, chunk)
     ]
 
@@ -112,12 +112,7 @@ def _predict_phase(
     works = [(scaled_work(k, phase, calls, tokens), k["launches"]) for k in kernels]
     # A program takes all units of a machine but those of the host, which threads stand for.
     units = threads if target.kind == "cpu" else None
-    program = estimate_work(Work(launches=calls), target, units)
-    estimates = [
-        kernel_seconds(kernel, phase, turns, target, units).scale(kernel["launches"])
-        for kernel in kernels
-    ]
-    whole: Estimate = total([program, *estimates])
+    whole = program_seconds(kernels, phase, turns, target, units)
     return PhasePrediction(
         seconds=whole.mid,
         seconds_low=whole.low,
@@ -125,6 +120,26 @@ def _predict_phase(
         bytes=sum(sum(work.bytes.values()) * count for work, count in works),
         operations=sum(sum(work.operations.values()) * count for work, count in works),
         bound=whole.bound,
+    )
+
+
+def program_seconds(
+    kernels: Sequence[Mapping[str, Any]],
+    phase: str,
+    turns: Sequence[Turns],
+    target: Target,
+    threads: int | None,
+) -> Estimate:
+    """All calls of a program, by its kernels; `threads` as in `estimate_work`."""
+    launches = Work(launches=round(sum(turn.calls for turn in turns)))
+    return total(
+        [
+            estimate_work(launches, target, threads),
+            *(
+                kernel_seconds(kernel, phase, turns, target, threads).scale(kernel["launches"])
+                for kernel in kernels
+            ),
+        ]
     )
 
 
@@ -173,7 +188,11 @@ def predict_call(
 
 def greedy_kernels(artifact: Artifact, phase: str) -> list[Mapping[str, Any]]:
     """The kernels that run where a call asks for the best token."""
-    kernels: list[Mapping[str, Any]] = artifact.manifest.cost_estimate.get(phase, [])
+    return greedy(artifact.manifest.cost_estimate.get(phase, []))
+
+
+def greedy(kernels: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of a program's kernels that run where a call asks for the best token."""
     return [kernel for kernel in kernels if "argmax" in kernel["outputs"]]
 
 
@@ -187,6 +206,8 @@ def kernel_seconds(
     """One launch of a kernel in each call: by its class where the target was measured, else by the
     roofline of all calls together."""
     if kernel.get("class", "") in target.kernels:
+        if _has_a_cache_each(kernel, phase):
+            turns = [Turns(turn.calls * turn.tokens, 1, turn.context) for turn in turns]
         return total(
             estimate_work(sized_work(kernel, phase, turn), target, threads).scale(turn.calls)
             for turn in turns
@@ -210,16 +231,22 @@ def sized_work(kernel: Mapping[str, Any], phase: str, turn: Turns) -> Work:
 def scaled_work(kernel: Mapping[str, Any], phase: str, calls: int, tokens: int) -> Work:
     """A kernel's work for all calls of a phase, one launch a call.
 
-    Weights are read once a call; operations grow with the tokens, those of attention in prefill
-    with their square. Kernels that work on logit rows keep their rows: only the last position's
-    are made.
+    Weights are read once a call, in decoding the cache of each sequence too; operations grow with
+    the tokens, those of attention in prefill with their square. Kernels that work on logit rows
+    keep their rows: only the last position's are made.
     """
     rows = int(kernel["rows"])
     factor = tokens / rows if phase == "decode" or rows > 1 else 1.0
     if kernel["kind"] == "attention" and phase == "prefill":
         factor *= tokens / rows
+    reads = tokens if _has_a_cache_each(kernel, phase) else calls
     return Work(
-        bytes={name: moved * calls for name, moved in kernel["bytes"].items()},
+        bytes={name: moved * reads for name, moved in kernel["bytes"].items()},
         operations={name: count * factor for name, count in kernel["operations"].items()},
         barriers=int(kernel["barriers"]) * calls,
     )
+
+
+def _has_a_cache_each(kernel: Mapping[str, Any], phase: str) -> bool:
+    """Whether the tokens of a call are those of sequences with a cache of their own."""
+    return bool(kernel["kind"] == "attention" and phase == "decode")

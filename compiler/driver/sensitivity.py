@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from infc.cost.kernels.queries import DTYPE_BYTES
-from infc.driver.estimation import Deployment, Model, again
+from infc.driver.estimation import Deployment, again
 from infc.target.changes import with_scaled
 from infc.target.schema import Target
 
@@ -31,13 +31,13 @@ class Sensitivity:
     tokens_per_s: float
 
 
-def sensitivity(model: Model, deployment: Deployment) -> list[Sensitivity]:
+def sensitivity(deployment: Deployment) -> list[Sensitivity]:
     """Every resource that a deployment uses, the one that buys the most output first."""
     before = deployment.estimate
     found = []
     for figure, change in _figures(deployment):
         target = with_scaled(deployment.target, figure, 1.0 + change)
-        after = again(model, deployment, target)
+        after = again(deployment, target)
         found.append(
             Sensitivity(
                 figure,
@@ -53,23 +53,27 @@ def sensitivity(model: Model, deployment: Deployment) -> list[Sensitivity]:
 def _figures(deployment: Deployment) -> Iterator[tuple[str, float]]:
     """The figures that estimates read, each with its change for the better."""
     target = deployment.target
-    memory = target.holding_memory().name
-    yield f"memory.{memory}.bandwidth", STEP
-    yield f"memory.{memory}.size", STEP
-    yield from ((name, STEP) for name in _operations(target, deployment.setup.dtype or ""))
+    memory = target.holding_memory()
+    yield f"memory.{memory.name}.bandwidth", STEP
+    if memory.unit_bandwidth_bytes_per_s is not None:
+        yield f"memory.{memory.name}.unit_bandwidth", STEP
+    yield f"memory.{memory.name}.size", STEP
+    yield from ((name, STEP) for name in _operations(target, deployment.estimate.dtypes))
     if target.launch_ns:
         yield "launch", -STEP
+    if "barrier" in deployment.estimate.tpot.by_resource:
+        yield "barrier", -STEP
     link = target.link("chips")
     if link is not None and deployment.devices > 1:
         yield f"link.{link.name}.bandwidth", STEP
         yield f"link.{link.name}.latency", -STEP
 
 
-def _operations(target: Target, dtype: str) -> list[str]:
-    """The rates of the weights' dtype and of the 16 bits that the rest is in."""
+def _operations(target: Target, dtypes: Collection[str]) -> list[str]:
+    """The rates of what is computed in."""
     return [
         f"compute.{unit.name}.operations.{name}"
         for unit in target.compute
         for name in unit.operations_per_s
-        if name in (dtype, "bf16") and name in DTYPE_BYTES
+        if name in dtypes and name in DTYPE_BYTES
     ]

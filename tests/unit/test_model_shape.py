@@ -89,7 +89,8 @@ def test_files_say_the_same_as_their_configuration(family: str, tmp_path: Path) 
         opened = shape_from_source(source)
         stored = sum(int(np.prod(info.shape)) for info in source.tensors.values())
         source.close()
-        assert vars(opened) | {"name": ""} == vars(alone) | {"name": ""}
+        unlike = {"name": "", "weights": None}
+        assert vars(opened) | unlike == vars(alone) | unlike
         if path == "folder":
             assert alone.parameters == stored
 

@@ -56,7 +56,7 @@ docs/targets.md says what a target file holds and which figures --set takes.
 @click.option(
     "--dtype",
     metavar="TYPE",
-    help="Weights and their arithmetic: f32, bf16, f16, fp8, int8, fp4.  [default: the model's]",
+    help="Weights and their arithmetic: f32, bf16, f16, fp8, int8, fp4.  [default: the file's]",
 )
 @click.option(
     "--kv-dtype",
@@ -150,9 +150,10 @@ def estimate_command(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Predict times, throughput, power and cost of a model, from its sizes alone.
+    """Predict times, throughput, power and cost of a model.
 
-    The model is a GGUF file, a Hugging Face folder or a config.json. No hardware is asked.
+    The model is a GGUF file, a Hugging Face folder or, for its sizes alone, a config.json. No
+    weight is read and no hardware is asked.
     """
     from infc.cli.estimate_plot import check_plot
     from infc.cost.workload import Workload
@@ -211,7 +212,7 @@ def _show(
     from infc.driver.sensitivity import sensitivity
 
     # What changes on one side of two says nothing about the other.
-    rows = sensitivity(model, deployment) if deployment.prefill is None else []
+    rows = sensitivity(deployment) if deployment.prefill is None else []
     if as_json:
         printed = report.deployment_object(model, deployment, rows)
         if considered is not None:

@@ -69,6 +69,7 @@ def sizes(query: Gemm, machine: Machine) -> dict[str, float]:
         "n": query.n,
         "k": query.k,
         "bytes": DTYPE_BYTES[query.dtype],
+        "weight_bytes": query.read_bytes,
         "unit_operations_per_s": unit.operations_per_s / unit.count,
         "units": unit.count,
         "cached": float(held),
@@ -96,7 +97,7 @@ def _times(
     launch = np.full_like(rows["m"], constants["launches"] * machine.launch_seconds)
     compute = _compute_seconds(rows, constants)
     m, n, k = rows["m"], rows["n"], rows["k"]
-    moved = m * k * activation_bytes + n * k * rows["bytes"] + m * n * _OUTPUT_BYTES
+    moved = m * k * activation_bytes + rows["weight_bytes"] + m * n * _OUTPUT_BYTES
     bandwidth = constants["memory_share"] * machine.bytes_per_s
     memory, conversion = moved / bandwidth, converted / bandwidth
     p = constants["overlap"]

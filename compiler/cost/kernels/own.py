@@ -85,7 +85,7 @@ def _product(query: Gemm, target: Target) -> Work:
             rows=rows,
             typical_rows=rows,
             operations={PRODUCT_DTYPES[form]: 2.0 * rows * n * k},
-            weight_bytes=storage_bytes(storage, (n, k)),
+            weight_bytes=query.weight_bytes or storage_bytes(storage, (n, k)),
             activation_bytes=storage_bytes(form, (rows, k)) + storage_bytes("f32", (rows, n)),
             shapes={},
             matrices=((n, k, storage),),

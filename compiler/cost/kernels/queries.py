@@ -31,15 +31,22 @@ class Gemm:
         m: rows, the tokens.
         n, k: output and input features of this device's share of the weights.
         dtype: of the weights and of the arithmetic; activations are converted to it on the fly.
+        weight_bytes: that the weights take where that is not what `dtype` takes; else 0.
     """
 
     m: int
     n: int
     k: int
     dtype: str
+    weight_bytes: int = 0
+
+    @property
+    def read_bytes(self) -> float:
+        """Of the weights."""
+        return self.weight_bytes or self.n * self.k * DTYPE_BYTES[self.dtype]
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
+        _check_sizes(self, may_be_zero=("weight_bytes",))
         _check_dtype(self.dtype)
 
 

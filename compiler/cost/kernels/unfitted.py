@@ -59,7 +59,7 @@ def _work(query: Query, machine: Machine) -> Work:
     """Bytes of main memory and operations of a kernel, each byte moved once."""
     match query:
         case Gemm(m, n, k, dtype):
-            moved = (m * k + n * k) * DTYPE_BYTES[dtype] + m * n * DTYPE_BYTES["bf16"]
+            moved = m * k * DTYPE_BYTES[dtype] + query.read_bytes + m * n * DTYPE_BYTES["bf16"]
             return _launched(machine, moved, dtype, 2.0 * m * n * k)
         case PrefillAttention():
             last = query.past + query.length
