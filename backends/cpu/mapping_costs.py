@@ -38,6 +38,8 @@ _LINES_FETCHED: Final = 2
 _LATENCY: Final = 100e-9
 """Of memory, where the target does not tell."""
 _SUMS: Final = 4
+_SCALED_WIDENING: Final = 4.0
+"""Instructions that make float32 of 16 floats of 8 bits."""
 """Parts of a float sum."""
 _SPILL: Final = 4.0
 """Instructions that a sum outside of the registers costs each time: a load, a store, and the wait
@@ -211,7 +213,7 @@ def _streamed(
 def _stream_step(layout: PackedLayout, k: int, rows: int) -> tuple[int, float]:
     """Steps of a panel along k, and the instructions of one."""
     if layout.is_float:
-        widen = 0 if layout.kind == "f32" else 1
+        widen = {"f32": 0, "f8": _SCALED_WIDENING}.get(layout.kind, 1)
         return max(k // _SUMS, 1), _SUMS * (1.0 + widen + rows)
     dots = A8_BLOCK // _STEP
     unpack = {8: 1.0, 4: 1.5}.get(layout.bits, 3.0) * dots

@@ -46,9 +46,9 @@ def activation_forms(storage: str, k: int, rows: int, isa: Isa) -> Sequence[str]
 
     A few rows are multiplied while the weights stream past; bf16 needs them staged first.
     """
-    kind = STORAGE_TYPES[storage]
-    streamed = "f32" if kind.is_float or k % A8_BLOCK else "a8"
-    fits = isa.amx or (kind.is_float and isa.bf16_dot)  # AVX-512 is faster with integers
+    floats = layout_for(storage).is_float
+    streamed = "f32" if floats or k % A8_BLOCK else "a8"
+    fits = isa.amx or (floats and isa.bf16_dot)  # AVX-512 is faster with integers
     if not fits or storage == "f32":
         return [streamed]
     return ["abf16", streamed] if rows >= TILE_ROWS else [streamed, "abf16"]

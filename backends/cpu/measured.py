@@ -201,9 +201,9 @@ def _packed(
         source = rng.standard_normal(shape, dtype=np.float32)
     else:
         codes = rng.integers(0, 1 << storage.bits, shape, dtype=np.uint8)
-        scales = rng.uniform(0.005, 0.01, (shape[0], k // storage.group)).astype(np.float32)
+        scales = rng.uniform(0.005, 0.01, (shape[0], -(-k // storage.group))).astype(np.float32)
         minima = -scales if storage.has_min else None
-        source = Codes(codes, storage.zero_point, scales, minima, storage.group)
+        source = Codes(codes, storage.zero_point, scales, minima, storage.group, storage.codebook)
     packed = np.zeros(HEADER_BYTES + sample * layout.panel_bytes(k), np.uint8)
     pack(layout, [source], shape[0], k, packed)
     times = -(-panels_of(n) // sample)

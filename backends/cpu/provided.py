@@ -64,7 +64,7 @@ def provided_candidates(
     Raises:
         UserError: a provider fails or offers what cannot be (INF3007).
     """
-    if spec.activation != "f32":
+    if spec.activation != "f32" or any(segment.layout.is_scaled for segment in spec.segments):
         return []
     found: list[KernelMapping] = []
     for provider in _providers():

@@ -74,7 +74,7 @@ def tile_format(storage: str) -> TileFormat | None:
     if storage in ("bf16", "f16"):
         return TileFormat(16, 0, False, int(Float.BF16 if storage == "bf16" else Float.F16))
     kind = STORAGE_TYPES[storage]
-    if kind.is_float:
+    if kind.is_float or kind.codebook is not None:
         return None
     bits = 4 if kind.bits <= 4 else 8
     form = (

@@ -63,6 +63,8 @@ KERNELS: dict[str, tuple[int, list[tuple[int, str, bool]], dict[str, object]]] =
     "q2_k": (256, [(31, "q2_k", False)], {}),
     "bf16": (130, [(40, "bf16", False)], {"out": "abf16"}),
     "f16": (37, [(48, "f16", True), (16, "f32", False)], {}),
+    "f8": (416, [(40, "f8_e4m3", True), (19, "f8_e4m3", False)], {}),
+    "f8_short": (96, [(36, "f8_e4m3", False)] * 2, {"combine": "silu", "out": "abf16"}),
     "floats": (96, [(40, "bf16", False), (19, "f16", True), (9, "f32", False)], {}),
     "lines": (
         96,
@@ -101,10 +103,12 @@ def weights(
     kind, layout = STORAGE_TYPES[storage.partition(".")[0]], layout_of(storage)
     source: Codes | NDArray[np.float32] = rng.standard_normal((n, k)).astype(np.float32)
     if not kind.is_float:
-        scales = rng.uniform(0.005, 0.01, (2, n, k // kind.group)).astype(np.float32)
+        scales = rng.uniform(0.005, 0.01, (2, n, -(-k // kind.group))).astype(np.float32)
         codes = rng.integers(0, 1 << kind.bits, (n, k), dtype=np.uint8)
+        if kind.codebook is not None:
+            codes[np.isnan(kind.codebook[codes])] = 0
         minima = -(2.0 ** (kind.bits - 1)) * scales[1] if kind.has_min else None
-        source = Codes(codes, kind.zero_point, scales[0], minima, kind.group)
+        source = Codes(codes, kind.zero_point, scales[0], minima, kind.group, kind.codebook)
     out = aligned(packed_bytes(layout, n, k))
     pack(layout, [source], n, k, out)
     return out, unpack(layout, out, n, k)

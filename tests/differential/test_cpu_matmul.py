@@ -68,15 +68,17 @@ KERNELS = {
     "f32": ("f32", 37, [("f32", 300, True)], {}),
     "bf16": ("f32", 130, [("bf16", 32, False)], {}),
     "f16": ("f32", 64, [("f16", 40, False), ("f32", 16, False)], {"softcap": 30.0}),
+    "f8": ("f32", 416, [("f8_e4m3", 300, True)], {}),
+    "f8_short": ("f32", 96, [("f8_e4m3", 20, False), ("bf16", 16, False)], {"softcap": 9.0}),
     "qkv": ("a8", 256, [("q5_0", 64, True), ("q4_k", 16, False), ("q6_k", 20, True)], {}),
     "geglu": ("a8", 64, [("q5_0", 80, False)] * 2, {"combine": "gelu_tanh"}),
     "swiglu": ("f32", 40, [("bf16", 36, True), ("f32", 36, False)], {"combine": "silu"}),
 }
 FEWER = {
-    "neon-dot": ("q8_0", "q6_k", "q5_1", "q4_1", "f16"),
+    "neon-dot": ("q8_0", "q6_k", "q5_1", "q4_1", "f16", "f8"),
     "neon-i8mm": ("q8_0", "q6_k", "q4_1", "geglu"),
     "avx-vnni": ("q8_0", "q4_1"),
-    "avx2": ("q8_0", "q6_k", "q5_1", "q2_k", "bf16", "qkv", "geglu"),
+    "avx2": ("q8_0", "q6_k", "q5_1", "q2_k", "bf16", "f8", "qkv", "geglu"),
 }
 """On these paths not all kernels are tried again: layouts and epilogues are the same everywhere."""
 EMBEDDED = ("q8_0", "q6_k", "q5_0", "q4_1", "q2_k", "bf16", "f16", "f32")
@@ -98,10 +100,14 @@ def weights(
     if storage.is_float:
         source = rng.standard_normal((n, k)).astype(np.float32)
     else:
-        scales = rng.uniform(0.005, 0.01, (2, n, k // storage.group)).astype(np.float32)
+        scales = rng.uniform(0.005, 0.01, (2, n, -(-k // storage.group))).astype(np.float32)
         codes = rng.integers(0, 1 << storage.bits, (n, k), dtype=np.uint8)
+        if storage.codebook is not None:
+            codes[np.isnan(storage.codebook[codes])] = 0
         minima = -(2.0 ** (storage.bits - 1)) * scales[1] if storage.has_min else None
-        source = Codes(codes, storage.zero_point, scales[0], minima, storage.group)
+        source = Codes(
+            codes, storage.zero_point, scales[0], minima, storage.group, storage.codebook
+        )
     out = aligned(packed_bytes(layout, n, k))
     pack(layout, [source], n, k, out)
     return layout, out, unpack(layout, out, n, k)
@@ -256,6 +262,26 @@ def test_products_are_right(programs: dict[str, Program], isa: str, name: str) -
     case = Case(name)
     for out, (value, error) in zip(case.run(programs[isa], 130), case.expected(), strict=True):
         assert (np.abs(out - value) <= error).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_eight_bit_float_is_exact(programs: dict[str, Program], isa: str) -> None:
+    """One column of x is one, and all codes come by in it: subnormals and both signs too."""
+    case = Case("f8")
+    (segment,), k = case.spec.segments, case.spec.k
+    codebook = STORAGE_TYPES["f8_e4m3"].codebook
+    assert codebook is not None
+    case.x[:], case.biases[0][:] = 0, 0
+    for column, first in ((0, 0), (127, 20), (128, 156), (k - 1, -44)):
+        codes = (np.arange(segment.n * k).reshape(segment.n, k) * 7 % 127).astype(np.uint8)
+        codes[:, column] = np.arange(first, first + segment.n) % 256
+        codes[np.isnan(codebook[codes])] = 0
+        scales = np.full((segment.n, 4), 0.75, np.float32)
+        source = Codes(codes, 0, scales, None, 128, codebook)
+        pack(segment.layout, [source], segment.n, k, case.packed[0])
+        case.x[0] = np.arange(k) == column
+        (out,) = case.run(programs[isa], 1)
+        np.testing.assert_array_equal(out[0], codebook[codes[:, column]] * np.float32(0.75))
 
 
 EXTREME = ("q8_0", "q6_k", "q5_0", "q5_1", "q4_1", "q2_k")

@@ -19,7 +19,7 @@ from infc.ir.storage import STORAGE_TYPES, Codes
 from infc.passes.codegen.panels import multiplier_of, panels_of, row_chunks
 from infc.reference.a8 import a8_offsets, a8_row_bytes, dequantize_a8, quantize_a8
 
-EXACT = {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}
+EXACT = {"f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "f8_e4m3"}
 
 
 def stored_weights(name: str, n: int, k: int, seed: int = 0) -> np.ndarray:
@@ -31,6 +31,10 @@ def stored_weights(name: str, n: int, k: int, seed: int = 0) -> np.ndarray:
         if name == "bf16":
             return (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8).reshape(-1)
         return values.astype("<f4" if name == "f32" else "<f2").view(np.uint8).reshape(-1)
+    if storage.codebook is not None:
+        codes = rng.integers(0, 127, (n, k), np.uint8) | rng.integers(0, 2, (n, k), np.uint8) << 7
+        scales = rng.uniform(-0.1, 0.1, (n, -(-k // storage.group))).astype("<f4")
+        return np.concatenate([codes, scales.view(np.uint8)], axis=1).reshape(-1)
     raw = rng.integers(0, 256, storage.size_bytes((n, k)), dtype=np.uint8)
     blocks = raw.reshape(-1, storage.block_bytes)
     for offset in storage.half_offsets:
@@ -66,6 +70,13 @@ def test_float_weights_need_no_multiple_of_anything(name: str) -> None:
     np.testing.assert_array_equal(unpack(layout, out, 19, 37), values)
     rows = out[HEADER_BYTES:].reshape(panels_of(19), 37, 16, -1)
     assert not rows[1, :, 3:].any()
+
+
+@pytest.mark.parametrize("k", [32, 160, 384])
+def test_rows_of_scaled_floats_end_anywhere(k: int) -> None:
+    layout, out, values = packed("f8_e4m3", 19, k)
+    np.testing.assert_array_equal(unpack(layout, out, 19, k), values)
+    assert layout.panel_bytes(k) == 16 * k + 64 * -(-k // 128)
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16"])

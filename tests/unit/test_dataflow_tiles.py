@@ -17,7 +17,7 @@ from infc.backends.dataflow.tiles import LINE_BYTES, Matrix, TileFormat, scale_f
 from infc.ir.storage import STORAGE_TYPES
 
 U8 = NDArray[np.uint8]
-QUANTISED = sorted(name for name, kind in STORAGE_TYPES.items() if not kind.is_float)
+QUANTISED = sorted(name for name in STORAGE_TYPES if (f := tile_format(name)) and not f.is_float)
 ROWS, COLUMNS = 6, 512
 
 

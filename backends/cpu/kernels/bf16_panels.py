@@ -15,6 +15,12 @@ from infc.backends.cpu.kernels.line_sums import (
     emit_rows_of_chunk,
     numbers_of_line,
 )
+from infc.backends.cpu.kernels.scaled_panels import (
+    GROUP,
+    SCALES_BYTES,
+    emit_eight_bit_floats,
+    scaled_panel_bytes,
+)
 from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.abf16 import abf16_padded
 
@@ -39,6 +45,8 @@ def emit_bf16_panel(b: Builder, layout: PackedLayout, k: int) -> str:
     with b.function(name, [b.ptr, b.ptr, b.f32], inline=False) as (packed, staged, multiplier):
         if layout.lines:
             _stage_lines(b, layout, k, packed, staged)
+        elif layout.is_scaled:
+            _stage_scaled(b, k, packed, staged)
         elif layout.is_float:
             _stage_floats(b, layout, k, packed, staged)
         else:
@@ -100,6 +108,32 @@ def _stage_floats(b: Builder, layout: PackedLayout, k: int, packed: Value, stage
         last = number(b.at(packed, (k - 1) * vector_bytes))
         zero = b.const(0.0, halves)
         b.store(b.shuffle(last, zero, _PAIRS), b.at(staged, k // 2 * PAIRS_BYTES), PAIRS_BYTES)
+
+
+def _stage_scaled(b: Builder, k: int, packed: Value, staged: Value) -> None:
+    """`value = scale * code`; the powers of two are exact."""
+
+    def chunk(index: Value, count: int) -> None:
+        source = b.at(packed, b.mul(index, scaled_panel_bytes(GROUP)))
+        target = b.at(staged, b.mul(index, GROUP // 2 * PAIRS_BYTES))
+        scale = b.load(source, b.vec(LANES, b.f32), SCALES_BYTES)
+        codes = b.at(source, SCALES_BYTES)
+
+        def pair(number: Value) -> None:
+            at = b.at(codes, b.mul(number, 2 * PANEL_ROWS))
+            first, second = (
+                b.fmul(emit_eight_bit_floats(b, b.at(at, PANEL_ROWS * which)), scale)
+                for which in range(2)
+            )
+            pairs = emit_pairs(b, first, second)
+            b.store(pairs, b.at(target, b.mul(number, PAIRS_BYTES)), PAIRS_BYTES)
+
+        b.loop(0, count // 2, body=pair)
+
+    whole, rest = divmod(k, GROUP)
+    b.loop(0, whole, body=lambda index: chunk(index, GROUP))
+    if rest:
+        chunk(b.idx(whole), rest)
 
 
 def _stage_lines(b: Builder, layout: PackedLayout, k: int, packed: Value, staged: Value) -> None:

@@ -13,6 +13,7 @@ are zeros.
       u8 codes[group / 4][16][4]     8 bits: step s holds k = 4s .. 4s + 3 of each row
       u8 codes[group / 8][16][4]     4 and 5 bits: low nibbles are step 2s, high ones 2s + 1
   and `value = multiplier * (scale * (code - zero_point) + min)`.
+- Floats of 8 bits have scales of their own: see `scaled_panels`.
 
 The header starts with that multiplier, an f32 and a power of two; it lets scales of any magnitude
 be stored as f16. The rest of the header is zero.
@@ -27,6 +28,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from infc.backends.cpu.kernels.scaled_panels import (
+    GROUP,
+    pack_scaled,
+    scaled_panel_bytes,
+    unpack_scaled,
+)
 from infc.diagnostics import InternalError
 from infc.ir.storage import STORAGE_TYPES, Codes, StorageType
 from infc.passes.codegen.panels import PANEL_ROWS, Scales, multiplier_of, panels_of
@@ -35,6 +42,7 @@ HEADER_BYTES = 64
 LINE_BYTES = 64
 
 _FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+_SCALED = "f8"
 _SCALES_BYTES = 2 * PANEL_ROWS
 _HIGH_BYTES = 4 * PANEL_ROWS
 
@@ -44,9 +52,9 @@ class PackedLayout:
     """One way of packing.
 
     Attributes:
-        kind: `int`, or the float type `f32`, `f16` or `bf16`.
+        kind: `int`, or the float type `f32`, `f16`, `bf16` or `f8`.
         bits: of a code (8, 5 or 4), or of the float.
-        group: codes that share a scale, along k: 32 or 16 (1 for floats).
+        group: codes that share a scale, along k: 32 or 16 (128 for `f8`, 1 for other floats).
         has_min: groups have a minimum too.
         lines: of floats; k is a multiple of 32 then.
     """
@@ -68,6 +76,11 @@ class PackedLayout:
     def is_float(self) -> bool:
         """Whether there are floats instead of codes."""
         return self.kind != "int"
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether there are floats of 8 bits, which have scales."""
+        return self.kind == _SCALED
 
     @property
     def number_bytes(self) -> int:
@@ -97,6 +110,8 @@ class PackedLayout:
 
     def panel_bytes(self, k: int) -> int:
         """Bytes of 16 rows."""
+        if self.is_scaled:
+            return scaled_panel_bytes(k)
         if self.is_float:
             return PANEL_ROWS * k * _FLOAT_BYTES[self.kind]
         if k % 32:
@@ -110,6 +125,8 @@ def layout_for(storage: StorageType | str) -> PackedLayout:
         storage = STORAGE_TYPES[storage]
     if storage.is_float:
         return PackedLayout(storage.name, storage.bits)
+    if storage.codebook is not None:
+        return PackedLayout(_SCALED, storage.bits, GROUP)
     bits = 8 if storage.bits > 5 else max(storage.bits, 4)
     return PackedLayout("int", bits, storage.group, storage.has_min)
 
@@ -120,6 +137,8 @@ def layout_named(name: str) -> PackedLayout:
         return PackedLayout("int", int(match[1]), int(match[2]), match[3] is not None)
     if match := re.fullmatch(r"n16\.(bf16|f16|f32)(\.lines)?(\.bounds)?", name):
         return PackedLayout(match[1], 8 * _FLOAT_BYTES[match[1]], lines=match[2] is not None)
+    if name == (scaled := PackedLayout(_SCALED, 8, GROUP)).name:
+        return scaled
     raise InternalError(f"no packed layout is called `{name}`")
 
 
@@ -141,7 +160,7 @@ def pack(
         layout: of `out`.
         chunks: the rows in order; every chunk but the last holds a multiple of 16 of them. `Codes`
             for a quantised layout (with its group, codes that fit its bits, and minima where it has
-            them), float32 [rows, k] for a float layout.
+            them) and for floats of 8 bits, float32 [rows, k] for other floats.
         out: `packed_bytes(layout, n, k)` bytes, overwritten whole.
     """
     target = np.frombuffer(out, np.uint8) if isinstance(out, memoryview) else out
@@ -156,7 +175,9 @@ def pack(
         if row % PANEL_ROWS or row + count > n:
             raise InternalError(f"rows {row} .. {row + count} do not fit panels of [{n}, {k}]")
         part = panels[row // PANEL_ROWS : panels_of(row + count)]
-        if isinstance(chunk, Codes):
+        if isinstance(chunk, Codes) and layout.is_scaled:
+            pack_scaled(chunk, part)
+        elif isinstance(chunk, Codes):
             _pack_codes(layout, chunk, part)
             if scales is not None:
                 scales.take(chunk, row)
@@ -273,6 +294,11 @@ def _to_bf16(values: NDArray[np.generic]) -> NDArray[np.uint16]:
 def unpack(layout: PackedLayout, packed: NDArray[np.uint8], n: int, k: int) -> NDArray[np.float32]:
     """The numbers of a packed matrix, float32 [n, k]: what the kernels compute with."""
     panels = packed[HEADER_BYTES:].reshape(panels_of(n), layout.panel_bytes(k))
+    if layout.is_scaled:
+        codebook = STORAGE_TYPES["f8_e4m3"].codebook
+        if codebook is None:
+            raise InternalError("8-bit floats have no codebook")
+        return unpack_scaled(panels, k, codebook)[:n]
     if layout.is_float:
         return _unpack_floats(layout, panels, n, k)
     count, chunks = len(panels), k // layout.group

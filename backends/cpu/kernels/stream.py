@@ -37,6 +37,12 @@ from infc.backends.cpu.kernels.line_sums import (
     emit_rows_of_chunk,
     numbers_of_line,
 )
+from infc.backends.cpu.kernels.scaled_panels import (
+    GROUP,
+    SCALES_BYTES,
+    emit_eight_bit_floats,
+    scaled_panel_bytes,
+)
 from infc.ir.mlir import ir
 from infc.passes.codegen.panels import PANEL_ROWS
 from infc.reference.a8 import A8_BLOCK, A8_SUM
@@ -292,10 +298,13 @@ def emit_float_sums(
 ) -> list[Value]:
     """The sums of 16 outputs of `kernel.rows` rows of f32, `vector<16xf32>` each.
 
-    Four sums by k modulo 4, each in order of k, then `(s0 + s1) + (s2 + s3)`.
+    Four sums by k modulo 4, each in order of k, then `(s0 + s1) + (s2 + s3)`. Weights with scales
+    are summed so for each scale; then `sum = fma(scale, that, sum)` in order of k.
     """
     if kernel.layout.lines:
         return _emit_line_sums(b, kernel, x, first_row, panel, ahead)
+    if kernel.layout.is_scaled:
+        return _emit_scaled_sums(b, kernel, x, first_row, panel, ahead)
     step_bytes = kernel.layout.panel_bytes(1)
     x_bytes = 4 * kernel.k
     starts = [b.at(x, b.mul(b.add(first_row, row), x_bytes)) for row in range(kernel.rows)]
@@ -316,10 +325,7 @@ def emit_float_sums(
 
     parts = [b.const(0.0, b.vec(LANES, b.f32))] * (FLOAT_ACCUMULATORS * kernel.rows)
     parts = emit_unrolled(b, kernel.k, FLOAT_ACCUMULATORS * kernel.unroll, parts, step)
-    return [
-        b.fadd(b.fadd(parts[i], parts[i + 1]), b.fadd(parts[i + 2], parts[i + 3]))
-        for i in range(0, len(parts), FLOAT_ACCUMULATORS)
-    ]
+    return [_sum_of_parts(b, parts, row) for row in range(kernel.rows)]
 
 
 def emit_provided_sums(
@@ -356,6 +362,52 @@ def _emit_line_sums(
         emit_panel_sums(b, parts[i : i + FLOAT_ACCUMULATORS])
         for i in range(0, len(parts), FLOAT_ACCUMULATORS)
     ]
+
+
+def _emit_scaled_sums(
+    b: Builder, kernel: StreamKernel, x: Value, first_row: Value, panel: Value, ahead: Ahead
+) -> list[Value]:
+    """`emit_float_sums` of 8-bit floats."""
+    floats = b.vec(LANES, b.f32)
+    starts = [b.at(x, b.mul(b.add(first_row, row), 4 * kernel.k)) for row in range(kernel.rows)]
+
+    def chunk(index: Value, count: int, totals: list[Value]) -> list[Value]:
+        offset = b.mul(index, scaled_panel_bytes(GROUP))
+        rows = [b.at(start, b.mul(index, 4 * GROUP)) for start in starts]
+        ahead.fetch(offset, 1)
+        scale = b.load(b.at(panel, offset), floats, SCALES_BYTES)
+        codes = b.add(offset, SCALES_BYTES)
+
+        def step(turn: Value, number: int, sums: list[Value]) -> list[Value]:
+            numbers = FLOAT_ACCUMULATORS * kernel.unroll
+            at = b.add(b.add(codes, b.mul(turn, PANEL_ROWS * numbers)), PANEL_ROWS * number)
+            if PANEL_ROWS * number % _LINE_BYTES == 0:
+                ahead.fetch(at, 1)
+            weights = emit_eight_bit_floats(b, b.at(panel, at))
+            sums = list(sums)
+            for row, start in enumerate(rows):
+                value = b.load(b.at(b.at(start, b.mul(turn, 4 * numbers)), 4 * number), b.f32, 4)
+                part = FLOAT_ACCUMULATORS * row + number % FLOAT_ACCUMULATORS
+                sums[part] = b.fma(weights, b.splat(value), sums[part])
+            return sums
+
+        parts = [b.const(0.0, floats)] * (FLOAT_ACCUMULATORS * kernel.rows)
+        parts = emit_unrolled(b, count, FLOAT_ACCUMULATORS * kernel.unroll, parts, step)
+        return [
+            b.fma(scale, _sum_of_parts(b, parts, row), total) for row, total in enumerate(totals)
+        ]
+
+    whole, rest = divmod(kernel.k, GROUP)
+    totals = [b.const(0.0, floats)] * kernel.rows
+    if whole:
+        totals = b.loop(0, whole, 1, totals, body=lambda i, *sums: chunk(i, GROUP, list(sums)))
+    return chunk(b.idx(whole), rest, totals) if rest else totals
+
+
+def _sum_of_parts(b: Builder, parts: list[Value], row: int) -> Value:
+    """The four parts of a row's sum in one."""
+    first, second, third, fourth = parts[FLOAT_ACCUMULATORS * row :][:FLOAT_ACCUMULATORS]
+    return b.fadd(b.fadd(first, second), b.fadd(third, fourth))
 
 
 def _load_floats(b: Builder, layout: PackedLayout, pointer: Value) -> Value:
