@@ -65,39 +65,43 @@ def footprint(
     requests = workload.at_once
     length = workload.context + workload.prompt + workload.new_tokens
     held = _bytes(shape, split, workload, length) if programs is None else programs.memory
-    weights, activations = held.weights, held.activations
+    weights, activations = held.weights, held.activations(requests)
     memory = target.holding_memory()
-    capacity, reserved = memory.size_bytes * memory.count, 0
+    capacity, kept = memory.size_bytes * memory.count, 0
     if engine is not None:
         capacity = math.floor(capacity * engine.values["memory_share"])
-        # The activations lie in what an engine reserves.
-        reserved = max(0, round(engine.values["reserved_bytes"]) - activations)
-    fixed = weights + activations + reserved
+        kept = round(engine.values["reserved_bytes"])
+
+    def beside(batch: int) -> int:
+        """What an engine reserves, where the activations lie, or more where they need it."""
+        return max(kept, held.activations(batch))
 
     position, ring = held.position, held.sequence
     trained = shape.context_length
-    fit = fit_report(capacity, fixed, position, ring, length, requests, trained)
+    fit = fit_report(capacity, weights, position, ring, length, requests, trained, beside)
     whole = ring + position * length
     on_average = whole - position * (workload.new_tokens // 2)
+    fixed = weights + beside(requests)
     room = 0 if fixed + whole > capacity else int((capacity - fixed) // on_average)
     if fit.fits or workload.concurrency == 1:
         cache = math.ceil(requests * whole)
     else:
         cache = math.ceil(max(1, room) * on_average)
+    reserved = beside(requests) - activations
     return Footprint(MemoryUse(weights, cache, activations, reserved), fit, room)
 
 
 def _bytes(shape: ModelShape, split: Split, workload: Workload, length: int) -> ProgramBytes:
     """What the fullest of several devices takes."""
-    requests = workload.at_once
+    prompt = activation_bytes(shape, split, workload.prompt, 1)
     # A batch is prefilled in one call; users come one at a time, among the others' decoding.
-    prompts = 1 if workload.concurrency > 1 else requests
-    rows = max(prompts * workload.prompt, requests)
+    users = workload.concurrency > 1
     share = kv_share(shape, split)
     position, ring = shape.kv_bytes(length, split.kv_dtype)
     return ProgramBytes(
         weights=weight_bytes(shape, split),
-        activations=activation_bytes(shape, split, rows, requests),
+        prefill=prompt,
+        decode=activation_bytes(shape, split, 1, 1) if users else prompt,
         position=share * position,
         sequence=share * ring,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,15 +18,21 @@ class ProgramBytes:
 
     Attributes:
         weights: as they lie there.
-        activations: of the larger one of both phases.
+        prefill: activations of a prompt's call, whatever the batch.
+        decode: activations of a step, of each sequence.
         position: of the KV cache, a position of a sequence; a fraction where devices share one.
         sequence: of the KV cache, whatever the length of a sequence; likewise.
     """
 
     weights: int
-    activations: int
+    prefill: int
+    decode: float
     position: float
     sequence: float
+
+    def activations(self, batch: int) -> int:
+        """Of the larger one of both phases, with so many sequences at once."""
+        return max(self.prefill, math.ceil(batch * self.decode))
 
 
 class Programs(Protocol):

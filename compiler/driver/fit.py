@@ -109,31 +109,36 @@ def _fit(
     held = program_bytes(weight_bytes, plans, layout, target)
     return fit_report(
         capacity_bytes,
-        held.weights + held.activations,
+        held.weights,
         held.position,
         held.sequence,
         layout["max_context"],
         layout["max_slots"],
         trained_context,
+        held.activations,
     )
 
 
 def program_bytes(
     weight_bytes: int, plans: Mapping[str, Any], layout: Mapping[str, Any], target: Target
 ) -> ProgramBytes:
-    """The parts: weights, the larger of the programs' arenas, one per-thread part for each unit."""
+    """The parts: weights, and of each program its arena and one per-thread part for each unit.
+
+    A step's rows are the sequences; a prompt's call has as many whatever their number.
+    """
     units = max(unit.count for unit in target.compute)
-    arenas = [
-        plan["plans"]["main"]["arena"]["height_bytes"]
+    arenas = {
+        phase: plan["plans"]["main"]["arena"]["height_bytes"]
         + units * plan["plans"]["main"]["thread"]["height_bytes"]
-        for plan in plans.values()
-    ]
+        for phase, plan in plans.items()
+    }
     position = layout["kv_heads"] * position_bytes(layout["kv_dtype"], layout["head_dim"])
     layers = zip(layout["capacity"], layout["windows"], strict=True)
     rings = [held for held, window in layers if window and held < layout["max_context"]]
     return ProgramBytes(
         weights=weight_bytes,
-        activations=max(arenas, default=0),
+        prefill=arenas.get("prefill", 0),
+        decode=arenas.get("decode", 0) / layout["max_slots"],
         position=position * (len(layout["capacity"]) - len(rings)),
         sequence=position * sum(rings),
     )

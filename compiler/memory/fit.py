@@ -1,21 +1,26 @@
 """Whether weights, caches and activations fit a memory, and the most that does, ahead of any run.
 
-    bytes(context, batch) = fixed + batch * (per sequence + per position * context)
+    bytes(context, batch) = fixed + activations(batch)
+                            + batch * (per sequence + per position * context)
 
-Weights, programs and activations are fixed; a KV cache takes bytes for each position of each
-sequence; what a sequence takes whatever its length (a cache that is a ring, a recurrent state) is
-counted once for each of them. All figures are those of one device.
+Weights and programs are fixed; a KV cache takes bytes for each position of each sequence; what a
+sequence takes whatever its length (a cache that is a ring, a recurrent state) is counted once for
+each of them. All figures are those of one device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
 from infc.diagnostics import Code, InternalError, UserError
 from infc.diagnostics.quantities import human_bytes
+
+_ANY_BATCH = 2**32
+"""What so many sequences fit in is not limited by them."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,19 @@ def fit_report(
     wanted_context: int,
     wanted_batch: int,
     trained_context: int | None = None,
+    activation_bytes: Callable[[int], int] = lambda batch: 0,
 ) -> FitReport:
     """Compare what is wanted with what there is.
 
     Args:
         capacity_bytes: of the memory, of one device.
-        fixed_bytes: weights, programs, activations: whatever the context.
+        fixed_bytes: weights, programs: whatever the context and the batch.
         bytes_per_position: of one sequence; may be a fraction where devices share a cache.
         bytes_per_sequence: whatever its length; a fraction likewise.
         wanted_context: positions of each sequence, prompt and output together.
         wanted_batch: sequences at once.
         trained_context: positions that the model was trained for, where it says.
+        activation_bytes: of so many sequences at once, whatever the context; never falls with them.
 
     Raises:
         UserError: a capacity (INF2101), a context or a batch (INF5001) below one.
@@ -81,15 +88,31 @@ def fit_report(
 
     # Exact: a float's floor could be one position too many.
     position, sequence = Fraction(bytes_per_position), Fraction(bytes_per_sequence)
-    free = capacity_bytes - fixed_bytes
-    needed = fixed_bytes + math.ceil(wanted_batch * (sequence + position * wanted_context))
-    held = _most(free - wanted_batch * sequence, wanted_batch * position)
+    whole, activations = sequence + position * wanted_context, activation_bytes(wanted_batch)
+    fixed = fixed_bytes + activations
+    needed = fixed + math.ceil(wanted_batch * whole)
+    held = _most(capacity_bytes - fixed - wanted_batch * sequence, wanted_batch * position)
     context, limit = _limited(held, trained_context)
-    batch = _most(Fraction(free), sequence + position * wanted_context)
+    batch = _largest_batch(capacity_bytes - fixed_bytes, whole, activation_bytes)
     found = FitReport(
         needed <= capacity_bytes, needed, capacity_bytes, context, batch, limit, message=""
     )
-    return replace(found, message=_message(found, fixed_bytes, wanted_context, wanted_batch))
+    return replace(found, message=_message(found, fixed, wanted_context, wanted_batch))
+
+
+def _largest_batch(free: int, each: Fraction, activation_bytes: Callable[[int], int]) -> int | None:
+    """The most sequences of `each` bytes and their activations in `free`; None for any number."""
+    most = _most(Fraction(free), each)
+    fits, beyond = 0, _ANY_BATCH if most is None else most + 1
+    if most is None and activation_bytes(beyond) <= free:
+        return None
+    while fits + 1 < beyond:
+        middle = (fits + beyond) // 2
+        if activation_bytes(middle) + middle * each <= free:
+            fits = middle
+        else:
+            beyond = middle
+    return fits
 
 
 def _limited(
@@ -114,21 +137,22 @@ def _message(found: FitReport, fixed: int, wanted_context: int, wanted_batch: in
     needed, capacity = found.needed_bytes, found.capacity_bytes
     context, batch = found.largest_context, found.largest_batch
     missing = f"{human_bytes(needed - capacity)} more"
-    trained = ", all that the model was trained for," if found.context_limit == "model" else ""
+    longest = f"context {context}"
+    if found.context_limit == "model":
+        longest = f"all of the model's {context} positions"
     if found.fits:
         wanted = f"context {wanted_context} and batch {wanted_batch}"
         beyond = context is not None and context < wanted_context
-        limits = [f"context {context}{trained}"] if context is not None and not beyond else []
+        limits = [longest] if context is not None and not beyond else []
         limits += [f"batch {batch}"] if batch is not None else []
-        room = f"; room for {' or '.join(limits)}".removesuffix(",") if limits else ""
+        room = f"; room for {' or '.join(limits)}" if limits else ""
         warning = f"; the model was trained for context {context}" if beyond else ""
         return (
             f"fits with {wanted}: {human_bytes(needed)} of {human_bytes(capacity)}{room}{warning}"
         )
     if context:
         of = f" at batch {wanted_batch}" if wanted_batch > 1 else ""
-        most = f"{trained.removesuffix(',')}{of}"
-        return f"fits with context {context}{most}; {wanted_context} needs {missing}"
+        return f"fits with {longest}{of}; context {wanted_context} needs {missing}"
     if batch:
         return (
             f"fits with batch {batch} at context {wanted_context}; "

@@ -170,7 +170,11 @@ def test_a_model_that_does_not_fit_says_what_would() -> None:
     )
     long = invoke(SMALL, *H100, "--new-tokens", "900000", "--devices", "1", "--json")
     assert json.loads(long.stdout)["error"]["code"] == "INF2101"
-    assert "fits with context " in long.stderr
+    assert long.stderr == (
+        "error[INF2101]: Llama-3.1-8B on 1 x nvidia-h100-sxm: fits with all of the model's 131072 "
+        "positions; context 901024 needs 59.5 GiB more\n"
+        "   = hint: this fits: --devices 2\n"
+    )
 
 
 def test_nothing_that_auto_could_choose() -> None:

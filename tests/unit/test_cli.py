@@ -280,7 +280,7 @@ def test_compile_says_what_fits(invoke: Invoke, driver: FakeDriver) -> None:
     )
     driver.fit = fit_report(2048, 2040, 2, 0, 99, 1)
     said = invoke("compile", "m.gguf", "-o", "x.infc").stdout.splitlines()[1]
-    assert said == "warning: fits with context 4; 99 needs 190 B more"
+    assert said == "warning: fits with context 4; context 99 needs 190 B more"
 
 
 LOSSES = {"q4_k": {"tensors": 7, "numbers": 12_500_000, "relative_rms_error": 0.0747}}

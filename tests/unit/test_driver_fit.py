@@ -92,7 +92,7 @@ def test_a_plan_beyond_the_memory_is_refused(path: Path) -> None:
         check_plan_fits(*plan, with_memory(needed - 4096))
     lines = str(refused.value).splitlines()
     assert lines[0].startswith("error[INF2101]: fits with context ")
-    assert lines[0].endswith(" at batch 3; 64 needs 4 KiB more")
+    assert lines[0].endswith(" at batch 3; context 64 needs 4 KiB more")
     assert lines[1:] == [
         "  --> dram of cpu:x86-64-v3",
         "   = hint: lower --max-context or --max-batch, or choose a target with more memory",

@@ -22,9 +22,6 @@ def test_what_fits_says_how_much_more_would() -> None:
     )
 
 
-TRAINED = "all that the model was trained for"
-
-
 @pytest.mark.parametrize(
     ("arguments", "context", "limit", "message"),
     [
@@ -32,7 +29,7 @@ TRAINED = "all that the model was trained for"
             (4096, 2048, 2, 0, 99, 1, 512),
             512,
             "model",
-            f"2.19 KiB of 4 KiB; room for context 512, {TRAINED}, or batch 10",
+            "2.19 KiB of 4 KiB; room for all of the model's 512 positions or batch 10",
         ),
         (
             (4096, 2048, 2, 0, 99, 1, 2000),
@@ -50,7 +47,7 @@ TRAINED = "all that the model was trained for"
             (100, 50, 0, 0, 99, 1, 128),
             128,
             "model",
-            f"50 B of 100 B; room for context 128, {TRAINED}",
+            "50 B of 100 B; room for all of the model's 128 positions",
         ),
     ],
 )
@@ -64,18 +61,18 @@ def test_a_context_is_no_longer_than_the_model_was_trained_for(
 
 def test_what_is_missing_is_said_of_untrained_contexts_too() -> None:
     report = fit_report(2048, 2000, 2, 0, 99, 1, 8)
-    assert report.message == f"fits with context 8, {TRAINED}; 99 needs 150 B more"
+    assert report.message == "fits with all of the model's 8 positions; context 99 needs 150 B more"
 
 
 def test_too_long_a_context_names_the_longest_that_fits() -> None:
     report = fit_report(17 * GIB, 16 * GIB, POSITION, 0, 16384, 1)
     assert not report.fits
-    assert report.message == "fits with context 8192; 16384 needs 1 GiB more"
+    assert report.message == "fits with context 8192; context 16384 needs 1 GiB more"
 
 
 def test_a_batch_is_named_where_it_is_what_does_not_fit() -> None:
     report = fit_report(17 * GIB, 16 * GIB, POSITION, 0, 16384, 4)
-    assert report.message == "fits with context 2048 at batch 4; 16384 needs 7 GiB more"
+    assert report.message == "fits with context 2048 at batch 4; context 16384 needs 7 GiB more"
     rings = fit_report(100, 50, 1, 20, 5, 3)
     assert rings.message == "fits with batch 2 at context 5; batch 3 needs 25 B more"
 
@@ -95,6 +92,19 @@ def test_a_context_without_memory_is_unlimited() -> None:
     assert report.message == "fits with context 4096 and batch 8: 50 B of 100 B"
 
 
+def test_more_sequences_have_more_activations() -> None:
+    """Of 2048 bytes that are free a sequence takes 198 of cache and 100 of activations, of which
+    there are 500 in any case."""
+    report = fit_report(
+        4096, 2048, 2, 0, 99, 1, activation_bytes=lambda batch: max(500, 100 * batch)
+    )
+    assert report.needed_bytes == 2048 + 500 + 198
+    assert report.largest_batch == 2048 // 298
+    assert report.largest_context == (2048 - 500) // 2
+    alone = fit_report(100, 50, 0, 0, 9, 1, activation_bytes=lambda batch: 7 * batch)
+    assert (alone.largest_context, alone.largest_batch) == (None, 7)
+
+
 @given(
     st.integers(1, 10**9),
     st.integers(0, 10**9),
@@ -102,14 +112,26 @@ def test_a_context_without_memory_is_unlimited() -> None:
     st.floats(0, 1e6),
     st.integers(1, 10**6),
     st.integers(1, 1000),
+    st.sampled_from([0, 3, 1000]),
 )
 def test_the_largest_fits_and_one_more_does_not(
-    capacity: int, fixed: int, position: float, sequence: float, context: int, batch: int
+    capacity: int,
+    fixed: int,
+    position: float,
+    sequence: float,
+    context: int,
+    batch: int,
+    row_bytes: int,
 ) -> None:
-    def fits(context: int, batch: int) -> bool:
-        return fit_report(capacity, fixed, position, sequence, context, batch).fits
+    sizes = (capacity, fixed, position, sequence)
 
-    report = fit_report(capacity, fixed, position, sequence, context, batch)
+    def activations(batch: int) -> int:
+        return max(5 * row_bytes, row_bytes * batch)
+
+    def fits(context: int, batch: int) -> bool:
+        return fit_report(*sizes, context, batch, activation_bytes=activations).fits
+
+    report = fit_report(*sizes, context, batch, activation_bytes=activations)
     assert report.fits == (report.needed_bytes <= capacity)
     if report.largest_context is None:
         assert report.fits

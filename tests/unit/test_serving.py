@@ -115,7 +115,9 @@ def test_the_largest_context_fits_exactly(devices: int, served: bool) -> None:
     assert fits.memory.total == fits.fit.needed_bytes
     assert not short.fits
     assert short.fit.needed_bytes > short.fit.capacity_bytes
-    assert short.fit.message.startswith(f"fits with context {largest} at batch 4; {largest + 1} ")
+    assert short.fit.message.startswith(
+        f"fits with context {largest} at batch 4; context {largest + 1} "
+    )
 
 
 def test_no_context_beyond_the_trained_one_is_offered() -> None:

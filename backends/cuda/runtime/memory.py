@@ -45,9 +45,12 @@ class MemoryPlan:
     Attributes:
         parts: `weights`, `kv`, `arena`, `thread`, `scratch`, `call` (what `CallArea` writes), and
             what calls make: `best`, `top_logits`, `top_ids`, `logits`, `trace`.
+        steps: bytes of the parts whose size follows from the rows of a call, for calls of (prefill,
+            decode); decode calls have a row for each sequence.
     """
 
     parts: Mapping[str, Part]
+    steps: Mapping[str, tuple[int, int]]
 
     @property
     def size_bytes(self) -> int:
@@ -69,25 +72,41 @@ def plan_memory(
     Args:
         copies: of the `thread` space: blocks of the largest launch of each program.
     """
-    programs = phases.values()
-    rows = max(limits.max_logit_rows)
-    top_bytes = 4 * rows * limits.max_top_k
+    steps = {
+        phase: _step_parts(phases[phase], limits, phase, copies, vocab_size) for phase in Phase
+    }
+    first, second = (steps[phase] for phase in (Phase.PREFILL, Phase.DECODE))
+    launches = max(len(program["launches"]) for program in phases.values())
     parts, _ = _placed(
         {
             "weights": weight_bytes,
             "kv": kv_bytes,
-            "arena": max(program["arena_bytes"] for program in programs),
-            "thread": max(copies[phase] * phases[phase]["thread_bytes"] for phase in phases),
-            "scratch": max(program["scratch_bytes"] for program in programs),
-            "call": max(_call_parts(phases[phase], limits, phase)[1] for phase in phases),
-            "best": 4 * rows,
-            "top_logits": top_bytes,
-            "top_ids": top_bytes,
-            "logits": 4 * rows * vocab_size,
-            "trace": 8 * (1 + max(len(program["launches"]) for program in programs)),
+            **{name: max(first[name], second[name]) for name in first},
+            "trace": 8 * (1 + launches),
         }
     )
-    return MemoryPlan(parts)
+    return MemoryPlan(parts, {name: (first[name], second[name]) for name in first})
+
+
+def _step_parts(
+    program: PhaseProgram,
+    limits: Limits,
+    phase: Phase,
+    copies: Mapping[Phase, int],
+    vocab_size: int,
+) -> dict[str, int]:
+    """Bytes of the parts that calls of one program work in, of its largest call."""
+    rows = limits.max_logit_rows[phase]
+    return {
+        "arena": program["arena_bytes"],
+        "thread": copies[phase] * program["thread_bytes"],
+        "scratch": program["scratch_bytes"],
+        "call": _call_parts(program, limits, phase)[1],
+        "best": 4 * rows,
+        "top_logits": 4 * rows * limits.max_top_k,
+        "top_ids": 4 * rows * limits.max_top_k,
+        "logits": 4 * rows * vocab_size,
+    }
 
 
 def _call_parts(program: PhaseProgram, limits: Limits, phase: Phase) -> tuple[dict[str, Part], int]:
@@ -124,17 +143,24 @@ def check_fit(device: Device, plan: MemoryPlan, shape: KVShape, limits: Limits) 
     if plan.size_bytes <= free:
         return
     position = shape.kv_heads * position_bytes(shape.dtype, shape.head_dim)
-    rings = [held for held in shape.capacity if held != limits.max_context]
+    layers = zip(shape.capacity, shape.windows, strict=True)
+    rings = [held for held, window in layers if window and held < limits.max_context]
     full = position * (len(shape.capacity) - len(rings))
     cache = limits.max_slots * (full * limits.max_context + position * sum(rings))
+
+    def activations(batch: int) -> int:
+        slots = limits.max_slots
+        return sum(max(first, -(-step * batch // slots)) for first, step in plan.steps.values())
+
     report = fit_report(
         max(free, 1),
         # Also what rounding adds to the cache.
-        plan.size_bytes - cache,
+        plan.size_bytes - cache - activations(limits.max_slots),
         full,
         position * sum(rings),
         limits.max_context,
         limits.max_slots,
+        activation_bytes=activations,
     )
     raise UserError(
         Code.PLAN,
