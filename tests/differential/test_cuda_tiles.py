@@ -32,7 +32,9 @@ def _check(case: Case, shape: Shape, ctas: int = 1, seed: int | None = None) -> 
     check_product(case, emit, ctas=ctas, arch="sm_80", seed=seed)
 
 
-@pytest.mark.parametrize("storage", ["bf16", "f16", "f32", "q4_0", "q4_k", "q6_k", "q8_0"])
+@pytest.mark.parametrize(
+    "storage", ["bf16", "f16", "f32", "q4_0", "q4_k", "q6_k", "q8_0", "f8_e4m3"]
+)
 def test_layouts(storage: str) -> None:
     k = 256 if storage.endswith("_k") else 96
     _check(replace(_PLAIN, storages=(storage,), k=k), _PAIRED)

@@ -26,7 +26,7 @@ def _check(
     check_product(case, emit, ctas=ctas, arch="sm_90a", seed=seed)
 
 
-@pytest.mark.parametrize("storage", ["bf16", "q4_0", "q4_k", "q6_k"])
+@pytest.mark.parametrize("storage", ["bf16", "q4_0", "q4_k", "q6_k", "f8_e4m3"])
 def test_layouts(storage: str) -> None:
     k = 256 if storage.endswith("_k") else 96
     _check(replace(_PLAIN, storages=(storage,), k=k), _SMALL)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_models import compile_model, on_lockstep
 from numpy.typing import NDArray
 from oracle.families import make_family
 from oracle.files import write_huggingface
@@ -22,6 +23,8 @@ TOKENS = random_tokens(300, 20)
 OPTIONS = {"max_batch": 1, "chunk": 8}
 CPU_ERROR = 5e-3
 """Of the range: a cache in half precision and, where products are in bf16, their rounding."""
+GPU_ERROR = 0.02
+"""As that of other storage types: activations and scores are rounded to bf16 and f16."""
 A8_ERROR = 0.02
 CASES = [
     ("llama2", "tensor"),
@@ -82,6 +85,31 @@ def test_processors(folders: Folders, family: str, scheme: str) -> None:
         logits(folders.small.runnable(model, "cpu", **OPTIONS)), expected, strict=True
     ):
         assert 0 < relative_error(got, exact) < CPU_ERROR
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme", "arch"),
+    [
+        ("llama2", "block", "sm_90a"),
+        pytest.param("qwen3", "row", "sm_80", marks=pytest.mark.slow),
+        pytest.param("llama2", "tensor", "sm_100a", marks=pytest.mark.slow),
+    ],
+)
+def test_gpus(folders: Folders, tmp_path: Path, family: str, scheme: str, arch: str) -> None:
+    model, _ = folders.pair(family, scheme)
+    runnable = folders.small.runnable(model, "reference", kv_dtype="f16", **OPTIONS)
+    tokens = TOKENS[:6]
+
+    def logits_of(runnable: Runnable) -> NDArray[np.float32]:
+        """The first five prefilled, the last one decoded."""
+        kv = runnable.new_kv()
+        first = feed(runnable, kv, tokens[:5])
+        last = feed(runnable, kv, tokens[5:], start=5, phase=Phase.DECODE)
+        return np.concatenate([first, last])
+
+    with on_lockstep(compile_model(model, tmp_path, arch, chunk=4)) as (gpu, _):
+        got = logits_of(gpu)
+    assert 0 < relative_error(got, logits_of(runnable)) < GPU_ERROR
 
 
 def test_the_same_folder_gives_the_same_bytes(folders: Folders, tmp_path: Path) -> None:

@@ -20,13 +20,15 @@ at k = 2c, 2c+1, 2c+8, 2c+9 (step 0) and 16 beyond those (step 1): the first ope
                bytes 0, 2, 1, 3 make the 16 bits
   Behind the planes lie, for each r, f16 scales [group][row r, row r + 8] and then, where there are
   minima, f16 minima alike. `value = multiplier * (scale * (code - zero_point) + min)`.
+- Floats of 8 bits: as codes of 8 bits, but the bytes are the floats, and the scale of 128 numbers
+  is there for each block. `value = multiplier * (scale * number)`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +51,7 @@ class Layout:
     """One way of packing.
 
     Attributes:
-        kind: `int`, or the float type `f32`, `f16` or `bf16`.
+        kind: `int`; `f8`, codes that are floats of 8 bits; or the float `f32`, `f16` or `bf16`.
         bits: of a code (8, 6, 5, 4, 3 or 2), or of the float.
         group: codes that share a scale, along k: 32 or 16 (1 for floats).
         has_min: groups have a minimum too.
@@ -66,16 +68,18 @@ class Layout:
         if self.is_float:
             return f"m{PANEL_ROWS}k{BLOCK_K}.{self.kind}"
         minima = ".min" if self.has_min else ""
-        return f"m{PANEL_ROWS}k{BLOCK_K}.u{self.bits}.g{self.group}{minima}"
+        codes = f"u{self.bits}" if self.kind == "int" else self.kind
+        return f"m{PANEL_ROWS}k{BLOCK_K}.{codes}.g{self.group}{minima}"
 
     @property
     def is_float(self) -> bool:
         """Whether there are floats instead of codes."""
-        return self.kind != "int"
+        return self.kind in _FLOAT_BYTES
 
     @property
     def zero_point(self) -> int:
-        """The code that means zero: in the middle, or 0 where minima do its work."""
+        """The code that means zero: in the middle, or 0 where minima do its work. Of `f8` what is
+        added before signs of bytes are flipped, so that the bytes stay as they are."""
         return 0 if self.has_min or self.is_float else 1 << (self.bits - 1)
 
     @property
@@ -121,12 +125,17 @@ class Layout:
         return self.blocks(k) * self.block_bytes
 
 
+_EIGHT_BIT_FLOATS = Layout("f8", 8, BLOCK_K)
+
+
 def layout_for(storage: StorageType | str) -> Layout:
     """The layout for weights of a storage type."""
     if isinstance(storage, str):
         storage = STORAGE_TYPES[storage]
     if storage.is_float:
         return Layout(storage.name, storage.bits)
+    if storage.codebook is not None:
+        return _EIGHT_BIT_FLOATS
     return Layout("int", storage.bits, storage.group, storage.has_min)
 
 
@@ -136,6 +145,8 @@ def layout_named(name: str) -> Layout:
         return Layout("int", int(match[1]), int(match[2]), match[3] is not None)
     if match := re.fullmatch(r"m16k32\.(bf16|f16|f32)", name):
         return Layout(match[1], 8 * _FLOAT_BYTES[match[1]])
+    if name == _EIGHT_BIT_FLOATS.name:
+        return _EIGHT_BIT_FLOATS
     raise InternalError(f"no packed layout is called `{name}`")
 
 
@@ -168,6 +179,8 @@ def pack(
     scales = None if layout.is_float else Scales(n, k, layout.group, has_min=layout.has_min)
     row = 0
     for chunk in chunks:
+        if isinstance(chunk, Codes) and chunk.codebook is not None:
+            chunk = _with_scales_of_blocks(chunk)
         count = len(chunk.codes) if isinstance(chunk, Codes) else len(chunk)
         if row % PANEL_ROWS or row + count > n:
             raise InternalError(f"rows {row} .. {row + count} do not fit panels of [{n}, {k}]")
@@ -185,6 +198,13 @@ def pack(
     header = target[:HEADER_BYTES]
     header[:] = 0
     header[:4] = np.array([multiplier], "<f4").view(np.uint8)
+
+
+def _with_scales_of_blocks(source: Codes) -> Codes:
+    """Floats of 8 bits with a scale for each block, where one was for several."""
+    times, blocks = source.group // BLOCK_K, source.codes.shape[1] // BLOCK_K
+    scales = source.scales.repeat(times, axis=1)[:, :blocks]
+    return replace(source, scales=scales, group=BLOCK_K)
 
 
 def _padded(rows: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -312,8 +332,11 @@ def unpack(layout: Layout, packed: NDArray[np.uint8], n: int, k: int) -> NDArray
     blocks = packed[HEADER_BYTES:].reshape(panels_of(n), layout.blocks(k), layout.block_bytes)
     if layout.is_float:
         return _unpack_floats(layout, blocks, n, k)
-    values = _unpack_codes(layout, blocks).astype(np.float32)
-    values -= np.float32(layout.zero_point)
+    codes = _unpack_codes(layout, blocks)
+    if layout.kind == "f8":
+        values = _codebook()[codes ^ np.uint8(layout.zero_point)]
+    else:
+        values = codes.astype(np.float32) - np.float32(layout.zero_point)
     # [panel, block, r, scale or min, group, h] -> [part, panel, h, r, block and group, 1]
     fields = _scale_fields(layout, blocks).astype(np.float32).transpose(3, 0, 5, 2, 1, 4)
     parts = np.ascontiguousarray(fields).reshape(len(fields), len(values), k // layout.group, 1)
@@ -323,6 +346,13 @@ def unpack(layout: Layout, packed: NDArray[np.uint8], n: int, k: int) -> NDArray
         values += parts[1]
     values *= multiplier_of(packed)
     return values.reshape(-1, k)[:n]
+
+
+def _codebook() -> NDArray[np.float32]:
+    codebook = STORAGE_TYPES["f8_e4m3"].codebook
+    if codebook is None:
+        raise InternalError("8-bit floats have no codebook")
+    return codebook
 
 
 def _unpack_codes(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -133,8 +133,9 @@ _ISSUES = 4
 _FETCH_RATE = 40
 """Bytes a clock that a multiprocessor gets of the second cache when all of them read: 5120 for the
 108 of an A100 (whitepaper), less for more of them."""
-_UNPACKING = {"bf16": 2, "f16": 26, "f32": 12, 8: 74, 6: 80, 5: 80, 4: 65, 3: 83, 2: 81}
-"""Instructions that bring a block of a layout into registers (counted in SASS)."""
+_UNPACKING = {"bf16": 2, "f16": 26, "f32": 12, "f8": 90, 8: 74, 6: 80, 5: 80, 4: 65, 3: 83, 2: 81}
+"""Instructions that bring a block of a layout into registers (counted in SASS; `f8` by what its PTX
+has more than 8 bits)."""
 _STEP_OVERHEAD = 70
 """Instructions of a warp in a stage for barriers, addresses and copies (counted in SASS)."""
 _MOST_SUMS = 128
@@ -268,7 +269,7 @@ def stage_clocks(spec: ProductSpec, mapping: TileMapping, rate: float, output: i
     blocks = mapping.warp_features // PANEL_ROWS * STEP_BLOCKS
     segments = len(stage.layouts)
     read = WARPS * blocks * sum(x.block_bytes for x in stage.layouts) // segments
-    unpacked = sum(_UNPACKING[x.kind if x.is_float else x.bits] for x in stage.layouts)
+    unpacked = sum(_UNPACKING[x.bits if x.kind == "int" else x.kind] for x in stage.layouts)
     issued = _STEP_OVERHEAD + blocks * unpacked // segments
     if mapping.unit == WARPGROUP:
         # Each `wgmma` has 64 rows of weights and reads all tokens.

@@ -2,7 +2,8 @@
 
 Codes become bf16 with few instructions. A bf16 of 128 has the bits 0x4300 and its last bit is worth
 one, so `0x4300 | q` is `128 + q` for codes below 128, two of them in a register; subtracting
-`128 + zero point` is exact.
+`128 + zero point` is exact. A float of 8 bits moved by 4, its sign by 8, is a bf16 of its value
+times 2^-120, subnormals included; multiplying by 2^120 is exact.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ __all__ = [
 _BIAS = 128
 _BIAS_BITS = 0x43004300
 """Two bf16 of 128."""
+_SIGNS = -0x7FFF8000
+"""Of two bf16."""
+_FROM_EIGHT_BITS = 2.0**120
 _UPPER = -0x10000
 """The upper half of an i32: the bits of an f32 that a bf16 keeps."""
 _LOWER_BYTES, _UPPER_BYTES = 0x5410, 0x7632
@@ -132,7 +136,7 @@ class PackedBlock:
             split = [_split(b, pair, count) for pair in self._float_pairs()]
             return [self._in_steps([parts[i] for parts in split]) for i in range(count)]
         if layout.bits == 8:
-            return [self._in_steps(self._signed_bytes())]
+            return [self._in_steps(self._bytes())]
         zero = b.const(float(_BIAS + layout.zero_point), b.bf16x2)
         exact = [b.bits(b.fsub(b.number(pair, b.bf16x2), zero)) for pair in self._biased()]
         return [self._in_steps(exact)]
@@ -155,7 +159,7 @@ class PackedBlock:
         scales = [[b.fmul(s, multiplier) for s in rows] for rows in self.scales()]
         mins = [[b.fmul(m, multiplier) for m in rows] for rows in self.mins()]
         zero = 0 if layout.bits == 8 else _BIAS + layout.zero_point
-        pairs = self._signed_bytes() if layout.bits == 8 else self._biased()
+        pairs = self._bytes() if layout.bits == 8 else self._biased()
         made = []
         for index, pair in enumerate(pairs):
             half, step = index // 4, index // 2 % 2
@@ -189,6 +193,21 @@ class PackedBlock:
         mask = ((1 << self.layout.bits) - 1) * 0x00010001
         words = _code_words(b, self.layout, self.planes)
         return [b.and_or(word, mask, _BIAS_BITS) for word in _pairs_of_words(b, words)]
+
+    def _bytes(self) -> list[Value]:
+        """Pairs [row half, step, which] of exact bf16 of what bytes stand for."""
+        return self._eight_bit_floats() if self.layout.kind == "f8" else self._signed_bytes()
+
+    def _eight_bit_floats(self) -> list[Value]:
+        """`_bytes` of floats."""
+        b = self.b
+        factor = b.const(_FROM_EIGHT_BITS, b.bf16x2)
+        made = []
+        for word in _pairs_of_words(b, self.planes[0]):
+            magnitude = b.shl(b.bit_and(word, 0x007F007F), 4)
+            moved = b.and_or(b.shl(word, 8), _SIGNS, magnitude)
+            made.append(b.bits(b.fmul(b.number(moved, b.bf16x2), factor)))
+        return made
 
     def _signed_bytes(self) -> list[Value]:
         """Pairs [row half, step, which] of exact bf16 of signed bytes.
@@ -312,15 +331,13 @@ def row_piece(
         return b.ext_f(b.load(pointer, b.f16, 2), b.f32)
 
     made = []
-    zero = 0 if layout.bits == 8 else layout.zero_point
     for step in (0, 1):
         group = step * (layout.groups - 1)
         scale = factor(group)
         low = factor(layout.groups + group) if layout.has_min else None
         for which in (0, 1):
             for byte in (step, step + 2):
-                code = _code(b, layout, words[which], byte)
-                value = b.fmul(b.si_to_f(b.sub(code, zero), b.f32), scale)
+                value = b.fmul(_number(b, layout, words[which], byte), scale)
                 value = value if low is None else b.fadd(value, low)
                 made.append(b.fmul(value, multiplier))
     return made
@@ -346,11 +363,17 @@ def _row_words(
     return _code_words(b, layout, planes)[:2]
 
 
-def _code(b: GpuBuilder, layout: Layout, word: Value, byte: int) -> Value:
-    """A code of a word of four, i32; signed where it has 8 bits."""
+def _number(b: GpuBuilder, layout: Layout, word: Value, byte: int) -> Value:
+    """What a code of a word of four stands for before it is scaled, f32."""
+    if layout.kind == "f8":
+        code = b.shr(word, 8 * byte)
+        sign = b.shl(b.bit_and(code, 0x80), 24)
+        moved = b.bit_or(b.shl(b.bit_and(code, 0x7F), 20), sign)
+        return b.fmul(b.number(moved, b.f32), b.const(_FROM_EIGHT_BITS, b.f32))
     if layout.bits == 8:
-        return b.shr_s(b.shl(word, 24 - 8 * byte), 24)
-    return b.bit_and(b.shr(word, 8 * byte), (1 << layout.bits) - 1)
+        return b.si_to_f(b.shr_s(b.shl(word, 24 - 8 * byte), 24), b.f32)
+    code = b.bit_and(b.shr(word, 8 * byte), (1 << layout.bits) - 1)
+    return b.si_to_f(b.sub(code, layout.zero_point), b.f32)
 
 
 def load_multiplier(b: GpuBuilder, matrix: Value) -> Value:
