@@ -109,6 +109,12 @@ class CudaBackend:
 
         return code_use(cast("CudaSignature", signature), phase)
 
+    def code_notes(self, signature: Mapping[str, Any], phase: str) -> Sequence[str]:
+        """Why a step is not one kernel, and that nobody assembled the programs."""
+        from infc.backends.cuda.signature import code_notes
+
+        return code_notes(cast("CudaSignature", signature), phase)
+
     def load(self, programs: LoadedPrograms) -> CudaRunnable:
         """Put the programs and their weights onto the device."""
         from infc.backends.cuda.runnable import CudaRunnable

@@ -142,6 +142,17 @@ class CudaRunnable:
         """Bytes of the one allocation."""
         return self._plan.size_bytes
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why a step that could be one kernel is not one here."""
+        whole = cast(CudaSignature, self.signature)["phases"]["decode"]["persistent"]
+        if whole is None or self.is_persistent(Phase.DECODE):
+            return ()
+        return (
+            "decode is a launch for each kernel here, not the persistent one: "
+            f"{self._device.facts.name} has no cooperative launches",
+        )
+
     def is_persistent(self, phase: Phase) -> bool:
         """Whether one kernel runs a whole program."""
         return self._programs[phase].is_persistent

@@ -101,6 +101,20 @@ def code_use(signature: CudaSignature, phase: str) -> Sequence[CodeUse]:
     return list(found.values())
 
 
+def code_notes(signature: CudaSignature, phase: str) -> Sequence[str]:
+    """Why a step is not one kernel, and that nobody assembled the programs."""
+    notes, reason = [], signature["phases"][phase]["reason"]
+    if reason:
+        notes.append(f"{phase} is a launch for each kernel, not one persistent kernel: {reason}")
+    if not signature["functions"]:
+        notes.append(
+            "the programs are PTX alone, as ptxas was not found: the driver compiles them when "
+            "they are first loaded, and what they take of registers and spill is not known; pip "
+            "install nvidia-cuda-nvcc, or put ptxas on the search path"
+        )
+    return notes
+
+
 def _code_use(signature: CudaSignature, entry: Entry, kernel: str) -> CodeUse:
     usage = signature["functions"].get(entry["entry"], {})
     return CodeUse(

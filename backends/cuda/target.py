@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from infc.backends.cuda.codegen.assembler import find_assembler
 from infc.backends.cuda.runtime.driver import DeviceFacts
 from infc.backends.cuda.runtime.images import architecture_for
-from infc.backends.cuda.runtime.probe import probe_device
+from infc.backends.cuda.runtime.probe import probe_device, remedy
 from infc.diagnostics import Code, UserError
 from infc.target.loader import load_target
 from infc.target.schema import Target, TargetStatus
@@ -26,11 +27,16 @@ def cuda_targets() -> list[TargetStatus]:
     problem = device if isinstance(device, str) else unusable(device)
     found = problem or f"this host: {device}"
     runs = None if problem is not None or isinstance(device, str) else class_of(device)
-    remark = "compiles here, runs elsewhere"
+    lacks = "" if find_assembler() else "to PTX alone: ptxas was not found"
+
+    def remark(runs_here: bool) -> str:
+        elsewhere = "" if runs_here else "compiles here, runs elsewhere"
+        return "; ".join(part for part in (elsewhere, lacks) if part)
+
     return [
         TargetStatus(HOST, "cuda", "gpu", problem is None, found),
         *(
-            TargetStatus(f"cuda:{name}", "cuda", "gpu", True, "" if name == runs else remark)
+            TargetStatus(f"cuda:{name}", "cuda", "gpu", True, remark(name == runs))
             for name in CLASSES
         ),
     ]
@@ -89,7 +95,14 @@ def _host_target() -> Target:
         raise UserError(
             Code.TARGET_UNSUPPORTED,
             f"there is no device to compile for: {problem}",
-            hint="name a class of devices: cuda:sm_90a",
+            hint="; ".join(
+                part
+                for part in (
+                    f"name a class of devices: {', '.join(f'cuda:{name}' for name in CLASSES)}",
+                    remedy(str(problem)),
+                )
+                if part
+            ),
         )
     base = _class_target(str(class_of(device)))
     (unit,) = base.compute

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infc.driver.calibration import Calibration, calibrate
     from infc.driver.compilation import cached_compile, compile, run_opt
-    from infc.driver.explanation import explain
+    from infc.driver.explanation import explain, program_notes
     from infc.driver.explanation_rows import BufferRow, Explanation, KernelRow
     from infc.driver.fit import artifact_fit
     from infc.driver.loading import load
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "measure_prediction_change",
     "predict",
+    "program_notes",
     "run_opt",
 ]
 
@@ -57,6 +58,7 @@ _HOMES = {
     "load": "loading",
     "measure_prediction_change": "quality",
     "predict": "prediction",
+    "program_notes": "explanation",
     "run_opt": "compilation",
 }
 

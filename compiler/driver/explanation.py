@@ -60,12 +60,14 @@ class Measured:
 
     Attributes:
         simulated: of the phases whose machine is simulated.
+        notes: on how programs run here.
     """
 
     threads: int | None = None
     programs: Mapping[str, float] = field(default_factory=dict)
     kernels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     simulated: Mapping[str, SimulatedProgram] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
@@ -122,6 +124,7 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
         layout_rows(measured.simulated),
         tuple(code),
         unmeasured,
+        (*program_notes(artifact), *measured.notes),
     )
 
 
@@ -132,6 +135,16 @@ def _code(artifact: Artifact, phase: str) -> list[CodeRow]:
         return []
     uses = backend.code_use(artifact.manifest.programs[phase], phase)
     return [CodeRow(phase, **asdict(use)) for use in uses]
+
+
+def program_notes(artifact: Artifact) -> tuple[str, ...]:
+    """What the backends say of the code of an artifact, each sentence once."""
+    found: dict[str, None] = {}
+    for phase in ("prefill", "decode"):
+        backend = load_backend(artifact.manifest.targets[phase]["backend"])
+        if isinstance(backend, CodeReportingBackend):
+            found |= dict.fromkeys(backend.code_notes(artifact.manifest.programs[phase], phase))
+    return tuple(found)
 
 
 def _cache(layout: Mapping[str, Any]) -> CacheRow:
@@ -323,7 +336,7 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
         by_kernel = kernels.setdefault(name, {})
         for kernel, seconds in zip(order, middle, strict=True):
             by_kernel[kernel] = by_kernel.get(kernel, 0.0) + seconds
-    return Measured(threads, programs, kernels, simulated)
+    return Measured(threads, programs, kernels, simulated, tuple(getattr(runnable, "notes", ())))
 
 
 def trace_call(phase: Phase, prompt: int, position: int) -> Call:

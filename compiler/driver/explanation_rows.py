@@ -211,6 +211,7 @@ class Explanation:
         threads: that the figures are for; None means all compute units of the target.
         unmeasured: why there are no measured times; empty where there are, or the backend cannot
             tell.
+        notes: what the code lacks, why it is not what it could be, one sentence each.
     """
 
     model: str
@@ -229,3 +230,4 @@ class Explanation:
     layouts: tuple[LayoutRow, ...] = ()
     code: tuple[CodeRow, ...] = ()
     unmeasured: str = ""
+    notes: tuple[str, ...] = ()

@@ -201,6 +201,10 @@ class CodeReportingBackend(Protocol):
             phase: `prefill` or `decode`.
         """
 
+    def code_notes(self, signature: Mapping[str, Any], phase: str) -> Sequence[str]:
+        """What is to be said of the code of an emitted program, one sentence each: what it lacks,
+        why it is not what it could be."""
+
 
 class CostOnlyBackend(Protocol):
     """What makes a chip a target of the cost model: all its targets are of kind `model-only`.

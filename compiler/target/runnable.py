@@ -177,7 +177,10 @@ class KVCache(Protocol):
 
 
 class Runnable(Protocol):
-    """Loaded programs. Calls on one KV cache must not overlap."""
+    """Loaded programs. Calls on one KV cache must not overlap.
+
+    One may have `notes`, sentences on how programs run here that an explanation should have.
+    """
 
     vocab_size: int
     limits: Limits

@@ -55,6 +55,9 @@ class FakeDriver(SimpleNamespace):
         self.calls.append(("compile", model, options))
         return ARTIFACT
 
+    def program_notes(self, artifact: Any) -> tuple[str, ...]:
+        return ("the code is slow",) if artifact is ARTIFACT else ()
+
     def artifact_fit(self, artifact: Any) -> FitReport | None:
         assert artifact is ARTIFACT
         return self.fit
@@ -130,6 +133,7 @@ class FakeDriver(SimpleNamespace):
             buffers=[buffer],
             kv_cache=cache,
             unmeasured="" if threads else "there is no device to run on: none",
+            notes=["the code is slow"],
         )
 
 
@@ -251,7 +255,7 @@ def test_compile_prints_where_and_what(invoke: Invoke, driver: FakeDriver) -> No
         "remarks": REMARKS,
         "tuning": None,
     }
-    assert result.stderr == ""
+    assert result.stderr == "note: the code is slow\n"
 
 
 def test_compile_json(invoke: Invoke, driver: FakeDriver) -> None:
@@ -267,6 +271,7 @@ def test_compile_json(invoke: Invoke, driver: FakeDriver) -> None:
         "digest": "c0ffee",
         "quantization": None,
         "memory_fit": asdict(fit),
+        "notes": ["the code is slow"],
         "tuning": None,
         "assumptions": [],
     }
@@ -461,6 +466,7 @@ def test_explain_an_artifact(invoke: Invoke) -> None:
         "\n"
         "KV cache: f16, 4 KiB for 1 slot\n"
         "decode of 1 token on toy:a: predicted 1.5 ms (1 ms to 2 ms)\n"
+        "the code is slow\n"
         "nothing was measured: there is no device to run on: none\n"
     )
 
@@ -468,7 +474,7 @@ def test_explain_an_artifact(invoke: Invoke) -> None:
 def test_explain_says_how_near_the_floor_a_kernel_is(invoke: Invoke, driver: FakeDriver) -> None:
     lines = invoke("explain", "m.infc", "--threads", 2).stdout.splitlines()
     assert lines[1].endswith("1.2 ms     1.5 ms    2.4 ms       50%")
-    assert lines[-1] == (
+    assert lines[-2] == (
         "decode of 1 token on toy:a: predicted 1.5 ms (1 ms to 2 ms), measured 2.4 ms"
     )
     assert driver.calls == [("explain", Path("m.infc"), 2)]

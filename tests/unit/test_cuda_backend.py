@@ -55,7 +55,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, DeviceFacts | 
     return found
 
 
-def test_classes_can_be_compiled_for_anywhere(device: dict[str, DeviceFacts | str]) -> None:
+def test_classes_can_be_compiled_for_anywhere(
+    device: dict[str, DeviceFacts | str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "find_assembler", lambda: Path("ptxas"))
     statuses = {status.name: status for status in BACKEND.targets()}
     assert list(statuses) == ["cuda", *(f"cuda:{name}" for name in CLASSES)]
     assert not statuses["cuda"].available
@@ -66,12 +69,18 @@ def test_classes_can_be_compiled_for_anywhere(device: dict[str, DeviceFacts | st
         assert arch_of(target) == name
         assert target.kind == "gpu"
         assert shared_bytes_of(target) < target.memory("smem").size_bytes
+    assert statuses["cuda:sm_80"].reason == "compiles here, runs elsewhere"
+    monkeypatch.setattr(targets, "find_assembler", lambda: None)
+    assert [status.reason for status in BACKEND.targets()][1:] == [
+        "compiles here, runs elsewhere; to PTX alone: ptxas was not found"
+    ] * len(CLASSES)
 
 
 def test_the_device_of_a_host_has_the_facts_of_the_driver(
-    device: dict[str, DeviceFacts | str],
+    device: dict[str, DeviceFacts | str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device["device"] = FACTS
+    monkeypatch.setattr(targets, "find_assembler", lambda: Path("ptxas"))
     statuses = {status.name: status for status in BACKEND.targets()}
     assert statuses["cuda"].available
     assert FACTS.name in statuses["cuda"].reason
@@ -353,4 +362,16 @@ def test_names_of_targets(device: dict[str, DeviceFacts | str]) -> None:
     assert unknown.value.code is Code.TARGET_UNKNOWN
     with pytest.raises(UserError) as absent:
         resolve_cuda("cuda")
-    assert absent.value.code is Code.TARGET_UNSUPPORTED
+    assert str(absent.value) == (
+        "error[INF3004]: there is no device to compile for: the CUDA driver finds no device\n"
+        "   = hint: name a class of devices: cuda:sm_80, cuda:sm_90a, cuda:sm_100a"
+    )
+    device["device"] = "the package cuda-bindings is not installed (No module named 'cuda')"
+    with pytest.raises(UserError) as lacking:
+        resolve_cuda("cuda")
+    assert str(lacking.value) == (
+        "error[INF3004]: there is no device to compile for: the package cuda-bindings is not "
+        "installed (No module named 'cuda')\n"
+        "   = hint: name a class of devices: cuda:sm_80, cuda:sm_90a, cuda:sm_100a; "
+        "pip install 'infc[cuda]'"
+    )

@@ -114,6 +114,7 @@ def test_json(artifact: Path, explanation: Explanation) -> None:
         "layouts",
         "code",
         "unmeasured",
+        "notes",
     ]
     assert found["schema_version"] == 1
     cache = found["kv_cache"]

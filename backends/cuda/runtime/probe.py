@@ -38,10 +38,16 @@ def open_device() -> Device:
         api = _api()
         return NativeDevice(api, api.call("cuDeviceGet", 0))
     except _Unavailable as reason:
-        hint = next((hint for word, hint in _HINTS.items() if word in str(reason)), None)
         raise UserError(
-            Code.ARTIFACT_HOST, f"there is no device to run on: {reason}", hint=hint
+            Code.ARTIFACT_HOST,
+            f"there is no device to run on: {reason}",
+            hint=remedy(str(reason)),
         ) from None
+
+
+def remedy(reason: str) -> str | None:
+    """What helps where there is no device, or None."""
+    return next((hint for word, hint in _HINTS.items() if word in reason), None)
 
 
 class _Unavailable(Exception):

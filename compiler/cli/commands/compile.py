@@ -198,6 +198,7 @@ def compile_command(
     print_remarks(remarks, remarks_of)
     if tuning is not None:
         print_notes(tuning.notes)
+    notes = driver.program_notes(artifact)
     peak_bytes = peak_memory_bytes()
     fit = driver.artifact_fit(artifact)
     targets = {phase: facts["name"] for phase, facts in artifact.manifest.targets.items()}
@@ -211,11 +212,13 @@ def compile_command(
                 "digest": artifact.manifest.digest,
                 "quantization": quantization_object(artifact.manifest.quantization, change),
                 "memory_fit": None if fit is None else asdict(fit),
+                "notes": list(notes),
                 "tuning": None if tuning is None else tuning_object(tuning),
                 "assumptions": _assumptions(peak_bytes, change),
             }
         )
         return
+    print_notes(notes)
     names = ", ".join(sorted(set(map(str, targets.values()))))
     memory = "" if peak_bytes is None else f", peak memory {human_bytes(peak_bytes)}"
     write_text(f"{path}: compiled for {names} in {human_seconds(seconds)}{memory}\n")

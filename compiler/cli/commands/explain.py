@@ -124,6 +124,8 @@ def _print_explanation(explanation: Explanation) -> None:
     for row in explanation.programs:
         if row.predicted_seconds is not None and not explanation.ops:
             write_text(f"{_whole_call(row)}\n")
+    for note in explanation.notes:
+        write_text(f"{note}\n")
     if explanation.unmeasured:
         write_text(f"nothing was measured: {explanation.unmeasured}\n")
 
