@@ -15,6 +15,7 @@ from infc.cost.kernels.queries import DTYPE_BYTES
 from infc.diagnostics import Code, InternalError, UserError
 from infc.frontends.findings import Findings
 from infc.frontends.huggingface_config import find_family, read_config
+from infc.frontends.scaled_floats import read_block
 from infc.frontends.settings import Settings
 from infc.frontends.source import ModelConfig, ModelSource
 
@@ -142,6 +143,7 @@ def shape_from_config(
         findings.raise_if_any()
         raise InternalError("findings were not raised")
     family, settings, tied = found
+    read_block(Settings(values, findings, location), settings)
     config = read_config(settings, family, None)
     if findings.settings_are_sound and not settings.has("head_dim"):
         _expect_whole_heads(settings)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from infc.diagnostics import Code, Problem, UserError
 from infc.frontends.source import ModelSource
-from infc.ir.storage import STORAGE_TYPES, StorageType
+from infc.ir.storage import E4M3, STORAGE_TYPES, StorageType
 
 # A float is NaN or infinite when all bits of its exponent are set.
 _EXPONENTS = {"f32": 0x7F800000, "f16": 0x7C00, "bf16": 0x7F80}
@@ -68,7 +68,7 @@ def _count_not_finite(raw: NDArray[np.uint8], storage: StorageType) -> int:
 
 def _count_not_codes(raw: NDArray[np.uint8], storage: StorageType, shape: tuple[int, ...]) -> int:
     """How many of the codes stand for no number."""
-    numberless = np.isnan(storage.codebook)
+    numberless = np.isnan(E4M3)
     rows = storage.unpack(raw, shape).codes
     step = max(1, _CHUNK_BYTES // rows.shape[1])
     return sum(

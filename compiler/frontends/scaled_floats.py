@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from infc.frontends.findings import Findings
 from infc.frontends.settings import Settings
 from infc.frontends.source import TensorInfo
-from infc.ir.storage import STORAGE_TYPES
+from infc.ir.storage import E4M3, STORAGE_TYPES
 
 STORAGE = "f8_e4m3"
 _KEY = "quantization_config"
@@ -182,7 +182,7 @@ def _are_finite(
     scales: TensorInfo, read: Callable[[str], NDArray[np.uint8]], findings: Findings
 ) -> bool:
     """Whether all scales are finite, and all weights with them."""
-    largest = np.nanmax(STORAGE_TYPES[STORAGE].codebook)
+    largest = np.nanmax(E4M3)
     with np.errstate(all="ignore"):
         numbers = read_scales(scales, read) * largest
     wrong = int(np.count_nonzero(~np.isfinite(numbers)))

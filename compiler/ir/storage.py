@@ -356,22 +356,18 @@ def _quantised(
 
 
 def _e4m3() -> _F32:
-    """What the 256 codes of 8-bit floats with 4 bits of exponent stand for: 2^-9 up to 448.
-
-    The exponent's bias is 7; codes of exponent 0 are subnormal; 0x7f and 0xff are NaN.
-    """
+    """The codebook of 8-bit floats with 4 bits of exponent, bias 7: 2^-9 up to 448."""
     codes = np.arange(256)
     exponent, mantissa = codes >> 3 & 15, codes & 7
     magnitude = np.ldexp(np.where(exponent, mantissa + 8, mantissa), np.maximum(exponent, 1) - 10)
-    magnitude[codes & 0x7F == 0x7F] = np.nan
-    return np.where(codes < 0x80, magnitude, -magnitude).astype(np.float32)
+    numbers: _F32 = np.where(codes < 0x80, magnitude, -magnitude).astype(np.float32)
+    numbers[codes & 0x7F == 0x7F] = np.nan
+    numbers.setflags(write=False)
+    return numbers
 
 
-def _eight_bit_floats() -> StorageType:
-    codebook = _e4m3()
-    codebook.setflags(write=False)
-    return StorageType("f8_e4m3", 32, 32, is_float=False, bits=8, group=128, codebook=codebook)
-
+E4M3 = _e4m3()
+"""What each code of `f8_e4m3` stands for, float32 [256]; 0x7f and 0xff are NaN."""
 
 STORAGE_TYPES: Mapping[str, StorageType] = MappingProxyType(
     {
@@ -380,7 +376,7 @@ STORAGE_TYPES: Mapping[str, StorageType] = MappingProxyType(
             _floating("f32", 32),
             _floating("f16", 16),
             _floating("bf16", 16),
-            _eight_bit_floats(),
+            StorageType("f8_e4m3", 32, 32, is_float=False, bits=8, group=128, codebook=E4M3),
             _quantised("q4_0", (32, 18), 4, 32, 8, (0,), _decode_q4_0),
             _quantised("q4_1", (32, 20), 4, 32, 0, (0, 2), _decode_q4_1),
             _quantised("q5_0", (32, 22), 5, 32, 16, (0,), _decode_q5_0),

@@ -14,6 +14,7 @@ from oracle.families import make_family
 from oracle.scaled_floats import SCHEMES, write_safetensors, write_scaled_floats
 
 import infc
+from infc.cost.model_shape import read_shape
 from infc.diagnostics import UserError
 from infc.frontends import check_finite, open_model
 from infc.frontends.files import ModelFile
@@ -182,13 +183,16 @@ def test_other_ways_of_quantising(tmp_path: Path, settings: dict[str, Any], got:
     write_scaled_floats(tmp_path, config, tensors, "row")
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config | {"quantization_config": settings}))
-    assert opening(tmp_path) == (
+    expected = (
         "error[INF1006]: the model needs what infc does not support\n"
         "  --> DIR\n"
         '   - weights quantised as in "quantization_config": expected one of the methods fp8, '
         'fbgemm_fp8, compressed-tensors (in the format "float-quantized"), '
         f"got {got} (DIR/config.json)"
     )
+    assert opening(tmp_path) == expected
+    alone = expected.replace("--> DIR\n", "--> DIR/config.json\n")
+    assert text_of(lambda: read_shape(path), tmp_path) == alone
 
 
 @pytest.mark.parametrize("block", [[128, 64], [0, 128], [128], "128x128"])

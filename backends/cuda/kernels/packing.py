@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.diagnostics import InternalError
-from infc.ir.storage import STORAGE_TYPES, Codes, StorageType
+from infc.ir.storage import E4M3, STORAGE_TYPES, Codes, StorageType
 from infc.passes.codegen.panels import PANEL_ROWS, Scales, multiplier_of, panels_of
 
 HEADER_BYTES = 128
@@ -333,8 +333,9 @@ def unpack(layout: Layout, packed: NDArray[np.uint8], n: int, k: int) -> NDArray
     if layout.is_float:
         return _unpack_floats(layout, blocks, n, k)
     codes = _unpack_codes(layout, blocks)
+    values: NDArray[np.float32]
     if layout.kind == "f8":
-        values = _codebook()[codes ^ np.uint8(layout.zero_point)]
+        values = E4M3[codes ^ np.uint8(layout.zero_point)]
     else:
         values = codes.astype(np.float32) - np.float32(layout.zero_point)
     # [panel, block, r, scale or min, group, h] -> [part, panel, h, r, block and group, 1]
@@ -346,13 +347,6 @@ def unpack(layout: Layout, packed: NDArray[np.uint8], n: int, k: int) -> NDArray
         values += parts[1]
     values *= multiplier_of(packed)
     return values.reshape(-1, k)[:n]
-
-
-def _codebook() -> NDArray[np.float32]:
-    codebook = STORAGE_TYPES["f8_e4m3"].codebook
-    if codebook is None:
-        raise InternalError("8-bit floats have no codebook")
-    return codebook
 
 
 def _unpack_codes(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[np.uint8]:
