@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from infc.backends.cuda.fetching import fetched_ahead
 from infc.backends.cuda.kernels.attention import (
     AttentionSpec,
     few_rows_mapping,
@@ -120,9 +121,11 @@ def _attention_candidates(kernel: KernelSummary, target: Target) -> Sequence[Ker
 def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -> Work:
     """Weights and the cache come from the large memory, the cache of one sequence; activations
     stay in the L2 and are not counted. A kernel has a barrier of the device behind it, or is a
-    launch of its own, which takes about as long; one that every block does for itself has none."""
+    launch of its own, which takes about as long; one that every block does for itself has none.
+    Streamed weights of a step are fetched through barriers."""
     replicated = mapping.get("partition") == "replicate"
     blocks = sm_count(target) if replicated else 1
+    streamed = kernel.phase == "decode" and mapping.get("product") == STREAM
     moved, operations = kernel.weight_bytes, dict(kernel.operations)
     if kernel.kind == "attention":
         shapes = kernel.shapes
@@ -133,4 +136,5 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
         bytes={_HBM: float(moved)},
         operations={dtype: count * blocks for dtype, count in operations.items()},
         barriers=0 if replicated else 1,
+        ahead=fetched_ahead(kernel, target) if streamed else None,
     )

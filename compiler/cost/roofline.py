@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from infc.cost.ahead import Ahead
 from infc.cost.calibrated import calibrated_estimate
 from infc.cost.estimate import Estimate, binding_resource
 from infc.cost.peaks import fastest_unit, memory_bandwidth, used
@@ -33,6 +34,8 @@ class Work:
         kernel: the class that it is one call of; empty where it is none, or several.
         sizes: that the class asks for.
         speed: how many times as fast as usual it is said to be, by whoever made the kernel.
+        ahead: how its weights are fetched while units wait, where they are; see `infc.cost.ahead`.
+            It changes no time of the kernel, but that of the program.
     """
 
     bytes: Mapping[str, float] = field(default_factory=dict)
@@ -42,6 +45,7 @@ class Work:
     kernel: str = ""
     sizes: Mapping[str, float] = field(default_factory=dict)
     speed: float = 1.0
+    ahead: Ahead | None = None
 
 
 def estimate_work(work: Work, target: Target, threads: int | None = None) -> Estimate:

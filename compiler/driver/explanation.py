@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from infc.artifact import Artifact, open_artifact
-from infc.cost.estimate import Estimate, total
+from infc.cost.estimate import Estimate
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
 from infc.driver.explanation_rows import (
@@ -35,6 +35,7 @@ from infc.driver.prediction import (
     greedy_kernels,
     kernel_seconds,
     predict_call,
+    program_seconds,
     scaled_work,
 )
 from infc.driver.simulated_rows import (
@@ -159,15 +160,14 @@ def _explain_program(
     manifest = artifact.manifest
     target = Target.from_json(json.dumps(manifest.targets[phase]))
     tokens = _expected_prompt(artifact) if phase == "prefill" else 1
-    kernels, estimates = [], []
+    kernels, greedy = [], greedy_kernels(artifact, phase)
     bandwidth: dict[str, float] = {}
     rates: dict[str, float] = {}
-    for kernel in greedy_kernels(artifact, phase):
+    turn = Turns(1, tokens, _expected_prompt(artifact) + (phase == "decode"))
+    for kernel in greedy:
         launches = int(kernel["launches"])
         work = scaled_work(kernel, phase, 1, tokens)
-        turn = Turns(1, tokens, _expected_prompt(artifact) + (phase == "decode"))
         estimate = kernel_seconds(kernel, phase, [turn], target, measured.threads).scale(launches)
-        estimates.append(estimate)
         for name in work.bytes:
             bandwidth[name] = _peak(target, Work(bytes={name: 1.0}), measured.threads)
         for name in work.operations:
@@ -194,8 +194,11 @@ def _explain_program(
                 floor_reached=floor / seconds if seconds else None,
             )
         )
-    launch = estimate_work(Work(launches=1), target, measured.threads)
-    whole = total([launch, *estimates]) if kernels else _whole_call(artifact, phase, tokens, target)
+    whole = (
+        program_seconds(greedy, phase, [turn], target, measured.threads)
+        if kernels
+        else _whole_call(artifact, phase, tokens, target)
+    )
     limits: Mapping[str, Any] = manifest.programs[phase]
     simulated = measured.simulated.get(phase)
     row = ProgramRow(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infc.artifact import Artifact
+from infc.cost.ahead import with_fetching_ahead
 from infc.cost.estimate import Estimate, total
 from infc.cost.roofline import Work, estimate_work
 from infc.target.backend import CallPrediction, PredictingBackend
@@ -131,16 +132,18 @@ def program_seconds(
     threads: int | None,
 ) -> Estimate:
     """All calls of a program, by its kernels; `threads` as in `estimate_work`."""
-    launches = Work(launches=round(sum(turn.calls for turn in turns)))
-    return total(
-        [
-            estimate_work(launches, target, threads),
-            *(
-                kernel_seconds(kernel, phase, turns, target, threads).scale(kernel["launches"])
-                for kernel in kernels
-            ),
-        ]
-    )
+    calls = sum(turn.calls for turn in turns)
+    estimates = [
+        kernel_seconds(kernel, phase, turns, target, threads).scale(kernel["launches"])
+        for kernel in kernels
+    ]
+    launches = estimate_work(Work(launches=round(calls)), target, threads)
+    ahead = [
+        (kernel, estimate, calls * kernel["launches"])
+        for kernel, estimate in zip(kernels, estimates, strict=True)
+        if "ahead" in kernel
+    ]
+    return with_fetching_ahead(total([launches, *estimates]), ahead, target, threads)
 
 
 def _predict_whole(

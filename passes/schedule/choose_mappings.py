@@ -2,7 +2,7 @@
 
     func @k1_matmul ... {infc.kernel = "matmul"}
       -->  ... {infc.kernel = "matmul", infc.mapping = {row_tile = 6, col_tile = 2, ...},
-                infc.work = {rows, bytes, operations, barriers, class, sizes}}
+                infc.work = {rows, bytes, operations, barriers, class, sizes, ahead}}
 
 Requires: fused kernels. Guarantees: every kernel has a mapping; all row kernels of a program share
 their partition, so that a value is in one space wherever it is used. Does not handle: measuring
@@ -12,6 +12,8 @@ A mapping may be edited in a dump: what is compiled is what the attribute says.
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 from infc.cost.roofline import Work, estimate_work
 from infc.ir.attributes import get, to_attribute
@@ -42,6 +44,7 @@ def choose_mappings(module: ir.Module, ctx: PassContext) -> None:
                     "operations": {name: int(count) for name, count in work.operations.items()},
                     "barriers": work.barriers,
                     **_classed(work),
+                    **({} if work.ahead is None else {"ahead": asdict(work.ahead)}),
                 }
             )
 

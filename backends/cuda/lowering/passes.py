@@ -19,7 +19,7 @@ from infc.backends.cuda.kernels.kv_layout import KVLayout
 from infc.backends.cuda.lowering.entry import emit_launches
 from infc.backends.cuda.lowering.persistent import emit_persistent, obstacle
 from infc.backends.cuda.lowering.programs import ProgramKernels
-from infc.backends.cuda.target import arch_of, shared_bytes_of
+from infc.backends.cuda.target import arch_of, shared_bytes_of, sm_count
 from infc.ir.attributes import from_attribute, get, to_attribute
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
@@ -49,8 +49,26 @@ def lower_programs(module: ir.Module, ctx: PassContext) -> None:
         kernels = ProgramKernels(b, program, kv, offsets, shared_bytes)
         phases[kernels.phase] = _emit_program(b, kernels, shared_bytes)
         program.operation.erase()
+        if kernels.phase == "decode":
+            _record_ring(module, phases["decode"], kernels, sm_count(ctx.target))
     info = {"arch": arch_of(ctx.target), "phases": phases}
     module.operation.attributes["infc.info"] = to_attribute(info)
+
+
+def _record_ring(
+    module: ir.Module, program: dict[str, object], kernels: ProgramKernels, blocks: int
+) -> None:
+    """Correct the record of a step: how far ahead its ring fetches, if there is one kernel."""
+    attributes = module.operation.attributes
+    if "infc.report" not in attributes:
+        return  # a dump without it
+    report, ring = from_attribute(attributes["infc.report"]), kernels.ring
+    for kernel in report["decode"]["kernels"]:
+        if "persistent" not in program or ring is None:
+            kernel.pop("ahead", None)
+        elif "ahead" in kernel:
+            kernel["ahead"]["bytes"] = blocks * ring.slots * ring.slot_bytes
+    attributes["infc.report"] = to_attribute(report)
 
 
 def _emit_program(b: GpuBuilder, kernels: ProgramKernels, shared_bytes: int) -> dict[str, object]:
