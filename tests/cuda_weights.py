@@ -20,7 +20,9 @@ def stored_weights(name: str, n: int, k: int, seed: int = 0) -> NDArray[np.uint8
             return (values.view(np.uint32) >> 16).astype("<u2").view(np.uint8).reshape(-1)
         return values.astype("<f4" if name == "f32" else "<f2").view(np.uint8).reshape(-1)
     if storage.codebook is not None:
-        codes = rng.integers(0, 127, (n, k), np.uint8) | rng.integers(0, 2, (n, k), np.uint8) << 7
+        # Every code that is a number, one after the other in each block of 32 columns.
+        numbers = (32 * np.arange(n)[:, None] + np.arange(k)) % 254
+        codes = (numbers % 127 | numbers // 127 << 7).astype(np.uint8)
         scales = rng.uniform(-0.1, 0.1, (n, -(-k // storage.group))).astype("<f4")
         return np.concatenate([codes, scales.view(np.uint8)], axis=1).reshape(-1)
     raw = rng.integers(0, 256, storage.size_bytes((n, k)), dtype=np.uint8)

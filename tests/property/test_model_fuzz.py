@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from oracle.families import make_family
 from oracle.files import write_huggingface
+from oracle.scaled_floats import write_scaled_floats
 
 from infc.diagnostics import UserError
 from infc.frontends import check_finite, open_model
@@ -218,6 +219,17 @@ def test_damaged_folder(name: str, share: int, seed: int, tmp_path: Path) -> Non
     if name == "model.safetensors":
         header = 8 + int.from_bytes(original[:8], "little")
     run(tmp_path, damaged, original, COUNT // share, header, seed)
+
+
+@pytest.mark.parametrize(("name", "seed"), [("model.safetensors", 6), ("config.json", 7)])
+def test_damaged_folder_of_scaled_floats(name: str, seed: int, tmp_path: Path) -> None:
+    wide = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 16}
+    values, tensors = make_family("llama2", **SMALL | wide)
+    write_scaled_floats(tmp_path, values, tensors, "block")
+    damaged = tmp_path / name
+    original = damaged.read_bytes()
+    header = 8 + int.from_bytes(original[:8], "little") if seed == 6 else len(original)
+    run(tmp_path, damaged, original, COUNT // 12, header, seed)
 
 
 def test_every_truncation_of_a_gguf_header(tmp_path: Path) -> None:
