@@ -12,9 +12,12 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.bf16_panels import bf16_panel_bytes
+from infc.backends.cpu.kernels.dots import prefetch_pays
 from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec
+from infc.backends.cpu.target import isa_of
 from infc.cost.peaks import fastest_unit, memory_bandwidth
 from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 from infc.reference.a8 import A8_BLOCK
@@ -35,6 +38,8 @@ _SLOWER: Final = 0.3
 neighbour on the other thread of a core takes."""
 _LINES_FETCHED: Final = 2
 """Lines of code that come from the second cache at a time."""
+_NEEDLESS: Final = 0.2
+"""Of the time of a stream: what asking for lines ahead costs where that is needless."""
 _LATENCY: Final = 100e-9
 """Of memory, where the target does not tell."""
 _SUMS: Final = 4
@@ -61,7 +66,7 @@ def mapping_speed(spec: MatmulSpec, mapping: MatmulMapping, rows: int, target: T
     if spec.activation == "abf16":
         usual, own, deal = _blocked(spec, mapping, rows, machine)
     elif rows == 1 or not mapping.col_tile or rows < mapping.row_tile:
-        usual, own, deal = _streamed(spec, mapping, rows, machine)
+        usual, own, deal = _streamed(spec, mapping, rows, machine, isa_of(target))
     else:
         usual, own, deal = _tiled(spec, mapping, rows, machine)
     return usual / (own * (1.0 + deal.unevenness(machine)) + deal.start_seconds)
@@ -179,7 +184,7 @@ class _Deal:
 
 
 def _streamed(
-    spec: MatmulSpec, mapping: MatmulMapping, rows: int, machine: _Machine
+    spec: MatmulSpec, mapping: MatmulMapping, rows: int, machine: _Machine, isa: Isa
 ) -> tuple[float, float, _Deal]:
     """Weights pass once: a prefetch hides the latency, runs begin cold, loops are unrolled."""
     size = sum(panels_of(s.n) * s.layout.panel_bytes(spec.k) for s in spec.segments)
@@ -195,6 +200,8 @@ def _streamed(
     # The time until a line is wanted is longer than most take to come, and lines come late by
     # chance, some by several times the latency.
     late = math.exp(-ahead / (machine.latency * machine.bytes_per_s))
+    if not any(prefetch_pays(isa, segment.layout) for segment in spec.segments):
+        late = _NEEDLESS if mapping.prefetch_bytes else 0.0
     usual = _together(memory, machine.compute(plain))
     own = _together(memory * (1.0 + late), machine.compute(looped))
 
@@ -216,7 +223,7 @@ def _stream_step(layout: PackedLayout, k: int, rows: int) -> tuple[int, float]:
         widen = {"f32": 0, "f8": _SCALED_WIDENING}.get(layout.kind, 1)
         return max(k // _SUMS, 1), _SUMS * (1.0 + widen + rows)
     dots = A8_BLOCK // _STEP
-    unpack = {8: 1.0, 4: 1.5}.get(layout.bits, 3.0) * dots
+    unpack = {8: 1.0, 6: 1.0, 4: 1.5}.get(layout.bits, 3.0) * dots
     scales = (2.0 + 4.0 * rows) * (A8_BLOCK // layout.group)
     return max(k // A8_BLOCK, 1), unpack + dots * rows + scales
 

@@ -142,7 +142,7 @@ def test_codes_of_another_kind_are_refused() -> None:
     layout = layout_for("q6_k")
     out = np.zeros(packed_bytes(layout, 16, 32), np.uint8)
     codes = Codes(np.zeros((16, 32), np.uint8), 8, np.zeros((16, 1), np.float32), None, 32)
-    with pytest.raises(InternalError, match=r"do not fit layout n16\.u8\.g16"):
+    with pytest.raises(InternalError, match=r"do not fit layout n16\.u6\.g16"):
         pack(layout, [codes], 16, 32, out)
 
 

@@ -70,6 +70,25 @@ def test_a_prefetch_reaches_as_far_as_the_latency_wants() -> None:
     assert by_distance[2] == max(by_distance)
 
 
+@pytest.mark.parametrize(
+    ("target", "storage", "asks"),
+    [
+        ("cpu:x86-64-v3", "q8_0", False),
+        ("cpu:x86-64-v3", "q6_k", True),
+        ("cpu:x86-64-v3", "q4_0", True),
+        ("cpu:x86-64-v4", "q8_0", True),
+    ],
+)
+def test_bytes_in_halves_of_256_bits_are_not_prefetched(
+    target: str, storage: str, asks: bool
+) -> None:
+    facts, kernel = resolve_cpu(target), product(1, [(2048, 2048, storage)], "int8")
+    guess = kernel_candidates(kernel, facts)[0]
+    assert bool(guess["prefetch_bytes"]) == asks
+    speed = speed_on(kernel, facts)
+    assert (speed(prefetch_bytes=8192) > speed(prefetch_bytes=0)) == asks
+
+
 def test_a_longer_latency_wants_to_look_further_ahead() -> None:
     def best(latency: str) -> int:
         target = with_figures(resolve_cpu("cpu:x86-64-amx"), {"dram.latency": latency})

@@ -106,7 +106,7 @@ def _codes_of_step(b: Builder, layout: PackedLayout, words: Value, step: int) ->
     """Four codes of one row, `vector<4xi32>`; `words` points to the row's first word of a chunk."""
     bytes_, ints = b.vec(_WORD, b.i8), b.vec(_WORD, b.i32)
     step_bytes = PANEL_ROWS * _WORD
-    if layout.bits == 8:
+    if layout.has_bytes:
         return b.ext_u(
             b.load(b.at(words, layout.codes_offset + step_bytes * step), bytes_, 4), ints
         )

@@ -10,7 +10,7 @@ are zeros.
       f16 scale[16]
       f16 min[16]              with minima only
       u8 high[16][4]           5 bits only: bit s is the fifth bit of step s
-      u8 codes[group / 4][16][4]     8 bits: step s holds k = 4s .. 4s + 3 of each row
+      u8 codes[group / 4][16][4]     6 and 8 bits: step s holds k = 4s .. 4s + 3 of each row
       u8 codes[group / 8][16][4]     4 and 5 bits: low nibbles are step 2s, high ones 2s + 1
   and `value = multiplier * (scale * (code - zero_point) + min)`.
 - Floats of 8 bits have scales of their own: see `scaled_panels`.
@@ -53,7 +53,7 @@ class PackedLayout:
 
     Attributes:
         kind: `int`, or the float type `f32`, `f16`, `bf16` or `f8`.
-        bits: of a code (8, 5 or 4), or of the float.
+        bits: of a code (8, 6, 5 or 4), or of the float.
         group: codes that share a scale, along k: 32 or 16 (128 for `f8`, 1 for other floats).
         has_min: groups have a minimum too.
         lines: of floats; k is a multiple of 32 then.
@@ -93,6 +93,11 @@ class PackedLayout:
         return 0 if self.has_min or self.is_float else 1 << (self.bits - 1)
 
     @property
+    def has_bytes(self) -> bool:
+        """Whether each code has a byte of its own."""
+        return not self.is_float and self.bits > 5
+
+    @property
     def high_offset(self) -> int:
         """Bytes from the start of a chunk to the fifth bits."""
         return _SCALES_BYTES * (2 if self.has_min else 1)
@@ -105,7 +110,7 @@ class PackedLayout:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one chunk (quantised layouts)."""
-        bits = 8 if self.bits == 8 else 4
+        bits = 8 if self.has_bytes else 4
         return self.codes_offset + PANEL_ROWS * self.group * bits // 8
 
     def panel_bytes(self, k: int) -> int:
@@ -127,13 +132,12 @@ def layout_for(storage: StorageType | str) -> PackedLayout:
         return PackedLayout(storage.name, storage.bits)
     if storage.codebook is not None:
         return PackedLayout(_SCALED, storage.bits, GROUP)
-    bits = 8 if storage.bits > 5 else max(storage.bits, 4)
-    return PackedLayout("int", bits, storage.group, storage.has_min)
+    return PackedLayout("int", max(storage.bits, 4), storage.group, storage.has_min)
 
 
 def layout_named(name: str) -> PackedLayout:
     """The layout with this `name`; of a matrix with bounds behind it, that of the matrix."""
-    if match := re.fullmatch(r"n16\.u(4|5|8)\.g(16|32)(\.min)?", name):
+    if match := re.fullmatch(r"n16\.u(4|5|6|8)\.g(16|32)(\.min)?", name):
         return PackedLayout("int", int(match[1]), int(match[2]), match[3] is not None)
     if match := re.fullmatch(r"n16\.(bf16|f16|f32)(\.lines)?(\.bounds)?", name):
         return PackedLayout(match[1], 8 * _FLOAT_BYTES[match[1]], lines=match[2] is not None)
@@ -217,7 +221,7 @@ def _field(
 
 def _code_words(layout: PackedLayout) -> tuple[int, int]:
     """The shape of a chunk's codes in words of 4 codes: (steps or pairs of steps, rows)."""
-    return layout.group // (4 if layout.bits == 8 else 8), PANEL_ROWS
+    return layout.group // (4 if layout.has_bytes else 8), PANEL_ROWS
 
 
 def _pack_codes(layout: PackedLayout, source: Codes, panels: NDArray[np.uint8]) -> None:
@@ -230,7 +234,7 @@ def _pack_codes(layout: PackedLayout, source: Codes, panels: NDArray[np.uint8]) 
     # A word is 4 consecutive codes of a row; the words of 16 rows change places as a whole.
     words = _padded(codes).view("<u4").reshape(count, PANEL_ROWS, chunks, layout.group // 4)
     target = _field(layout, panels, layout.codes_offset, _code_words(layout), "<u4")
-    if layout.bits == 8:
+    if layout.has_bytes:
         target[...] = words.transpose(0, 2, 3, 1)
         return
     if layout.bits == 5:
@@ -303,7 +307,7 @@ def unpack(layout: PackedLayout, packed: NDArray[np.uint8], n: int, k: int) -> N
         return _unpack_floats(layout, panels, n, k)
     count, chunks = len(panels), k // layout.group
     words = np.array(_field(layout, panels, layout.codes_offset, _code_words(layout), "<u4"))
-    if layout.bits != 8:
+    if not layout.has_bytes:
         low = np.uint32(0x0F0F0F0F)
         words = np.stack([words & low, (words >> np.uint32(4)) & low], axis=3)
         words = words.reshape(count, chunks, layout.group // 4, PANEL_ROWS)

@@ -21,6 +21,7 @@ from infc.backends.cpu.kernels.blocked import (
     emit_blocked,
 )
 from infc.backends.cpu.kernels.dealing import MOSTLY, Team, emit_dealt, emit_mostly_even
+from infc.backends.cpu.kernels.dots import prefetch_pays
 from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout
 from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
@@ -174,10 +175,12 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
         # Streaming is all there is: four turns at a time, 8 KiB ahead take 3 to 10% less than one
         # turn, 16 KiB ahead (own measurement on Emerald Rapids, shapes of Gemma 3 and Llama).
         tiles, streams = tiles[:1], [(4, 8192), (2, 8192), (4, 16384)]
+        if not any(prefetch_pays(isa, segment.layout) for segment in spec.segments):
+            streams = [(4, 0), (2, 0), (1, 2048)]
     elif spec.max_rows <= _BATCH_ROWS and spec.activation == "a8" and wide:
         # Codes of 8 bits are read as they lie; staging the others pays from a few rows on.
         streamed = [(_STREAMED_ROWS, 0)]
-        are_bytes = all(segment.layout.bits == 8 for segment in spec.segments)
+        are_bytes = all(segment.layout.has_bytes for segment in spec.segments)
         tiles = [*streamed, *tiles] if are_bytes else [*tiles, *streamed]
     return [MatmulMapping(*tile, *stream) for stream in streams for tile in tiles]
 

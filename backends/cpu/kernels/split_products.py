@@ -27,6 +27,7 @@ from infc.backends.cpu.kernels.dots import (
     emit_dot,
     emit_scales,
     needs_signed,
+    prefetch_pays,
 )
 from infc.backends.cpu.kernels.split_layout import STEP, UNIT_BYTES, SplitLayout
 from infc.ir.mlir import math, vector
@@ -310,8 +311,9 @@ class SplitProducts:
         layout, high = self.layout, self.layout.high
         groups = layout.unit // layout.group
         chunk_at = b.at(high_panel, b.mul(unit, groups * high.chunk_bytes))
-        for line in range(0, groups * high.chunk_bytes, _VECTOR_BYTES):
-            b.prefetch(b.at(chunk_at, _PREFETCH_BYTES + line))
+        if prefetch_pays(b.isa, self.layout.whole):
+            for line in range(0, groups * high.chunk_bytes, _VECTOR_BYTES):
+                b.prefetch(b.at(chunk_at, _PREFETCH_BYTES + line))
         # The low parts of the next panel, in the order they lie.
         ahead = PANEL_ROWS * self.low_row_bytes
         lines = b.at(low_panel, b.add(b.mul(unit, PANEL_ROWS * UNIT_BYTES), ahead))
