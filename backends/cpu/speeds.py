@@ -26,8 +26,8 @@ from infc.ir.mlir import ir
 from infc.target.schema import Target
 
 _LINE = 64
-_AHEAD = 4096
-"""Bytes that a read prefetches ahead of itself."""
+_READS = {"infc_read_ahead": 4096, "infc_read": 0}
+"""How far each of the reads prefetches ahead of itself, in bytes."""
 _LINES = 4
 """Lines read in a turn of the loop, each into a sum of its own."""
 _CHAINS = 10
@@ -52,7 +52,7 @@ class SpeedProbe:
 
     def __init__(self, isa: Isa, buffer_bytes: int) -> None:
         self._library = load_shared(_code(isa))
-        for name in ("infc_read", "infc_multiply"):
+        for name in (*_READS, "infc_multiply"):
             function = getattr(self._library, name)
             function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
             function.restype = None
@@ -64,7 +64,13 @@ class SpeedProbe:
         self._next = 0
 
     def read(self, threads: int) -> float:
-        """Bytes a second of threads that each read another part of the buffer, one pass."""
+        """Bytes a second of threads that each read another part of the buffer, in one pass.
+
+        With a prefetch or without: on some processors it helps, on others it is in the way.
+        """
+        return max(self._read(getattr(self._library, name), threads) for name in _READS)
+
+    def _read(self, read: Callable[..., None], threads: int) -> float:
         base, size = self._buffer.ctypes.data, self._buffer.size
         share = _CHUNK_BYTES // threads // 4096 * 4096
         starts = []
@@ -73,7 +79,6 @@ class SpeedProbe:
                 self._next = 0
             starts.append(base + self._next)
             self._next += share
-        read = self._library.infc_read
         seconds = _together([_bound(read, start, share) for start in starts])
         return share * threads / seconds
 
@@ -132,23 +137,24 @@ def _together(parts: Sequence[Callable[[], None]]) -> float:
 
 
 def _code(isa: Isa) -> bytes:
-    """`infc_read(from, bytes, sink)` and `infc_multiply(unused, turns, sink)`."""
+    """Reads `(from, bytes, sink)`, and `infc_multiply(unused, turns, sink)`."""
     with context():
         module = ir.Module.create()
         b = Builder(module, isa)
-        _emit_read(b)
+        for name, ahead in _READS.items():
+            _emit_read(b, name, ahead)
         _emit_multiply(b, isa)
         lower_to_llvm(module)
         return link_shared(emit_object(module, isa))
 
 
-def _emit_read(b: Builder) -> None:
+def _emit_read(b: Builder, name: str, ahead: int) -> None:
     line = b.vec(_LINE // 8, b.i64)
-    with b.function("infc_read", [b.ptr, b.i64, b.ptr], private=False) as (start, size, sink):
+    with b.function(name, [b.ptr, b.i64, b.ptr], private=False) as (start, size, sink):
 
         def turn(offset: Value, *sums: Value) -> list[Value]:
-            for number in range(_LINES):
-                b.prefetch(b.at(start, b.add(offset, _AHEAD + number * _LINE)))
+            for number in range(_LINES if ahead else 0):
+                b.prefetch(b.at(start, b.add(offset, ahead + number * _LINE)))
             return [
                 b.add(total, b.load(b.at(start, b.add(offset, number * _LINE)), line, _LINE))
                 for number, total in enumerate(sums)

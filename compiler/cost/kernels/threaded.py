@@ -17,7 +17,7 @@ operations a second of one thread, `barrier_seconds` of all barriers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -48,7 +48,7 @@ _ROW = ConstantSpec(
 )
 
 
-def _kinds(verb: str, high: float) -> tuple[ConstantSpec, ...]:
+def _kinds(verb: str, high: float, kinds: Sequence[str] = WEIGHT_KINDS) -> tuple[ConstantSpec, ...]:
     """A constant for each way in which weights lie packed."""
     return tuple(
         ConstantSpec(
@@ -58,7 +58,7 @@ def _kinds(verb: str, high: float) -> tuple[ConstantSpec, ...]:
             high,
             f"vector operations to {verb} a weight ({kind})",
         )
-        for kind in WEIGHT_KINDS
+        for kind in kinds
     )
 
 
@@ -76,10 +76,20 @@ _HEAD = (
     ConstantSpec(SURVIVORS, "1", 0.0, 1.5, f"{_SURVIVED}: weights in codes"),
     ConstantSpec(FLOAT_SURVIVORS, "1", 0.0, 1.5, f"{_SURVIVED}: floats"),
 )
-_BLOCKED = (
-    _DOTS,
-    *_kinds("stage", 128.0),
-    ConstantSpec("gate_operations", "operations", 0.0, 200.0, "for the activation of a gate"),
+_GATE = ConstantSpec("gate_operations", "operations", 0.0, 400.0, "for the activation of a gate")
+_BLOCKED = (_DOTS, *_kinds("stage", 128.0), _GATE, _CALL)
+_SHARES: Final = {"8bit": "byte_share", "4bit": "narrow_share", "odd": "narrow_share"}
+"""AVX2 multiplies codes of fewer than 8 bits with fewer instructions."""
+_STAGED = (
+    *(
+        ConstantSpec(name, "1", 0.05, 2.0, f"share of the peak that products of {codes} reach")
+        for name, codes in (
+            ("byte_share", "8-bit codes"),
+            ("narrow_share", "shorter codes"),
+        )
+    ),
+    *_kinds("stage", 128.0, tuple(_SHARES)),
+    _GATE,
     _CALL,
 )
 _ROW_ATTENTION = (
@@ -166,14 +176,29 @@ def blocked_times(rows: Columns, machine: Machine, constants: Values) -> Times:
     not be told from the cost of staging. Nor could the reading of rows again, and the writing of
     results, from the products (docs/cost-model.md).
     """
-    vectors = rows["vector_peak"] * rows["threads"]
-    padded = np.ceil(rows["rows"] / rows["height"]) * rows["height"]
-    dots = 2.0 * padded * _weights(rows)
+    dots = 2.0 * _padded(rows) * _weights(rows) / constants["dot_share"]
+    return _many_rows(rows, constants, dots, _preparation(rows, constants, "stage"))
+
+
+def staged_times(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """The same with integers, of which short ones may be multiplied faster."""
+    dots, staging = np.zeros_like(rows["rows"]), np.zeros_like(rows["rows"])
+    for kind, share in _SHARES.items():
+        weights = rows[f"weights_{kind}"]
+        dots = dots + 2.0 * _padded(rows) * weights / constants[share]
+        staging = staging + weights * constants[f"stage_{kind}"]
+    return _many_rows(rows, constants, dots, staging)
+
+
+def _padded(rows: Columns) -> Array:
+    return np.asarray(np.ceil(rows["rows"] / rows["height"]) * rows["height"])
+
+
+def _many_rows(rows: Columns, constants: Values, dots: Array, staging: Array) -> Times:
+    """Products that would take `dots` operations at the peak, staging, and gates."""
     gates = constants["gate_operations"] * rows["rows"] * rows["columns"] * rows["gated"]
-    operations = _preparation(rows, constants, "stage") + gates
-    compute = (
-        dots / (constants["dot_share"] * rows["peak"] * rows["threads"]) + operations / vectors
-    )
+    products = dots / (rows["peak"] * rows["threads"])
+    compute = products + (staging + gates) / (rows["vector_peak"] * rows["threads"])
     return _times(rows, constants, rows["bytes"] / rows["bytes_per_s"], compute)
 
 
@@ -249,7 +274,7 @@ THREADED: Final = {
         _threaded(STREAM, _STREAM, stream_times),
         _threaded(HEAD_SEARCH, _HEAD, head_times),
         _threaded("blocked-product", _BLOCKED, blocked_times),
-        _threaded("staged-product", _BLOCKED, blocked_times),
+        _threaded("staged-product", _STAGED, staged_times),
         _threaded("row-attention", _ROW_ATTENTION, row_attention_times),
         _threaded("tile-attention", _TILE_ATTENTION, tile_attention_times),
         _threaded("rows", _ROWS, row_times),
