@@ -30,7 +30,14 @@ _METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 _FORMAT = "float-quantized"
 _SCALE_NAMES = ("{}_scale_inv", "{}_scale")
 _SCALE_TYPES = ("f32", "bf16", "f16")
-_LEFT_ASIDE = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
+_LEFT_ASIDE = (
+    ".input_scale",
+    ".input_scale_ub",
+    ".output_scale",
+    ".activation_scale",
+    ".k_scale",
+    ".v_scale",
+)
 """Endings of names of what describes activations and the cache."""
 
 Block = tuple[int, int]

@@ -53,7 +53,11 @@ def write_scaled_floats(
         stored[name] = ("F8_E4M3", codes)
         if scheme == "tensor":
             scales = scales.reshape(() if "q_proj" in name else (1,))
-            stored[name.replace("weight", "input_scale")] = ("F32", np.ones((), np.float32))
+            one = ("F32", np.ones((), np.float32))
+            left_aside = "activation_scale" if "q_proj" in name else "input_scale"
+            stored[name.replace("weight", left_aside)] = one
+            if "k_proj" in name:
+                stored[name.replace("k_proj.weight", "k_scale")] = one
         held = (scales.view(np.uint32) >> 16).astype("<u2") if scale_type == "BF16" else scales
         stored[name.replace("weight", name_of_scale)] = (scale_type, held)
     write_safetensors(folder / "model.safetensors", stored)
