@@ -13,6 +13,7 @@ from infc.backends.cuda.target import cuda_targets, resolve_cuda
 from infc.target.backend import (
     API_VERSION,
     CodeUse,
+    Emulator,
     KernelMapping,
     KernelSummary,
     LoadedPrograms,
@@ -114,6 +115,12 @@ class CudaBackend:
         from infc.backends.cuda.signature import code_notes
 
         return code_notes(cast("CudaSignature", signature), phase)
+
+    def emulator(self, module: ir.Module, target: Target) -> Emulator | str:
+        """The lockstep interpreter, for models that it is quick enough for."""
+        from infc.backends.cuda.emulation import emulator
+
+        return emulator(module, target)
 
     def load(self, programs: LoadedPrograms) -> CudaRunnable:
         """Put the programs and their weights onto the device."""

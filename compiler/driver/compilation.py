@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
@@ -38,7 +39,7 @@ from infc.pipeline.manager import Observer, PassManager
 from infc.pipeline.options import CompileOptions
 from infc.pipeline.passes import PassContext, Pipeline, Remark
 from infc.runtime.tokenizer import Tokenizer
-from infc.target.backend import Backend, Programs
+from infc.target.backend import Backend, EmulatingBackend, Programs
 from infc.target.discovery import load_backend, provider_versions, resolve_target
 from infc.target.schema import Target
 
@@ -73,6 +74,7 @@ def compile(
     progress: Progress | None = None,
     remarks: list[Remark] | None = None,
     tuning: Tuning | None = None,
+    verified: list[str] | None = None,
 ) -> Artifact:
     """Compile a model for a target.
 
@@ -94,6 +96,7 @@ def compile(
         progress: called with the stage and the fraction done.
         remarks: gets what the passes declined to do, and why.
         tuning: measure the best mappings of each kernel on this machine; gets what was learnt.
+        verified: gets what `verify` compared, and what it could not.
 
     Raises:
         UserError: the model, the options or the target is at fault; nothing is left behind.
@@ -166,14 +169,19 @@ def compile(
                 _tuning_records(tuning),
             ),
             _members(phases) | tokenizer.result(),
-            check=None
-            if oracle is None
-            else lambda whole: oracle.check_artifact(open_artifact(whole)),
+            check=None if oracle is None else partial(_check, oracle, verified),
         )
         report("done", 1.0)
     finally:
         job.close()
     return open_artifact(path)
+
+
+def _check(oracle: Oracle, verified: list[str] | None, path: Path) -> None:
+    """Run what was compiled, and say what that showed."""
+    said = oracle.check_artifact(open_artifact(path))
+    if verified is not None:
+        verified.append(said)
 
 
 @dataclass(frozen=True)
@@ -239,11 +247,6 @@ class _Job:
             weights, changed, hint="weights so large need --quantize keep: scales are float16"
         )
 
-    def check_artifact(self, path: Path) -> None:
-        """Run what was compiled, where that was asked for."""
-        if self.oracle is not None:
-            self.oracle.check_artifact(open_artifact(path))
-
     def compile(self, spec: str, options: CompileOptions, dump: Path | None) -> Compiled:
         """From the model itself."""
         with context():
@@ -302,6 +305,8 @@ class _Job:
             if self.tuning is not None:
                 ctx.tuner = self._tuner(self.tuning, ctx, stack)
             manager.run(module, ctx)
+        if self.oracle is not None and isinstance(backend, EmulatingBackend):
+            self.oracle.emulator = backend.emulator(module, target)
         if self.remarks is not None:
             self.remarks += ctx.remarks
         attributes = module.operation.attributes

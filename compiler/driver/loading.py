@@ -81,20 +81,24 @@ def members_of(phase: str, *, split: bool) -> tuple[str, str]:
 
 
 def _load_phase(artifact: Artifact, phase: str) -> Runnable:
+    programs = emitted_programs(artifact, phase)
+    return load_backend(programs.target.backend).load(programs)
+
+
+def emitted_programs(artifact: Artifact, phase: str) -> LoadedPrograms:
+    """What a backend is given to load the programs of a phase."""
     targets = artifact.manifest.targets
     folder, weights = members_of(phase, split=targets["prefill"] != targets["decode"])
     target = Target.from_json(json.dumps(targets[phase]))
     weights_file = artifact.path if artifact.path.is_file() else artifact.path / weights
-    return load_backend(target.backend).load(
-        LoadedPrograms(
-            member=lambda name: artifact.member(folder + name),
-            extract=lambda name: artifact.extract(folder + name),
-            weights=artifact.member(weights),
-            weights_file=(weights_file, artifact.member_offset(weights)),
-            signature=artifact.manifest.programs[phase],
-            target=target,
-            check=artifact.check_length,
-        )
+    return LoadedPrograms(
+        member=lambda name: artifact.member(folder + name),
+        extract=lambda name: artifact.extract(folder + name),
+        weights=artifact.member(weights),
+        weights_file=(weights_file, artifact.member_offset(weights)),
+        signature=artifact.manifest.programs[phase],
+        target=target,
+        check=artifact.check_length,
     )
 
 

@@ -206,6 +206,28 @@ class CodeReportingBackend(Protocol):
         why it is not what it could be."""
 
 
+@dataclass(frozen=True)
+class Emulator:
+    """Runs emitted programs where their machine is not, slowly.
+
+    Attributes:
+        load: makes them callable.
+        what: was executed by what, a clause for the user.
+    """
+
+    load: Callable[[LoadedPrograms], Runnable]
+    what: str
+
+
+@runtime_checkable
+class EmulatingBackend(Protocol):
+    """What a backend offers besides `Backend` where `--verify` is to run programs on any host."""
+
+    def emulator(self, module: ir.Module, target: Target) -> Emulator | str:
+        """What runs the programs of a module that went through the whole pipeline, or why nothing
+        does: a sentence for the user."""
+
+
 class CostOnlyBackend(Protocol):
     """What makes a chip a target of the cost model: all its targets are of kind `model-only`.
 

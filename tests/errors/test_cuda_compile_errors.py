@@ -115,22 +115,3 @@ def test_an_assembler_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_p
         "   = hint: install it again, or take it off the search path: without one the device's "
         "driver translates the programs"
     )
-
-
-def test_programs_that_cannot_be_verified_here(
-    small_models: SmallModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("infc.backends.cuda.emission.assemble", lambda ptx, arch: None)
-
-    def absent() -> None:
-        raise UserError(Code.ARTIFACT_HOST, "there is no device to run on: none")
-
-    monkeypatch.setattr("infc.backends.cuda.runtime.probe.open_device", absent)
-    model = small_models.model("llama3", "BF16", **ONE_LAYER)
-    error = refusal(model, tmp_path, verify=True)
-    assert str(error) == (
-        "error[INF4005]: every pass kept the numbers, but the compiled programs cannot be verified "
-        "here: there is no device to run on: none\n"
-        "   = hint: leave out --verify, or compile where they can run"
-    )
-    assert not (tmp_path / "a.infc").exists()

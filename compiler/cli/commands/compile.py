@@ -126,7 +126,8 @@ of measurements ($XDG_CACHE_HOME/infc/tuning.sqlite, or ~/.cache/infc/tuning.sql
 @click.option(
     "--verify",
     is_flag=True,
-    help="Run the reference after every pass and name the first that changes a number.",
+    help="Run the reference after every pass and name the first that changes a number; then run "
+    "what was compiled, as far as that is possible here.",
 )
 @click.option(
     "--resume-from",
@@ -163,6 +164,7 @@ def compile_command(
 
     check_pass_name(remarks_of)
     remarks: list[Remark] = []
+    verified: list[str] = []
     path = output if output is not None else Path(model.resolve().with_suffix(".infc").name)
     tuning = None if tune is None else driver.Tuning(tune)
     start = time.perf_counter()
@@ -183,6 +185,7 @@ def compile_command(
             kv_dtype=kv_dtype,
             dump=dump,
             verify=verify,
+            verified=verified,
             resume_from=resume_from,
             progress=progress,
             remarks=remarks,
@@ -212,6 +215,7 @@ def compile_command(
                 "digest": artifact.manifest.digest,
                 "quantization": quantization_object(artifact.manifest.quantization, change),
                 "memory_fit": None if fit is None else asdict(fit),
+                "verified": verified[0] if verified else None,
                 "notes": list(notes),
                 "tuning": None if tuning is None else tuning_object(tuning),
                 "assumptions": _assumptions(peak_bytes, change),
@@ -222,6 +226,8 @@ def compile_command(
     names = ", ".join(sorted(set(map(str, targets.values()))))
     memory = "" if peak_bytes is None else f", peak memory {human_bytes(peak_bytes)}"
     write_text(f"{path}: compiled for {names} in {human_seconds(seconds)}{memory}\n")
+    for said in verified:
+        write_text(f"{said}\n")
     if fit is not None:
         write_text(f"{'' if fit.fits else 'warning: '}{fit.message}\n")
     if tuning is not None:
