@@ -150,7 +150,7 @@ class CudaRunnable:
             return ()
         return (
             "decode is a launch for each kernel here, not the persistent one: "
-            f"{self._device.facts.name} has no cooperative launches",
+            f"{self.device.facts.name} has no cooperative launches",
         )
 
     def is_persistent(self, phase: Phase) -> bool:

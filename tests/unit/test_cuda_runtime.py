@@ -96,6 +96,11 @@ def test_without_cooperative_launches_kernels_are_separate() -> None:
     device = toy_device(facts=replace(FACTS, cooperative=False))
     runnable = CudaRunnable(programs(), device)
     assert not runnable.is_persistent(Phase.DECODE)
+    assert runnable.notes == (
+        "decode is a launch for each kernel here, not the persistent one: "
+        f"{FACTS.name} has no cooperative launches",
+    )
+    assert CudaRunnable(programs(), toy_device()).notes == ()
 
 
 def test_results_are_the_callers_own(runnable: CudaRunnable) -> None:
