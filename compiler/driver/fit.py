@@ -88,10 +88,11 @@ def _artifact_fit(
     # Where the phases have machines of their own, each holds its own program's buffers alone.
     plans = {phase: manifest.memory_plan[phase]} if split else manifest.memory_plan
     _, weights = members_of(phase, split=split)
+    limits = ("max_context", "vocab_size", "max_logit_rows")
     return _fit(
         manifest.members[weights].size_bytes,
         plans,
-        {**manifest.kv_layout, "max_context": manifest.programs[phase]["max_context"]},
+        {**manifest.kv_layout, **{name: manifest.programs[phase][name] for name in limits}},
         target,
         capacity_bytes,
         manifest.model.context_length,
@@ -122,14 +123,17 @@ def _fit(
 def program_bytes(
     weight_bytes: int, plans: Mapping[str, Any], layout: Mapping[str, Any], target: Target
 ) -> ProgramBytes:
-    """The parts: weights, and of each program its arena and one per-thread part for each unit.
+    """The parts: weights, and of each program its arena, one per-thread part for each unit, and the
+    logits that it may be asked for.
 
     A step's rows are the sequences; a prompt's call has as many whatever their number.
     """
     units = max(unit.count for unit in target.compute)
+    rows = dict(zip(("prefill", "decode"), layout["max_logit_rows"], strict=True))
     arenas = {
         phase: plan["plans"]["main"]["arena"]["height_bytes"]
         + units * plan["plans"]["main"]["thread"]["height_bytes"]
+        + 4 * rows[phase] * layout["vocab_size"]
         for phase, plan in plans.items()
     }
     position = layout["kv_heads"] * position_bytes(layout["kv_dtype"], layout["head_dim"])

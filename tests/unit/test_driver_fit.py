@@ -43,9 +43,11 @@ def test_the_sum_is_what_a_session_holds(path: Path) -> None:
         cache = layout["max_slots"] * layout["kv_heads"] * sum(layout["capacity"])
         cache *= 2 * layout["head_dim"] * {"f32": 4, "f16": 2}[layout["kv_dtype"]]
         weights = manifest.members["weights/weights.bin"].size_bytes
+        limits = manifest.programs["decode"]
+        logits = 4 * limits["vocab_size"] * max(limits["max_logit_rows"])
     assert fit is not None
     assert fit.fits
-    assert 0 < fit.needed_bytes - weights - cache < 4 << 20
+    assert logits < fit.needed_bytes - weights - cache < 4 << 20
     assert fit.message.startswith("fits with context 64 and batch 3: ")
 
 
@@ -77,7 +79,7 @@ def test_no_context_beyond_the_trained_one_is_offered(path: Path) -> None:
 def test_a_plan_beyond_the_memory_is_refused(path: Path) -> None:
     with open_artifact(path) as artifact:
         manifest = artifact.manifest
-        signature = {**manifest.kv_layout, "max_context": 64}
+        signature = {**manifest.kv_layout, **manifest.programs["decode"]}
         fit = artifact_fit(artifact)
     assert fit is not None
     # Half of the cache that grows with the context is missing.
