@@ -68,7 +68,7 @@ def mapping_speed(spec: MatmulSpec, mapping: MatmulMapping, rows: int, target: T
     elif rows == 1 or not mapping.col_tile or rows < mapping.row_tile:
         usual, own, deal = _streamed(spec, mapping, rows, machine, isa_of(target))
     else:
-        usual, own, deal = _tiled(spec, mapping, rows, machine)
+        usual, own, deal = _tiled(spec, mapping, rows, machine, isa_of(target))
     return usual / (own * (1.0 + deal.unevenness(machine)) + deal.start_seconds)
 
 
@@ -232,7 +232,7 @@ def _stream_step(layout: PackedLayout, k: int, rows: int) -> tuple[int, float]:
 
 
 def _tiled(
-    spec: MatmulSpec, mapping: MatmulMapping, rows: int, machine: _Machine
+    spec: MatmulSpec, mapping: MatmulMapping, rows: int, machine: _Machine, isa: Isa
 ) -> tuple[float, float, _Deal]:
     """Tiles of rows and panels: loads beside multiply-adds, sums that leave the registers, and
     panels that leave the first cache."""
@@ -245,6 +245,10 @@ def _tiled(
         spilt = _SPILL * max(0, sums + others - machine.registers) / sums
         loops = machine.width * _LOOP / (mapping.unroll * _SUMS * high)
         per_row, panel_bytes = float(spec.k), spec.segments[0].layout.panel_bytes(spec.k)
+    elif isa.dot_i8 == "avx2":
+        bits = min(segment.layout.bits for segment in spec.segments)
+        dots, loads, spilt, loops = _pair_steps(high, wide, bits, machine)
+        per_row, panel_bytes = spec.k / _STEP, PANEL_ROWS * spec.k
     else:
         steps = A8_BLOCK / _STEP
         dots, loads = 1.0, 1.0 / high + 1.0 / wide
@@ -260,7 +264,27 @@ def _tiled(
     if wide * panel_bytes > machine.near_bytes / 2:
         far = machine.near(math.ceil(rows / high) * panels * panel_bytes)
     own = _together(arithmetic, far)
+    if isa.dot_i8 == "avx2":  # rows come from the second cache, once for each tile of panels
+        own += machine.near(rows * panels * spec.k / wide)
     return usual, own, _panel_deal(mapping, panels, machine)
+
+
+def _pair_steps(
+    high: int, wide: int, bits: int, machine: _Machine
+) -> tuple[float, float, float, float]:
+    """Products, loads, spills and loops of a step of a row and panel, where pairs of products are
+    summed in 16 bits.
+
+    Short codes are multiplied and added, and their steps are a loop that holds no sum in float.
+    Bytes take signs and magnitudes, and a sum in 32 bits each time.
+    """
+    short = bits < 8
+    dots, codes = (2.0, 1.0) if short else (4.0, 2.0)
+    alive = high * wide + codes * wide + 1.0 + machine.width
+    spilt = _SPILL * max(0.0, alive - machine.registers) / (high * wide)
+    loops = machine.width * _LOOP / (high * wide) * (1.0 if short else _STEP / A8_BLOCK)
+    # The broadcast of a row's codes takes an address of its own.
+    return dots, codes / high + 1.0 / wide, spilt, loops
 
 
 # ---- blocks in bf16 ------------------------------------------------------------------------------

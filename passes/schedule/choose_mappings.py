@@ -69,7 +69,10 @@ def best_mapping(summary: KernelSummary, ctx: PassContext) -> tuple[KernelMappin
     order = sorted(range(len(choices)), key=lambda number: estimates[number].mid)
     if ctx.tuner is None:
         return choices[order[0]]
-    ranked = [(choices[number][0], estimates[number]) for number in order]
+    # What tells mappings apart ranks them, and is in no predicted time.
+    ranked = [
+        (choices[number][0], estimates[number].scale(choices[number][1].speed)) for number in order
+    ]
     return choices[order[ctx.tuner.choose(summary, ranked)]]
 
 

@@ -31,7 +31,7 @@ _STREAM_DEALS = (
     *product((50, 75, 90), (1 << 14, 1 << 16, 1 << 18)),
 )
 """Percent split evenly, and the bytes of a piece of the rest."""
-_TILE_DEALS = tuple(product((0, 50, 75), (2, 4, 8, 16)))
+_TILE_DEALS = tuple(product((0, 25, 50, 75, 90), (2, 4, 8, 16)))
 """Percent split evenly, and pieces a thread."""
 _BLOCK_DEALS = tuple(product((0, 50, 75), (1, 2, 4, 8, 16)))
 _MANY_BLOCK_DEALS = tuple(product((0, 25, 50, 75, 90), (1, 2, 3, 4, 6, 8, 16)))
