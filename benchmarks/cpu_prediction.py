@@ -2,9 +2,9 @@
 
 Each model is compiled with the machine's profile (`infc calibrate` first; without one the figures
 of the machine's class predict), and runs in turns with the others: prefill of prompts and decode
-after them. Before and after every sample a probe reads memory, so that a sample from a slow moment
-of a shared machine can be told from a wrong prediction. `scaled` predictions take the bandwidth
-that the probe saw in place of the profile's.
+after them. Before and after every sample a probe reads and multiplies, so that a slow moment of a
+shared machine can be told from a wrong prediction: `scaled` predictions are those of a machine with
+the part of its bandwidth and of its peak that the probe got on average.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Sample:
 
     Attributes:
         seconds: by phase.
-        bytes_per_s: what the probe read, the mean of before and after.
+        read_share, int8_share: of the fastest read and product, what the probe got on average, the
+            mean of before and after.
         busy: share of all processor time that was used meanwhile, by anybody.
     """
 
@@ -54,7 +55,8 @@ class Sample:
     threads: int
     prompt: int
     seconds: dict[str, float]
-    bytes_per_s: float
+    read_share: float
+    int8_share: float
     busy: float
 
 
@@ -75,7 +77,7 @@ def run_sample(
     """Measure both phases once."""
     ids = prompt_tokens(session, prompt, seed)
     sampler = Sampler(SamplingOptions(temperature=0.0))
-    before = probe.run(session.threads)["read_bytes_per_s"] or 0.0
+    before = probe.run(session.threads)
     busy, total = busy_ticks()
     start = time.perf_counter()
     session.prefill_next(ids, sampler)
@@ -84,32 +86,41 @@ def run_sample(
         session.next_token(sampler)
     end = time.perf_counter()
     busy_after, total_after = busy_ticks()
-    after = probe.run(session.threads)["read_bytes_per_s"] or 0.0
+    after = probe.run(session.threads)
     session.reset()
     return Sample(
         name,
         session.threads,
         prompt,
         {"prefill": middle - start, "decode": end - middle},
-        (before + after) / 2.0,
+        *(((before[s] or 1.0) + (after[s] or 1.0)) / 2.0 for s in ("read_share", "int8_share")),
         (busy_after - busy) / max(1, total_after - total),
     )
 
 
-def with_bandwidth(target: Target, bytes_per_s: float) -> Target:
-    """A target whose threads together read so much."""
+def disturbed(target: Target, read_share: float, int8_share: float) -> Target:
+    """A target of whose bandwidth and arithmetic others take a part."""
+    holding = target.holding_memory()
+    slower = {
+        name: getattr(holding, name) * read_share
+        for name in ("bandwidth_bytes_per_s", "unit_bandwidth_bytes_per_s")
+        if getattr(holding, name) is not None
+    }
     memories = [
-        memory.model_copy(
-            update={
-                "bandwidth_bytes_per_s": bytes_per_s,
-                "unit_bandwidth_bytes_per_s": None,
-            }
-        )
-        if memory == target.holding_memory()
-        else memory
+        memory.model_copy(update=slower) if memory == holding else memory
         for memory in target.memories
     ]
-    return target.model_copy(update={"memories": tuple(memories)})
+    compute = [
+        unit.model_copy(
+            update={
+                "operations_per_s": {
+                    dtype: rate * int8_share for dtype, rate in unit.operations_per_s.items()
+                }
+            }
+        )
+        for unit in target.compute
+    ]
+    return target.model_copy(update={"memories": tuple(memories), "compute": tuple(compute)})
 
 
 def summarise(artifact: Artifact, samples: list[Sample], tokens: int) -> list[dict[str, Any]]:
@@ -121,8 +132,8 @@ def summarise(artifact: Artifact, samples: list[Sample], tokens: int) -> list[di
         threads = own[0].threads
         asked = {"prompt_tokens": prompt, "new_tokens": tokens, "threads": threads}
         raw = predict(artifact, **asked)
-        probed = median(sample.bytes_per_s for sample in own)
-        scaled = predict_on(artifact, with_bandwidth(target, probed), **asked)
+        shares = [median(getattr(s, name) for s in own) for name in ("read_share", "int8_share")]
+        scaled = predict_on(artifact, disturbed(target, *shares), **asked)
         for phase in PHASES:
             expected, then = raw[phase], scaled[phase]
             assert expected is not None
@@ -143,7 +154,8 @@ def summarise(artifact: Artifact, samples: list[Sample], tokens: int) -> list[di
                     "error": expected.seconds / median(times) - 1.0,
                     "error_to_least": expected.seconds / min(times) - 1.0,
                     "error_scaled": then.seconds / median(times) - 1.0,
-                    "probe_bytes_per_s": probed,
+                    "read_share": shares[0],
+                    "int8_share": shares[1],
                     "busy": median(sample.busy for sample in own),
                 }
             )

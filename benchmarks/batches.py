@@ -1,0 +1,135 @@
+"""Decode steps of several sequences at once on this machine: tokens a second by batch.
+
+The decode program is called with one token of each of 1 to 32 sequences behind a context, batches
+in turns, and a probe measures the machine before each round. The floor of a step is what its
+products take at least: their weights' bytes at the bandwidth of that moment, or their operations at
+the int8 peak where that is longer; caches are not in it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+from machine import describe_machine
+from measure import Probe
+from rich.console import Console
+from rich.table import Table
+
+import infc
+from infc.artifact import open_artifact
+from infc.driver.loading import load_runnable
+from infc.driver.prediction import greedy_kernels
+from infc.target.runnable import Call, KVCache, OutputKind, Phase, Runnable
+
+HERE = Path(__file__).resolve().parent
+BATCHES = (1, 2, 4, 8, 16, 32)
+STEPS = 8
+"""Steps of a batch in a round."""
+
+
+def decode_call(batch: int, position: int) -> Call:
+    """One token of each of `batch` sequences at a position; each asks for its best next token."""
+    rows = np.arange(batch, dtype=np.int32)
+    return Call(
+        tokens=1000 + 37 * rows,
+        row_offsets=np.arange(batch + 1, dtype=np.int32),
+        slots=rows,
+        positions=np.full(batch, position, np.int32),
+        logit_rows=rows,
+        output=OutputKind.ARGMAX,
+    )
+
+
+def step_seconds(
+    runnable: Runnable, kv: KVCache, batch: int, context: int, threads: int
+) -> list[float]:
+    """Seconds of steps behind a context, behind one that is not counted."""
+    found = []
+    for step in range(1 + STEPS):
+        call = decode_call(batch, context + step)
+        start = time.perf_counter()
+        runnable.run(Phase.DECODE, call, kv, threads=threads)
+        found.append(time.perf_counter() - start)
+    return found[1:]
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.option("--context", default=512, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path))
+def main(model: Path, context: int, threads: int, rounds: int, output: Path | None) -> None:
+    """Compile MODEL for 32 sequences, measure, and write results/batches-DATE-MODEL.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe, made = Probe(Path(folder)), Path(folder, "model.infc")
+        most = max(BATCHES)
+        infc.compile(model, max_batch=most, batch=most, max_context=context + 64, output=made)
+        artifact = open_artifact(made)
+        runnable = load_runnable(artifact)
+        kv = runnable.new_kv()
+        seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+        machines = []
+        for _ in range(rounds):
+            machines.append(probe.run(threads))
+            for batch, found in seconds.items():
+                found += step_seconds(runnable, kv, batch, context, threads)
+        products = [
+            k for k in greedy_kernels(artifact, "decode") if k["kind"] in ("matmul", "head")
+        ]
+    rates = {
+        name: median(float(machine[name] or 0.0) for machine in machines)
+        for name in ("read_bytes_per_s", "int8_operations_per_s")
+    }
+    weights = sum(k["launches"] * sum(k["bytes"].values()) for k in products)
+    operations = sum(k["launches"] * sum(k["operations"].values()) / k["rows"] for k in products)
+    rows = [
+        {
+            "batch": batch,
+            "seconds": median(found),
+            "least_seconds": min(found),
+            "floor_seconds": max(
+                weights / rates["read_bytes_per_s"],
+                batch * operations / rates["int8_operations_per_s"],
+            ),
+            "tokens_per_second": batch / median(found),
+        }
+        for batch, found in seconds.items()
+    ]
+    report: dict[str, Any] = {
+        "schema_version": 1,
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(),
+        "model": model.name,
+        "threads": threads,
+        "context": context,
+        "product_bytes": weights,
+        "operations_a_token": operations,
+        "probe": rates,
+        "batches": rows,
+    }
+    table = Table("batch", "ms a step", "least", "floor", "tokens/s")
+    for row in rows:
+        table.add_row(
+            str(row["batch"]),
+            f"{1e3 * row['seconds']:.2f}",
+            f"{1e3 * row['least_seconds']:.2f}",
+            f"{1e3 * row['floor_seconds']:.2f}",
+            f"{row['tokens_per_second']:.0f}",
+        )
+    Console().print(table)
+    name = f"batches-{report['date']}-{model.stem}.json"
+    path = output or HERE / "results" / name
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
