@@ -10,7 +10,8 @@ from infc.backends.cpu.kernels.bounded_layout import BoundedLayout
 from infc.backends.cpu.kernels.bounded_products import BoundedProducts
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES
 from infc.backends.cpu.kernels.split_layout import SplitLayout
-from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES, SplitProducts
+from infc.backends.cpu.kernels.split_products import SplitProducts
+from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES
 from infc.ir.mlir import ir
 from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 

@@ -24,8 +24,9 @@ from infc.backends.cpu.kernels.matmul import (
     Segment,
     emit_matmul,
 )
-from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES
+from infc.backends.cpu.kernels.split_join import emit_join
 from infc.backends.cpu.kernels.split_search import emit_search
+from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES
 from infc.diagnostics import InternalError
 from infc.ir.types import storage_bytes
 from infc.passes.codegen.panels import PANEL_ROWS, panels_of
@@ -185,7 +186,9 @@ def _emit_joined(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMapping) 
     product = MatmulSpec(spec.k, (segment,), spec.activation, max_rows=rows)
     fitting = replace(mapping, col_tile=min(mapping.col_tile, spec.joined_panels))
     emit_matmul(b, f"{name}_panels", product, fitting)
-    join = None if isinstance(products, BoundedProducts) else products.emit_join(b)
+    join = (
+        None if isinstance(products, BoundedProducts) else emit_join(b, products.layout, products.k)
+    )
     return _Joined(join, f"{name}_panels", rows)
 
 

@@ -74,6 +74,11 @@ class SplitLayout:
         return 1 << (self.bits - 1)
 
     @property
+    def signed_zero_point(self) -> int:
+        """The same as an i8."""
+        return self.zero_point - 256 if self.zero_point > 127 else self.zero_point
+
+    @property
     def per_word(self) -> int:
         """Steps of 4 numbers of which a word holds the low parts."""
         return 8 // self.low_bits

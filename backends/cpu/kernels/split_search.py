@@ -21,7 +21,9 @@ from infc.backends.cpu.kernels.head_planes import (
     emit_survivors,
     search_types,
 )
-from infc.backends.cpu.kernels.split_products import PANEL_OUT_BYTES, SplitProducts
+from infc.backends.cpu.kernels.split_products import SplitProducts
+from infc.backends.cpu.kernels.split_row import emit_row_product
+from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES
 from infc.ir.mlir import math
 from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 
@@ -148,7 +150,8 @@ def _emit_panel(b: Builder, spec: HeadSpec, products: SplitProducts) -> str:
     least: f32) -> (f32, i64)`: multiply the rows of a panel that `bits` has, or all where they are
     many, and put the better ones into the list. The second result is how many were multiplied."""
     name = f"split_panel_{spec.layout.name}_n{spec.n}_k{spec.k}"
-    row_function, plain = products.emit_row(b), emit_plain(b, spec)
+    row_function = emit_row_product(b, products.layout, products.k)
+    plain = emit_plain(b, spec)
     insert = emit_insert(b)
     types = [b.ptr, b.ptr, b.ptr, b.i64, b.i64, b.ptr, b.ptr, b.i64, b.f32]
     with b.function(name, types, [b.f32, b.i64], inline=False) as arguments:
