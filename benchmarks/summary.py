@@ -158,12 +158,14 @@ def machine_line(samples: list[Record]) -> str:
     parts = []
     for key in samples[0]["machine"]:
         values = [s["machine"][key] for s in samples if s["machine"][key] is not None]
-        if values:
-            unit, name = (
-                ("GB/s", "read")
-                if key == "read_bytes_per_s"
-                else ("GOP/s", key.split("_operations")[0])
-            )
-            parts.append(f"{name} {statistics.median(values) / 1e9:.0f} {unit}")
+        if not values:
+            continue
+        middle = statistics.median(values)
+        if key.endswith("_share"):
+            parts.append(f"{middle:.0%} of {key.removesuffix('_share')} on average")
+        elif key == "read_bytes_per_s":
+            parts.append(f"read {middle / 1e9:.0f} GB/s")
+        else:
+            parts.append(f"{key.split('_operations')[0]} {middle / 1e9:.0f} GOP/s")
     busy = statistics.median(sample["others_busy"] for sample in samples)
     return ", ".join([*parts, f"others took {busy:.0%} of the processors"])
