@@ -10,6 +10,9 @@ the plain dot product of AArch64 takes both sides signed:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import reduce
+
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.layouts import PackedLayout
@@ -84,6 +87,48 @@ def emit_dot(b: Builder, sums: Value, codes: Value, activations: Value, signed: 
         parts.append(b.intrinsic("llvm.x86.avx2.psign.b", half, x, w))
     negated = b.shuffle(parts[0], parts[1], range(_VECTOR_BYTES))
     return b.dot_i8(sums, math.AbsIOp(codes).result, negated)
+
+
+def steps_in_16_bits(bits: int) -> int:
+    """Steps whose pairs of products AVX2 can add in 16 bits, exactly: eight for 4 bits, four for 5.
+
+    A pair of products of unsigned codes of `bits` bits with a8 codes is at most
+    `2 * 127 * (2**bits - 1)`.
+    """
+    return (2**15 - 1) // (2 * 127 * ((1 << bits) - 1))
+
+
+def emit_dots(
+    b: Builder,
+    sums: Value,
+    codes: Sequence[Value],
+    activations: Callable[[int], Value],
+    bits: int,
+) -> Value:
+    """`emit_dot` for all steps of a group of unsigned codes of fewer than 8 bits, exact.
+
+    On AVX2 pairs of products are summed in 16 bits for as long as they fit. Elsewhere there are two
+    sums in turns, so that a group does not wait for itself.
+
+    Args:
+        sums: what the dots start from, `vector<16xi32>`.
+        codes: `vector<64xi8>` of each step.
+        activations: of a step, `vector<64xi8>`.
+        bits: of a code.
+    """
+    if b.isa.dot_i8 != "avx2":
+        parts = [sums, b.const(0, sums.type)]
+        for step, code in enumerate(codes):
+            parts[step % 2] = emit_dot(b, parts[step % 2], code, activations(step), False)
+        return b.add(*parts)
+    fitting = steps_in_16_bits(bits)
+    for first in range(0, len(codes), fitting):
+        pairs = [
+            b.pair_products(code, activations(first + step))
+            for step, code in enumerate(codes[first : first + fitting])
+        ]
+        sums = b.add(sums, b.add_pairs(reduce(b.add, pairs)))
+    return sums
 
 
 def emit_broadcast_step(b: Builder, codes: Value, step: int) -> Value:

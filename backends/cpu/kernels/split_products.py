@@ -18,12 +18,14 @@ What does not depend on the matrix is computed once a row (`split_prepared`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.dots import (
     emit_broadcast_step,
     emit_codes,
     emit_dot,
+    emit_dots,
     emit_scales,
     needs_signed,
     prefetch_pays,
@@ -120,12 +122,9 @@ class SplitProducts:
         for line in range(0, high.chunk_bytes, LINE_BYTES):
             b.prefetch(b.at(chunk, _PREFETCH_BYTES + line))
         codes = b.at(x, b.mul(group, high.group))
-        # Two sums, so that a group does not wait for itself.
-        dots = [b.const(0, b.vec(LANES, b.i32))] * 2
-        for step, code in enumerate(emit_codes(b, high, chunk)):
-            word = emit_broadcast_step(b, codes, step)
-            dots[step % 2] = emit_dot(b, dots[step % 2], code, word, False)
-        dot = b.add(*dots)
+        zero = b.const(0, b.vec(LANES, b.i32))
+        words = partial(emit_broadcast_step, b, codes)
+        dot = emit_dots(b, zero, emit_codes(b, high, chunk), words, high.bits)
         at = b.at(prepared, b.mul(group, 4))
         middle = b.fma(
             b.si_to_f(dot, floats),

@@ -16,6 +16,7 @@ from infc.backends.cpu.kernels.dots import (
     emit_broadcast_step,
     emit_codes,
     emit_dot,
+    steps_in_16_bits,
 )
 from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.passes.codegen.panels import PANEL_ROWS
@@ -133,7 +134,7 @@ class _Narrow(TileDots):
 
         dots = [start for start in starts for _ in panels]
         zeros = [b.const(0, b.vec(2 * LANES, b.i16))] * len(dots)
-        steps, fitting = group // STEP, _steps_in_16_bits(self.bits)
+        steps, fitting = group // STEP, steps_in_16_bits(self.bits)
         for first in range(0, steps, fitting):
             sums = b.loop(first, min(first + fitting, steps), 1, zeros, body=add)
             dots = [b.add(dot, b.add_pairs(pairs)) for dot, pairs in zip(dots, sums, strict=True)]
@@ -149,15 +150,6 @@ def tile_dots_for(isa: Isa, layout: PackedLayout) -> TileDots:
     if isa.dot_i8 in ("avx2", "neon-dot"):
         return TileDots("s8", 0)
     return TileDots("u8", _VNNI_ZERO_POINT)
-
-
-def _steps_in_16_bits(bits: int) -> int:
-    """Steps whose pairs of products AVX2 can add in 16 bits, exactly: eight for 4 bits, four for 5.
-
-    A pair of products of unsigned codes of `bits` bits with a8 codes is at most
-    `2 * 127 * (2**bits - 1)`.
-    """
-    return (2**15 - 1) // (2 * 127 * ((1 << bits) - 1))
 
 
 def _step_operands(
