@@ -17,7 +17,7 @@ from infc.backends.dataflow.partition import Mapping
 from infc.backends.dataflow.presets import resolve_dataflow
 from infc.backends.dataflow.runnable import DataflowRunnable
 from infc.backends.dataflow.simulator.check import check
-from infc.driver.compilation import import_model
+from infc.driver.importing import import_model
 from infc.frontends import open_model
 from infc.ir.context import context
 from infc.passes.pipelines import SHARED

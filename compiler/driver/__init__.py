@@ -1,8 +1,10 @@
 """The whole way, from a model to an artifact to a session; the command line and `infc` use it.
 
-`compilation` compiles and resumes, `oracle` is `--verify`, `loading` opens artifacts, `prediction`
-and `explanation` read what an artifact says about itself, `fit` compares it with a memory,
-`quality` measures what `--quantize` did.
+`compilation` is the way from a model to an artifact: `target_compilation` of each phase, from
+`importing` or one of `dumps`, then `artifact_contents`; `artifact_cache` is for those without a
+name. `oracle` is `--verify`, `loading` opens artifacts, `prediction` and `explanation` read what an
+artifact says about itself, `fit` compares it with a memory, `quality` measures what `--quantize`
+did.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infc.driver.calibration import Calibration, calibrate
-    from infc.driver.compilation import cached_compile, compile, run_opt
+    from infc.driver.compilation import cached_compile, compile
+    from infc.driver.dumps import run_opt
     from infc.driver.explanation import explain, program_notes
     from infc.driver.explanation_rows import BufferRow, Explanation, KernelRow
     from infc.driver.fit import artifact_fit
@@ -59,7 +62,7 @@ _HOMES = {
     "measure_prediction_change": "quality",
     "predict": "prediction",
     "program_notes": "explanation",
-    "run_opt": "compilation",
+    "run_opt": "dumps",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infc.driver.compilation import import_model
+from infc.driver.importing import import_model
 from infc.frontends.source import ModelSource
 from infc.ir.mlir import ir
 from infc.passes.pipelines import SHARED

@@ -119,7 +119,7 @@ def holds_cache(kv_dtype: str | None) -> bool:
 
 
 def _plan(model: Path, options: CompileOptions, target: Target) -> PlannedPrograms:
-    from infc.driver.compilation import import_model
+    from infc.driver.importing import import_model
     from infc.ir.attributes import from_attribute, get
     from infc.ir.context import context
     from infc.passes.pipelines import SHARED

@@ -28,7 +28,7 @@ from infc.backends.tvm import PROVIDER as TVM
 from infc.backends.tvm.provider import TvmProvider
 from infc.backends.tvm.records import all_records
 from infc.diagnostics import Code, UserError
-from infc.driver import compilation
+from infc.driver import artifact_cache
 from infc.driver.compilation import cached_compile
 from infc.driver.loading import load_runnable
 from infc.ir.context import context
@@ -135,7 +135,7 @@ def test_a_kept_model_is_compiled_anew_for_other_versions_of_a_provider(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = SmallModels(tmp_path).model("llama2")
     versions: dict[str, dict[str, str]] = {}
-    monkeypatch.setattr(compilation, "provider_versions", lambda backend: versions)
+    monkeypatch.setattr(artifact_cache, "provider_versions", lambda backend: versions)
     own = cached_compile(model).path
     assert cached_compile(model).path == own
     versions["plain-c"] = {"compiler": "7.1"}

@@ -19,7 +19,7 @@ from small_models import CHUNK, SLOTS, SmallModels, make_call, random_tokens
 from infc.artifact import open_artifact
 from infc.backends.cpu.lowering.abi import ControlBlock
 from infc.backends.cpu.runnable import CpuRunnable
-from infc.driver.compilation import run_opt
+from infc.driver.dumps import run_opt
 from infc.frontends import open_model
 from infc.frontends.graph import build_graph
 from infc.ir.context import context, print_module

@@ -19,7 +19,7 @@ from oracle.files import write_huggingface
 import infc
 from infc.artifact import open_artifact
 from infc.diagnostics import UserError
-from infc.driver.compilation import run_opt
+from infc.driver.dumps import run_opt
 
 PASSES = (
     "import",

@@ -15,7 +15,7 @@ from small_models import SmallModels
 import infc
 from infc.backends.cpu import packing
 from infc.diagnostics import UserError
-from infc.driver import compilation
+from infc.driver import target_compilation
 from infc.ir.attributes import get, to_attribute
 from infc.ir.mlir import ir
 from infc.passes.pipelines import SHARED
@@ -132,7 +132,7 @@ def test_the_pass_at_fault_is_named(
     sabotage: Sabotage,
 ) -> None:
     model = small_models.model("gemma2", num_hidden_layers=2)
-    monkeypatch.setattr(compilation, "SHARED", sabotaged(SHARED, name, sabotage))
+    monkeypatch.setattr(target_compilation, "SHARED", sabotaged(SHARED, name, sabotage))
     output = tmp_path / "never.infc"
     with pytest.raises(UserError) as error:
         infc.compile(model, target="cpu", output=output, verify=True, **LIMITS)

@@ -32,7 +32,7 @@ from infc.backends.cuda.runtime.driver import DeviceFacts
 from infc.backends.cuda.target import CLASSES, arch_of, resolve_cuda, shared_bytes_of, sm_count
 from infc.cli import main
 from infc.diagnostics import Code, UserError
-from infc.driver.compilation import import_model
+from infc.driver.importing import import_model
 from infc.driver.lowering import lower_model
 from infc.frontends.config_source import ConfigSource
 from infc.ir.attributes import from_attribute

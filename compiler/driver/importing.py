@@ -1,0 +1,49 @@
+"""The graph-level module of a model, for a target that can do all that is in it."""
+
+from __future__ import annotations
+
+from infc.diagnostics import Code, Problem, UserError, count
+from infc.frontends.graph import build_graph
+from infc.frontends.source import ModelSource
+from infc.ir.levels import check_legality, level_of
+from infc.ir.mlir import ir
+from infc.ir.verifier import verify
+from infc.pipeline.options import CompileOptions
+from infc.target.backend import Backend
+from infc.target.schema import Target
+
+
+def import_model(
+    source: ModelSource, options: CompileOptions, backend: Backend, target: Target
+) -> ir.Module:
+    """The graph-level module of a model; raises INF3004 for what the target cannot do."""
+    module = build_graph(source, max_context=options.max_context, target=target.to_json())
+    module.operation.attributes["infc.options"] = options.to_attribute()
+    verify(module)
+    check_legality(module, level_of(module))
+    _refuse_unsupported(module, backend, target, source)
+    return module
+
+
+def _refuse_unsupported(
+    module: ir.Module, backend: Backend, target: Target, source: ModelSource
+) -> None:
+    """All ops the backend cannot do, in one report with their places in the model."""
+    problems: list[Problem] = []
+
+    def visit(op: ir.Operation) -> ir.WalkResult:
+        reason = backend.unsupported(op, target)
+        if reason is not None:
+            where = str(op.location).removeprefix('loc("').removesuffix('")')
+            problems.append(Problem(f"{op.name}: {reason}", where))
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    if problems:
+        raise UserError(
+            Code.TARGET_UNSUPPORTED,
+            f"target {target.name} cannot compile {count(len(problems), 'operation')} of the model",
+            location=str(source.path),
+            problems=problems,
+            hint="--target reference runs every operation, slowly",
+        )
