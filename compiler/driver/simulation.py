@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 
 from infc.driver.prediction import Turns, decode_turns, prefill_turns
+from infc.runtime.cached_sequence import SLOT
 from infc.runtime.measure import arbitrary_tokens, measure
-from infc.runtime.session import SLOT, Session
+from infc.runtime.session import Session
 from infc.runtime.split import SplitRunnable
 from infc.runtime.token_checks import check_room
 from infc.target.runnable import Call, OutputKind, Phase, Runnable

@@ -1,9 +1,10 @@
 """Running an artifact: sessions, sampling, tokenizers.
 
-Files, in the order data flows: `tokenizer/` and `chat` make token ids of text; `session` appends
-them to a KV cache (`token_checks` refuses wrong ones, `rings` knows what the cache still holds,
-`interrupt` lets Ctrl-C stop a call, `state_file` keeps a session on disk); `sampling` chooses
-tokens; `stream` makes text of them; `generate` joins these; `measure` times them.
+Files, in the order data flows: `tokenizer/` and `chat` make token ids of text; `cached_sequence`
+appends them to a KV cache (`rings` knows what the cache still holds, `interrupt` lets Ctrl-C stop a
+call); `sampling` chooses tokens; a `session` does both for its user (`token_checks` refuses wrong
+ones, `state_file` keeps a session on disk); `stream` makes text of tokens; `generate` joins these;
+`measure` times them.
 """
 
 from infc.runtime.generate import Generation

@@ -1,4 +1,4 @@
-"""A session: one sequence of tokens, the KV cache that remembers it, the programs that extend it.
+"""A session: one sequence on a loaded model, the token chosen next, and one user at a time.
 
 A session never knows which backend it drives, and it keeps one promise whatever happens inside a
 call: when a method raises, the session is as it was before (same position, same tokens, usable).
@@ -16,27 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infc.diagnostics import Code, UserError
+from infc.runtime.cached_sequence import CachedSequence
 from infc.runtime.generate import Generation, generate
-from infc.runtime.interrupt import InterruptibleCalls
-from infc.runtime.rings import Rings
 from infc.runtime.sampling import Sampler, SamplingOptions
-from infc.runtime.state_file import SavedState, read_state, trimmed, write_state
+from infc.runtime.state_file import SavedState, read_state, write_state
 from infc.runtime.token_checks import check_room, check_tokens
 from infc.runtime.tokenizer import Tokenizer
-from infc.target.runnable import (
-    Call,
-    Cancellation,
-    KVBlock,
-    Limits,
-    OutputKind,
-    Phase,
-    Runnable,
-)
+from infc.target.runnable import Limits, OutputKind, Runnable
 
 Result = TypeVar("Result")
-
-SLOT = 0
-"""A session is one sequence: it uses one slot of its own KV cache."""
 
 
 class Session:
@@ -76,11 +64,9 @@ class Session:
         self._tokenizer = tokenizer
         self._users: dict[str, int] = {}  # empty, or the "thread" that a method runs in
         # Forks share the programs and so their arena: one call at a time, in whatever thread.
-        self._device = threading.Lock()
-        self._calls = InterruptibleCalls()
-        self._kv = runnable.new_kv()
-        self._rings = Rings(runnable.kv_shape)
-        self._tokens: list[int] = []
+        self._sequence = CachedSequence(
+            runnable, runnable.new_kv(), threads=threads, device=threading.Lock()
+        )
         self._logits: NDArray[np.float32] | None = None  # [vocab], of the last position
         self._chosen: int | None = None  # by next_token, not yet in the cache
 
@@ -89,12 +75,12 @@ class Session:
     @property
     def position(self) -> int:
         """Tokens in the cache; the position the next token will take."""
-        return len(self._tokens)
+        return self._sequence.position
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens in the cache, oldest first."""
-        return tuple(self._tokens)
+        return tuple(self._sequence.tokens)
 
     @property
     def chosen(self) -> int | None:
@@ -152,10 +138,10 @@ class Session:
 
         def append(tokens: NDArray[np.int32]) -> NDArray[np.float32]:
             if all_logits:
-                rows = self._prefill_all(tokens)
+                rows = self._sequence.prefill_all(tokens)
                 self._set_next(rows[-1].copy(), None)
                 return rows
-            logits: NDArray[np.float32] = self._prefill(tokens, OutputKind.LOGITS)
+            logits: NDArray[np.float32] = self._sequence.prefill(tokens, OutputKind.LOGITS)
             self._set_next(logits, None)
             return logits
 
@@ -166,7 +152,7 @@ class Session:
         """Append one token; float32 `[vocab]`, the logits of what comes after it; read-only."""
 
         def append(tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-            logits: NDArray[np.float32] = self._run(Phase.DECODE, tokens, 1, OutputKind.LOGITS)[0]
+            logits: NDArray[np.float32] = self._sequence.decode(tokens, OutputKind.LOGITS)
             self._set_next(logits, None)
             return logits
 
@@ -185,8 +171,7 @@ class Session:
         output, top_k = self._output(sampler)
 
         def append(tokens: NDArray[np.int32]) -> int:
-            made = self._run(Phase.DECODE, tokens, 1, output, top_k)[0]
-            return self._choose(made, output, sampler)
+            return self._choose(self._sequence.decode(tokens, output, top_k), output, sampler)
 
         with self._exclusive():
             if self._chosen is not None:
@@ -198,7 +183,7 @@ class Session:
                     "reset or truncated",
                     hint="call prefill with the prompt's token ids first",
                 )
-            token = sampler.sample(self._logits, self._tokens)
+            token = sampler.sample(self._logits, self._sequence.tokens)
             self._set_next(self._logits, token)
             return token
 
@@ -207,7 +192,7 @@ class Session:
         output, top_k = self._output(sampler)
 
         def append(tokens: NDArray[np.int32]) -> int:
-            return self._choose(self._prefill(tokens, output, top_k), output, sampler)
+            return self._choose(self._sequence.prefill(tokens, output, top_k), output, sampler)
 
         with self._exclusive():
             return self._append(token_ids, append)
@@ -227,7 +212,7 @@ class Session:
         elif output is OutputKind.TOP_K:
             token = sampler.sample_top(made)
         else:
-            token = sampler.sample(made, self._tokens)
+            token = sampler.sample(made, self._sequence.tokens)
         self._set_next(None, token)
         return token
 
@@ -236,62 +221,6 @@ class Session:
             # What was returned is also what next_token samples from.
             logits.setflags(write=False)
         self._logits, self._chosen = logits, chosen
-
-    def _prefill(
-        self, tokens: NDArray[np.int32], output: OutputKind, top_k: int = 0
-    ) -> NDArray[Any]:
-        """Append `[n]` tokens; the output of the last."""
-        chunk = self.limits.max_tokens[Phase.PREFILL]
-        *pieces, last = [tokens[i : i + chunk] for i in range(0, len(tokens), chunk)]
-        for piece in pieces:
-            # Only the last piece's logits are wanted.
-            self._run(Phase.PREFILL, piece, 0, output, top_k)
-        row: NDArray[Any] = self._run(Phase.PREFILL, last, 1, output, top_k)[0]
-        return row
-
-    def _prefill_all(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Append `[n]` tokens; float32 `[n, vocab]`, in pieces no longer than the logit rows."""
-        phase = Phase.PREFILL
-        chunk = min(self.limits.max_tokens[phase], self.limits.max_logit_rows[phase])
-        rows = np.empty((len(tokens), self.vocab_size), np.float32)
-        for i in range(0, len(tokens), chunk):
-            piece = tokens[i : i + chunk]
-            rows[i : i + len(piece)] = self._run(phase, piece, len(piece), OutputKind.LOGITS)
-        rows.setflags(write=False)
-        return rows
-
-    def _run(
-        self,
-        phase: Phase,
-        tokens: NDArray[np.int32],
-        last_rows: int,
-        output: OutputKind,
-        top_k: int = 0,
-    ) -> NDArray[Any]:
-        """One call of a program: append `[t]` tokens, return the output of the last few rows."""
-        start, count = self.position, len(tokens)
-        # Before the call, which may fail halfway through writing.
-        self._rings.write(start + count)
-        call = Call(
-            tokens=tokens,
-            row_offsets=np.array([0, count], np.int32),
-            slots=np.array([SLOT], np.int32),
-            positions=np.arange(start, start + count, dtype=np.int32),
-            logit_rows=np.arange(count - last_rows, count, dtype=np.int32),
-            output=output,
-            top_k=top_k,
-        )
-        if phase is Phase.DECODE:
-            # Over sooner than anybody could notice: an interrupt is raised behind it.
-            result = self._run_alone(phase, call, None)
-        else:
-            result = self._calls.run(lambda cancel: self._run_alone(phase, call, cancel))
-        self._tokens.extend(tokens.tolist())
-        return result
-
-    def _run_alone(self, phase: Phase, call: Call, cancel: Cancellation | None) -> NDArray[Any]:
-        with self._device:
-            return self._runnable.run(phase, call, self._kv, threads=self.threads, cancel=cancel)
 
     # Moving back, copying, keeping
 
@@ -305,33 +234,15 @@ class Session:
                 is shorter than `n`.
         """
         with self._exclusive():
-            if not 0 <= n <= self.position:
-                raise UserError(
-                    Code.TRUNCATE,
-                    f"expected a length from 0 to the session's {self.position}, got {n}",
-                )
-            missing = self._rings.missing(n)
-            if missing is not None:
-                raise UserError(
-                    Code.TRUNCATE,
-                    f"a session at position {self.position} can be truncated to "
-                    f"{self._rings.lowest_truncation()} or more, or to 0, got {n}",
-                    notes=[missing],
-                    hint="fork or save a session before it moves on, or reset it and prefill again",
-                )
+            self._sequence.check_truncation(n)
             if n < self.position:
-                self._forget_after(n)
+                self._sequence.forget_after(n)
                 self._set_next(None, None)
-
-    def _forget_after(self, n: int) -> None:
-        del self._tokens[n:]
-        if n == 0:
-            self._rings.clear()
 
     def reset(self) -> None:
         """Forget everything; keeps the memory."""
         with self._exclusive():
-            self._forget_after(0)
+            self._sequence.forget_after(0)
             self._set_next(None, None)
 
     def fork(self) -> Session:
@@ -343,17 +254,14 @@ class Session:
             other = Session(
                 self._runnable, self._tokenizer, threads=self.threads, digest=self.digest
             )
-            other._device = self._device
-            other._kv = self._kv.copy()
-            other._tokens = list(self._tokens)
-            other._rings = Rings(self._rings.shape, self._rings.oldest)
+            other._sequence = self._sequence.copy()
             other._set_next(self._logits, self._chosen)
             return other
 
     def save(self, path: str | Path) -> None:
         """Write tokens and KV cache to a file, whole or not at all; INF4006 where that fails."""
         with self._exclusive():
-            block = trimmed(self._kv.kv_export(SLOT, 0, self.position), self._rings.oldest)
+            block = self._sequence.export()
             state = SavedState(self.digest, self.tokens, block, self._logits, self._chosen)
             write_state(Path(path), state, self._runnable.kv_shape.dtype)
 
@@ -365,10 +273,7 @@ class Session:
         """
         with self._exclusive():
             state = read_state(Path(path), self.digest)
-            kv = self._runnable.new_kv()
-            kv.kv_import(SLOT, state.block)
-            self._kv, self._tokens = kv, list(state.tokens)
-            self._rings = Rings(self._rings.shape, state.block.layer_starts)
+            self._sequence.become(state.tokens, state.block)
             self._set_next(state.logits, state.chosen)
 
     def generate(
@@ -445,23 +350,15 @@ class Session:
         """
         tokens = self._checked(token_ids)
         start, following = self.position, (self._logits, self._chosen)
-        lost = self._about_to_be_lost(start + len(tokens))
+        lost = self._sequence.about_to_be_lost(start + len(tokens))
         try:
             return append(tokens)
         except BaseException:
-            self._forget_after(start)
+            self._sequence.forget_after(start)
             self._set_next(*following)
             if lost is not None:
-                self._kv.kv_import(SLOT, lost)
-                self._rings.restore(lost.layer_starts)
+                self._sequence.give_back(lost)
             raise
-
-    def _about_to_be_lost(self, stop: int) -> KVBlock | None:
-        """What sliding layers hold, where writing up to `stop` leaves no way back to here."""
-        if not self._rings.would_lose(self.position, stop):
-            return None
-        start = self._rings.oldest_sliding()
-        return trimmed(self._kv.kv_export(SLOT, start, self.position), self._rings.oldest)
 
     def _checked(self, token_ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
         tokens = check_tokens(token_ids, self.vocab_size)
