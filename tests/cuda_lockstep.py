@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.codegen.ptx import new_gpu_module
+from infc.backends.cuda.codegen.warp_matrices import load_matrices
 from infc.backends.cuda.lockstep import Device, Program, launch, read
 from infc.ir.mlir import ir
 
@@ -94,7 +95,7 @@ def load_fragments(
     lane = b.lane()
     row, half = b.bit_and(lane, 15), b.shr(lane, 4)
     offset = b.add(b.mul(row, row_bytes), b.mul(half, 16))
-    return b.load_matrices(b.at(b.at(b.shared_memory(tile), offset), column_bytes))
+    return load_matrices(b, b.at(b.at(b.shared_memory(tile), offset), column_bytes))
 
 
 def store_tile(b: GpuBuilder, sums: Sequence[Value], target: Value, row_elements: int) -> None:

@@ -23,6 +23,7 @@ from cuda_lockstep import (
 from numpy.typing import NDArray
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
+from infc.backends.cuda.codegen.warp_matrices import load_matrices, mma
 from infc.backends.cuda.lockstep import Device
 
 SEEDS = [None, 0, 1]
@@ -360,10 +361,10 @@ def test_a_product_in_stages_of_async_copies(kind: str, seed: int | None) -> Non
             tile = b.add(base, b.mul(b.warp(), 16 * ROW_BYTES))
             out = list(sums)
             tokens = b.add(b.mul(b.bit_and(b.lane(), 7), ROW_BYTES), b.mul(b.shr(b.lane(), 3), 16))
-            right = b.load_matrices(b.at(b.shared_memory(base), b.add(tokens, a_bytes)))
+            right = load_matrices(b, b.at(b.shared_memory(base), b.add(tokens, a_bytes)))
             for half in range(2):
                 left = load_fragments(b, tile, ROW_BYTES, 32 * half)
-                out = b.mma(kind, left, right[2 * half : 2 * half + 2], out)
+                out = mma(b, kind, left, right[2 * half : 2 * half + 2], out)
             return out
 
         copy(b, x, y, b.idx(0), b.idx(0))
@@ -400,7 +401,7 @@ def test_transposed_matrices() -> None:
         lane = b.lane()
         row, half = b.bit_and(lane, 15), b.shr(lane, 4)
         offset = b.add(b.mul(row, 32), b.mul(half, 16))
-        registers = b.load_matrices(b.shared_memory(offset), transposed=True)
+        registers = load_matrices(b, b.shared_memory(offset), transposed=True)
         for i, register in enumerate(registers):
             b.store(register, words(b, y, b.add(b.mul(lane, 4), i)), 4)
 

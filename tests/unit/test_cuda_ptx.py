@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
 from infc.backends.cuda.codegen.ptx import new_gpu_module, to_ptx
+from infc.backends.cuda.codegen.warp_matrices import load_matrices, mma
 from infc.backends.cuda.lowering.persistent import BARRIER, emit_barrier
 from infc.ir.context import context
 from infc.ir.mlir import ir
@@ -72,8 +73,8 @@ def test_warp_instructions_stay_out_of_branches() -> None:
 
     def body(b: GpuBuilder, x: Value) -> None:
         number = b.load(b.at(x, b.mul(b.lane(), 4)), b.i32, 4)
-        left = b.load_matrices(b.shared_memory(b.mul(b.lane(), 16)))
-        sums = b.mma("bf16", left, [number, number], [b.const(0.0, b.f32)] * 4)
+        left = load_matrices(b, b.shared_memory(b.mul(b.lane(), 16)))
+        sums = mma(b, "bf16", left, [number, number], [b.const(0.0, b.f32)] * 4)
         other = b.shuffle_xor(number, 1)
         voted = b.ballot(b.cmp("eq", other, 7))
 

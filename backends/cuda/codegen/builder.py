@@ -1,4 +1,4 @@
-"""The builder of code for NVIDIA GPUs: threads, shared memory, copies, matrix instructions.
+"""The builder of code for NVIDIA GPUs: threads, shared memory, copies, numbers.
 
 A module is a `gpu.module`. Pointers are `!llvm.ptr<1>` (global memory) and `!llvm.ptr<3>` (shared
 memory); indices are `i32`, byte offsets into global memory that may pass 2 GiB are made `i64` by
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from infc.backends.cuda.codegen.inline_ptx import AND_OR, SELECT_BITS, TEST_WAIT
 from infc.ir.mlir import arith, func, ir, llvm, nvvm, vector
 from infc.passes.codegen import builder
 from infc.passes.codegen.builder import Type, Value
@@ -284,55 +285,6 @@ class GpuBuilder(builder.Builder):
             value = combine(value, self.shuffle_xor(value, mask))
         return value
 
-    # ---- matrix instructions -----------------------------------------------------------------
-
-    def load_matrices(self, address: Value, *, transposed: bool = False) -> list[Value]:
-        """Four 8x8 matrices of 16-bit numbers from shared memory (`ldmatrix.x4`): lane
-        `8 i + j` gives the address of row `j` (16 bytes, 16-aligned) of matrix `i`.
-
-        Register `i` of lane `4 r + c` holds numbers `2c` and `2c + 1` of row `r` of matrix `i`;
-        where `transposed`, of column `r` instead: rows `2c` and `2c + 1`.
-        """
-        layout = "col" if transposed else "row"
-        struct = Type.parse("!llvm.struct<(i32, i32, i32, i32)>")
-        op = nvvm.LdMatrixOp(
-            struct,
-            address,
-            4,
-            ir.Attribute.parse(f"#nvvm.mma_layout<{layout}>"),
-            ir.Attribute.parse("#nvvm.ld_st_matrix_shape<m = 8, n = 8>"),
-            ir.Attribute.parse("#nvvm.ld_st_matrix_elt_type<b16>"),
-        )
-        return self.fields(op.res, 4, self.i32)
-
-    def mma(
-        self, kind: str, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]
-    ) -> list[Value]:
-        """`c + a @ b` of 16x16 and 16x8 `bf16` or `f16` and 16x8 f32 (`mma.sync.m16n8k16`).
-
-        With lane `4 r + q`: `a` has four i32 of two numbers each: row r columns 2q, 2q+1; row r+8
-        the same columns; row r columns 2q+8, 2q+9; row r+8 those. `b` has two: column r (of 8),
-        rows 2q, 2q+1 and 2q+8, 2q+9. `c` has four f32: row r columns 2q, 2q+1, row r+8 those.
-        """
-        type_ = ir.Attribute.parse(f"#nvvm.mma_type<{kind}>")
-        struct = Type.parse("!llvm.struct<(f32, f32, f32, f32)>")
-        op = nvvm.MmaOp(
-            struct,
-            ir.Attribute.parse("#nvvm.shape<m = 16, n = 8, k = 16>"),
-            ir.Attribute.parse("#nvvm.mma_layout<row>"),
-            ir.Attribute.parse("#nvvm.mma_layout<col>"),
-            [self._multiplicand(kind, register) for register in a],
-            [self._multiplicand(kind, register) for register in b],
-            list(c),
-            multiplicandAPtxType=type_,
-            multiplicandBPtxType=type_,
-        )
-        return self.fields(op.res, 4, self.f32)
-
-    def _multiplicand(self, kind: str, register: Value) -> Value:
-        """MLIR wants vectors where the numbers are f16, and i32 where they are bf16."""
-        return self.number(register, self.vec(2, self.f16)) if kind == "f16" else register
-
     # ---- numbers -----------------------------------------------------------------------------
 
     def exp2(self, a: Value) -> Value:
@@ -354,13 +306,11 @@ class GpuBuilder(builder.Builder):
 
     def pack_bf16(self, low: Value, high: Value) -> Value:
         """Two f32 rounded to bf16, ties to even, in an i32 (`cvt.rn.bf16x2.f32`)."""
-        pair = vector.FromElementsOp(self.vec(2, self.f32), [low, high]).dest
-        return self.bits(self.trunc_f(pair, self.bf16x2))
+        return self.bits(self.trunc_f(self.vector_of([low, high]), self.bf16x2))
 
     def pack_f16(self, low: Value, high: Value) -> Value:
         """Two f32 rounded to f16, ties to even, in an i32 (`cvt.rn.f16x2.f32`)."""
-        pair = vector.FromElementsOp(self.vec(2, self.f32), [low, high]).dest
-        return self.bits(self.trunc_f(pair, self.vec(2, self.f16)))
+        return self.bits(self.trunc_f(self.vector_of([low, high]), self.vec(2, self.f16)))
 
     def permute_bytes(self, a: Value, b: Value, selector: int) -> Value:
         """Byte `i` of the result is byte `selector >> 4i & 7` of `b:a`, 0 to 3 in `a` (`prmt`)."""
@@ -408,19 +358,18 @@ class GpuBuilder(builder.Builder):
                 alignment=1024,
             )
 
-    def fields(self, struct: Value, count: int, type_: Type) -> list[Value]:
-        """The fields of a struct of equal types."""
+    def fields(self, struct: Value, types: Sequence[Type]) -> list[Value]:
+        """The fields of a struct."""
         return [
             llvm.ExtractValueOp(type_, struct, ir.DenseI64ArrayAttr.get([i])).res
-            for i in range(count)
+            for i, type_ in enumerate(types)
         ]
 
     def assembly(
         self, text: str, results: Sequence[Type], *operands: Value, pure: bool = False
     ) -> list[Value]:
-        """Inline PTX: results `=r` or `=f`, operands `r` or `f` by type. The lockstep interpreter
-        knows each text by `infc.backends.cuda.lockstep`'s table, so a new one is entered there.
-        What is `pure` only computes its results: it may be moved or left out."""
+        """Inline PTX, of `inline_ptx`: results `=r` or `=f`, operands `r` or `f` by type. What
+        is `pure` only computes its results: it may be moved or left out."""
         letters = [*(f"={_letter(t)}" for t in results), *(_letter(v.type) for v in operands)]
         result: Type | None = None
         if len(results) == 1:
@@ -432,20 +381,9 @@ class GpuBuilder(builder.Builder):
         )
         if len(results) < 2:
             return [op.results[0]] if results else []
-        return [
-            llvm.ExtractValueOp(t, op.results[0], ir.DenseI64ArrayAttr.get([i])).res
-            for i, t in enumerate(results)
-        ]
+        return self.fields(op.results[0], results)
 
 
-TEST_WAIT = (
-    "{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [$1], $2; selp.b32 $0, 1, 0, p;}"
-)
-"""Whether a phase of a barrier in shared memory has ended: 1 or 0."""
-AND_OR = "lop3.b32 $0, $1, $2, $3, 0xEA;"
-"""`$1 & $2 | $3`."""
-SELECT_BITS = "lop3.b32 $0, $1, $2, $3, 0xE4;"
-"""`$1 & $3 | $2 & ~$3`."""
 _WAIT_TICKS = 0x989680
 """Nanoseconds after which a waiting thread looks again."""
 

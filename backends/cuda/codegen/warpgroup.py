@@ -69,4 +69,4 @@ def multiply(b: GpuBuilder, a: Sequence[Value], lines: Value, sums: Sequence[Val
     tied = [str(i) for i in range(count)]
     constraints = ",".join([*["=f"] * count, *tied, "r", "r", "r", "r", "l"])
     op = llvm.InlineAsmOp(kind, [*sums, *a, lines], text, constraints, has_side_effects=True)
-    return b.fields(op.results[0], count, b.f32)
+    return b.fields(op.results[0], [b.f32] * count)

@@ -27,6 +27,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
+from infc.backends.cuda.codegen.warp_matrices import mma
 from infc.backends.cuda.kernels.attention_spec import (
     LOG2_E,
     MASKED,
@@ -166,7 +167,7 @@ class Step:
                     held[tile, piece] = queries(tile, piece)
                 for step, left in enumerate(held[tile, piece]):
                     pair = right[2 * step : 2 * step + 2]
-                    scores[tile][column] = b.mma(kind, left, pair, scores[tile][column])
+                    scores[tile][column] = mma(b, kind, left, pair, scores[tile][column])
         return [[[self._cap(s) for s in four] for four in tile] for tile in scores]
 
     def _cap(self, score: Value) -> Value:
@@ -308,7 +309,7 @@ class Step:
                     at = tile * self.sums_a_tile + column * 4
                     left = [*powers[tile][first], *powers[tile][first + 1]]
                     pair = right[2 * step : 2 * step + 2]
-                    sums[at : at + 4] = b.mma(kind, left, pair, sums[at : at + 4])
+                    sums[at : at + 4] = mma(b, kind, left, pair, sums[at : at + 4])
         return sums
 
     def _add_values_of_8(
@@ -327,7 +328,7 @@ class Step:
                 first = TILES_A_STEP * group + 2 * step
                 right = [powers[0][first][0], powers[0][first + 1][0]]
                 at = column // 2 * 4
-                sums[at : at + 4] = b.mma(kind, left, right, sums[at : at + 4])
+                sums[at : at + 4] = mma(b, kind, left, right, sums[at : at + 4])
         return sums
 
     def quad_sum(self, value: Value) -> Value:

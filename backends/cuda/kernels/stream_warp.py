@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
+from infc.backends.cuda.codegen.warp_matrices import load_matrices, mma
 from infc.backends.cuda.kernels.frame import WARPS
 from infc.backends.cuda.kernels.packing import Layout
 from infc.backends.cuda.kernels.ring import Ring, Runs
@@ -152,7 +153,7 @@ class WarpSums:
         apart = WARPS * layout.block_bytes
         blocks = [reader.read(where.data, i * apart) for i in range(together)]
         xs = [
-            [b.load_matrices(b.at(x, i * WARPS * _X_BLOCK_BYTES)) for x in where.xs]
+            [load_matrices(b, b.at(x, i * WARPS * _X_BLOCK_BYTES)) for x in where.xs]
             for i in range(together)
         ]
         totals = [self._totals(layout, where, i) for i in range(together)]
@@ -193,13 +194,13 @@ class WarpSums:
             if layout.is_float:
                 for plane in planes:
                     for step in (0, 1):
-                        mine = b.mma("bf16", plane[step], x[2 * step : 2 * step + 2], mine)
+                        mine = mma(b, "bf16", plane[step], x[2 * step : 2 * step + 2], mine)
                 made += mine
                 continue
             for group in range(layout.groups):
                 part = [b.const(0.0, b.f32)] * 4
                 for step in (0, 1) if layout.groups == 1 else (group,):
-                    part = b.mma("bf16", planes[0][step], x[2 * step : 2 * step + 2], part)
+                    part = mma(b, "bf16", planes[0][step], x[2 * step : 2 * step + 2], part)
                 mine = [b.fma(scales[group][i // 2], part[i], mine[i]) for i in range(4)]
                 if layout.has_min:
                     total = totals[tile][group]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from infc.backends.cuda.codegen.builder import GpuBuilder, Value
+from infc.backends.cuda.codegen.warp_matrices import load_matrices, mma
 from infc.backends.cuda.kernels.frame import THREADS, WORKER_BARRIER, Emitted
 from infc.backends.cuda.kernels.product_spec import ProductArguments, ProductSpec
 from infc.backends.cuda.kernels.tile_copies import PIECE, Copier, Cursor
@@ -146,9 +147,9 @@ class _Tiles:
             piece = b.bit_xor(self.piece, 2 * PIECE * (2 * block + step))
             pieces = b.at(b.at(stage, self.line), piece)
             for pair in range(self.sums.fragments // 2):
-                x = b.load_matrices(b.at(pieces, pair * 2 * FRAGMENT_TOKENS * LINE_BYTES))
+                x = load_matrices(b, b.at(pieces, pair * 2 * FRAGMENT_TOKENS * LINE_BYTES))
                 for segment, panels in enumerate(weights):
                     for panel, steps in enumerate(panels):
                         row = sums[segment][panel]
                         for i, part in ((2 * pair, x[:2]), (2 * pair + 1, x[2:])):
-                            row[i] = b.mma("bf16", steps[step], part, row[i])
+                            row[i] = mma(b, "bf16", steps[step], part, row[i])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from infc.backends.cuda.codegen.builder import AND_OR, SELECT_BITS, TEST_WAIT
+from infc.backends.cuda.codegen.inline_ptx import AND_OR, SELECT_BITS, TEST_WAIT
 from infc.backends.cuda.lockstep.mbarriers import test_wait
 from infc.backends.cuda.lockstep.numbers import pure
 from infc.backends.cuda.lockstep.reading import FunctionReader, Step, Waits
