@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,139 +10,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_model import FakeRunnable, ScriptedRunnable, make_tokenizer
+from fake_driver import ARTIFACT, REMARKS, FakeDriver
+from fake_model import FakeRunnable
 
 import infc
 from infc.cli import main
 from infc.cli.quantization import quantization_text
-from infc.diagnostics import Code
-from infc.diagnostics.pages import page
-from infc.memory.fit import FitReport, fit_report
-from infc.pipeline.passes import Remark
-from infc.runtime import Session
+from infc.memory.fit import fit_report
 from infc.target.provider import ProviderStatus
 from infc.target.schema import TargetStatus
 
 Invoke = Callable[..., Result]
-REMARKS = [
-    Remark("fuse-kernels", 'loc("layers.0.rope")', "needs whole rows"),
-    Remark("quantize-activations", "loc(unknown)", "weights are kept as f32"),
-    Remark("fuse-kernels", 'loc("layers.0.rope")', "needs whole rows"),
-]
-PROMPT_TOKENS = len(["<bos>", "H", "i"])
-
-
-class FakeDriver(SimpleNamespace):
-    """`infc.driver` as the command line uses it; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(calls=[], text="there", runnable=None, fit=None)
-
-    def load(self, source: Any, *, threads: int | None = None) -> Session:
-        self.calls.append(("load", source, threads))
-        runnable = self.runnable or ScriptedRunnable(PROMPT_TOKENS, self.text.encode())
-        template = "{{ bos_token }}{{ messages[0].content }}"
-        return Session(runnable, make_tokenizer(template), threads=threads or 2)
-
-    def cached_compile(self, model: Path, *, progress: Any = None) -> Any:
-        self.calls.append(("cached_compile", model, progress))
-        return ARTIFACT
-
-    def compile(self, model: Path, **options: Any) -> Any:
-        options["remarks"] += REMARKS
-        self.calls.append(("compile", model, options))
-        return ARTIFACT
-
-    def program_notes(self, artifact: Any) -> tuple[str, ...]:
-        return ("the code is slow",) if artifact is ARTIFACT else ()
-
-    def artifact_fit(self, artifact: Any) -> FitReport | None:
-        assert artifact is ARTIFACT
-        return self.fit
-
-    def predict(self, artifact: Any, **workload: int) -> dict[str, Any]:
-        self.calls.append(("predict", artifact, workload))
-        estimate = SimpleNamespace(
-            seconds=0.25,
-            seconds_low=0.2,
-            seconds_high=float("inf"),
-            bytes=float(170 << 20),
-            operations=3.4e9,
-            bound="memory",
-        )
-        return {"prefill": estimate, "decode": None}
-
-    def run_opt(self, source: str, pipeline: str, *, location: str, remarks: list[Remark]) -> str:
-        remarks += REMARKS
-        self.calls.append(("run_opt", source, pipeline, location))
-        return "module {}\n"
-
-    def explain(self, path: Path, *, threads: int | None = None) -> Any:
-        self.calls.append(("explain", path, threads))
-        kernel = SimpleNamespace(
-            program="decode",
-            kernel="mlp",
-            location="layers.0",
-            launches=18,
-            bytes=2048,
-            operations=1_500_000,
-            bound="memory",
-            floor_seconds=0.0012,
-            predicted_seconds=0.0015,
-            measured_seconds=0.0024 if threads else None,
-            floor_reached=0.5 if threads else None,
-        )
-        buffer = SimpleNamespace(
-            program="decode",
-            function="main",
-            space="arena",
-            buffer="%hidden",
-            offset_bytes=64,
-            size_bytes=2560,
-            first_launch=0,
-            last_launch=3,
-        )
-        cache = SimpleNamespace(dtype="f16", slots=1, size_bytes=4096)
-        code = SimpleNamespace(
-            program="decode",
-            function="step",
-            threads=288,
-            registers=168,
-            local_bytes=48,
-            shared_bytes=2048,
-        )
-        unassembled = SimpleNamespace(
-            **{**vars(code), "function": "mlp", "registers": None, "local_bytes": None}
-        )
-        program = SimpleNamespace(
-            program="decode",
-            target="toy:a",
-            tokens=1,
-            predicted_seconds=0.0015,
-            predicted_seconds_low=0.001,
-            predicted_seconds_high=0.002,
-            measured_seconds=0.0024 if threads else None,
-        )
-        return SimpleNamespace(
-            programs=[program],
-            kernels=[kernel],
-            ops=[],
-            code=[code, unassembled],
-            buffers=[buffer],
-            kv_cache=cache,
-            unmeasured="" if threads else "there is no device to run on: none",
-            notes=["the code is slow"],
-        )
-
-
-ARTIFACT = SimpleNamespace(
-    manifest=SimpleNamespace(
-        digest="c0ffee",
-        quantization={},
-        options={"quantize": "keep"},
-        targets={"prefill": {"name": "toy:a"}, "decode": {"name": "toy:a"}},
-    )
-)
 
 
 @pytest.fixture
@@ -480,56 +356,3 @@ def test_explain_says_how_near_the_floor_a_kernel_is(invoke: Invoke, driver: Fak
         "decode of 1 token on toy:a: predicted 1.5 ms (1 ms to 2 ms), measured 2.4 ms"
     )
     assert driver.calls == [("explain", Path("m.infc"), 2)]
-
-
-@pytest.mark.parametrize("code", list(Code))
-def test_every_code_has_a_page_of_the_same_form(invoke: Invoke, code: Code) -> None:
-    text = page(code)
-    headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert headings[0].startswith(f"# {code}: ")
-    assert headings[1:] == ["## What it means", "## Why", "## Example", "## What to do"]
-    assert invoke("explain", code.lower()).stdout == text
-
-
-def test_version(invoke: Invoke) -> None:
-    assert invoke("--version").stdout == f"infc, version {infc.__version__}\n"
-
-
-@pytest.mark.parametrize(
-    "command", ["run", "compile", "bench", "explain", "estimate", "targets", "opt"]
-)
-def test_help_has_examples(invoke: Invoke, command: str) -> None:
-    result = invoke(command, "--help")
-    assert result.exit_code == 0
-    assert f"Examples:\n    infc {command}" in result.stdout
-
-
-def test_help_documents_the_exit_codes(invoke: Invoke) -> None:
-    text = invoke("--help").stdout
-    for code in ("0  done", "1  the model", "2  the command line", "70  infc", "130  interrupted"):
-        assert code in text
-
-
-def test_help_imports_nothing_slow() -> None:
-    script = (
-        "import sys\n"
-        "from infc.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "slow = {'numpy', 'rich', 'mlir', 'gguf', 'pydantic', 'jinja2', 'tokenizers', 'llvmlite'}\n"
-        "sys.exit(' '.join(slow & set(sys.modules)) or 0)\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "Usage: infc" in result.stdout
-
-
-def test_the_installed_command_is_this_one() -> None:
-    command = Path(sys.executable).with_name("infc")
-    if not command.exists():
-        pytest.skip("infc is not installed in this environment")
-    result = subprocess.run(
-        [command, "explain", "INF5003"], capture_output=True, text=True, check=False
-    )
-    assert (result.returncode, result.stdout) == (0, page(Code.EMPTY_PROMPT))
