@@ -1,41 +1,17 @@
-"""What the check of dataflow programs refuses: each class is planted, and mended next to it."""
+"""What the check of dataflow programs refuses of accesses: races, and reads of what nobody wrote.
+
+The programs as they should be come first, then what each lacks.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from dataflow_programs import MACHINE, NO_ARGS, WEIGHTS, image
+from checked_programs import SRAM0, SRAM1, TO_CORE_0, TO_CORE_1, passes, refused, text
+from dataflow_programs import MACHINE, image
 
 from infc.backends.dataflow.image import Region
 from infc.backends.dataflow.simulator.check import check
-from infc.backends.dataflow.simulator.errors import SimulationError
-
-SRAM0 = Region(0, 0, "sram", 0, 8192, "zero", 0)
-SRAM1 = Region(1, 0, "sram", 0, 8192, "zero", 0)
-TO_CORE_1 = "chips=0-0 cores=0-0,1-1"
-TO_CORE_0 = "chips=0-0 cores=0-0,0-0"
-
-
-def refused(programs: dict[str, str], *regions: Region) -> str:
-    """The whole text of the error."""
-    with pytest.raises(SimulationError) as caught:
-        check(image(programs, (WEIGHTS, *regions)), MACHINE, NO_ARGS)
-    return str(caught.value)
-
-
-def text(message: str, origin: str, where: str, *notes: str) -> str:
-    """An error as it is printed."""
-    lines = [f"error[INF9001]: {message}", f"  --> {origin}", f"   |  {where}"]
-    return "\n".join([*lines, *(f"   |  {note}" for note in notes)])
-
-
-def passes(programs: dict[str, str], *regions: Region) -> None:
-    check(image(programs, (WEIGHTS, *regions)), MACHINE, NO_ARGS)
-
-
-# Races: the programs as they should be, then what each lacks.
 
 LOAD_THEN_PRODUCT = {
     "0 load": "load.far0 d=4096 a=0 m=1 n=4352 signal=1",
@@ -304,204 +280,8 @@ def test_an_accumulator_that_nothing_started() -> None:
     )
 
 
-# Bounds, alignment and limits.
-
-ONE_STEP: list[tuple[str, str, str]] = [
-    (
-        "vector",
-        "v_fill d=262080 x=0.0 n=32",
-        "v_fill writes bytes 262080 to 262208 of the sram, which has 262144",
-    ),
-    (
-        "load",
-        "load.far0 d=0 a=67108863 m=1 n=65",
-        "load reads bytes 4294967232 to 4294967297 of the far0, which has 4294967296",
-    ),
-    (
-        "load",
-        "load.far0 d=262080 a=0 m=2 n=64 stride_d=1 stride_a=1",
-        "load writes bytes 262080 to 262145 of the sram, which has 262144",
-    ),
-    (
-        "send",
-        "store.far0 d=67108864 a=0 m=1 n=4",
-        "store writes bytes 4294967296 to 4294967300 of the far0, which has 4294967296",
-    ),
-    (
-        "send",
-        f"send d=262140 a=0 m=1 n=8 {TO_CORE_1}",
-        "send writes bytes 262140 to 262148 of the sram of its destinations, which has 262144",
-    ),
-    (
-        "send",
-        "send d=0 a=0 m=1 n=8 chips=0-0 cores=1-2,0-0",
-        "expected destinations within 2 rows of cores, got 3",
-    ),
-    (
-        "send",
-        "send d=0 a=0 m=1 n=8 chips=1-1 cores=0-0,0-0",
-        "expected destinations within 1 chips, got 2",
-    ),
-    (
-        "vector",
-        "post.remote semaphore=0 count=1 core=4",
-        "expected a core below 4, got 4",
-    ),
-    ("load", "load.far1 d=0 a=0 m=1 n=4", "expected one of 1 far memories, got 1"),
-    (
-        "vector",
-        "v_fill d=2 x=0.0 n=1",
-        "expected addresses and strides that are multiples of 4, got 2",
-    ),
-    (
-        "vector",
-        "v_fill d=0 x=0.0 n=1025",
-        "expected at most 1024 elements in a vector instruction, got 1025",
-    ),
-    (
-        "matrix",
-        "mm_f.f16 d=0 a=0 c=0 n=33 m=1 k=32",
-        "expected at most 32 columns in a matrix instruction, got 33",
-    ),
-    (
-        "matrix",
-        "mm_f.f16 d=0 a=0 c=0 n=32 m=33 k=32",
-        "expected at most 32 rows in a matrix instruction, got 33",
-    ),
-    (
-        "matrix",
-        "mm_q.q8g32 d=0 a=0 b=0 c=0 n=32 m=1 k=96",
-        "expected at most 64 of depth in a matrix instruction, got 96",
-    ),
-    (
-        "vector",
-        "mov to=r1 a=-1\nv_fill d=0 x=0.0 n=r1",
-        "expected n of at least 0, got -1",
-    ),
-    (
-        "vector",
-        "mov to=r1 a=16\nv_q8 d=0 b=64 a=128 n=r1",
-        "expected elements in blocks of 32, got 16",
-    ),
-    (
-        "vector",
-        "post semaphore=0 count=65536",
-        "expected at most 65535 posts of a semaphore, got 65536",
-    ),
-    ("load", "arg to=r1 index=64", "expected the index of one of 64 arguments, got 64"),
-    ("load", "mov to=r1 a=-2\nloop count=r1\nendloop", "expected a count of at least 0, got -2"),
-]
-
-
-@pytest.mark.parametrize(("unit", "lines", "message"), ONE_STEP)
-def test_a_step_that_is_not_allowed(unit: str, lines: str, message: str) -> None:
-    at = 1 if lines.startswith("mov") else 0
-    expected = text(message, f"op{at}", f"core 0, {unit} stream, instruction {at}")
-    assert refused({f"0 {unit}": lines}, SRAM0) == expected
-
-
-def test_the_first_step_is_reported() -> None:
-    programs = {
-        "1 vector": "v_fill d=262144 x=0.0 n=1",
-        "0 vector": "v_fill d=0 x=0.0 n=1\nv_fill d=2 x=0.0 n=1\nv_fill d=262144 x=0.0 n=1",
-    }
-    assert "core 0, vector stream, instruction 1" in refused(programs)
-
-
-def test_transfers_of_more_than_a_word_of_bytes() -> None:
-    lines = "load.far0 d=0 a=0 m=2147483647 n=1 stride_d=2147483647 stride_a=2147483647"
-    assert f"load reads bytes 0 to {2**60} of the far0" in refused({"0 load": lines})
-
-
-# Semaphores.
-
-
-def test_two_streams_wait_on_one_semaphore() -> None:
-    programs = {
-        "0 load": "post semaphore=3 count=2",
-        "0 vector": "wait semaphore=3 count=1",
-        "0 send": "wait semaphore=3 count=1",
-    }
-    assert refused(programs) == text(
-        "expected one stream that waits on semaphore 3 of core 0, got two",
-        "op0",
-        "core 0, send stream, instruction 0",
-        "the other: core 0, vector stream, instruction 0 (wait), from op0",
-    )
-
-
-def test_nobody_posts() -> None:
-    programs = {"0 vector": "mov to=r1 a=0\nwait semaphore=5 count=1"}
-    assert refused(programs) == text(
-        "deadlock: expected 1 post of semaphore 5 of core 0, got 0: the program has 0 posts of it, "
-        "and this and earlier waits take 1",
-        "op1",
-        "core 0, vector stream, instruction 1",
-    )
-
-
-def test_a_count_that_is_too_high() -> None:
-    programs = {
-        "1 vector": "loop count=3\npost.remote semaphore=5 count=1 core=0\nendloop",
-        "0 vector": "wait semaphore=5 count=1\nwait semaphore=5 count=3",
-        "0 send": "wait semaphore=6 count=1",
-        "2 load": "mov to=r1 a=0",
-    }
-    programs["0 vector"] += "\npost semaphore=6 count=1"
-    # The send unit waits for the vector unit; what that one misses is told.
-    assert refused(programs) == text(
-        "deadlock: expected 3 posts of semaphore 5 of core 0, got 2: the program has 3 posts of "
-        "it, and this and earlier waits take 4",
-        "op1",
-        "core 0, vector stream, instruction 1",
-    )
-
-
-def test_streams_that_wait_for_one_another() -> None:
-    programs = {
-        "0 vector": "wait semaphore=0 count=1\npost semaphore=1 count=1",
-        "0 matrix": "wait semaphore=1 count=1\npost.remote semaphore=2 count=1 core=3",
-        "3 vector": "wait semaphore=2 count=1\npost.remote semaphore=0 count=1 core=0",
-    }
-    assert refused(programs) == text(
-        "deadlock: expected 1 post of semaphore 1 of core 0, got 0: the streams wait for one "
-        "another",
-        "op0",
-        "core 0, matrix stream, instruction 0",
-        "it could be posted by core 0, vector stream, instruction 0 (wait), from op0, which waits "
-        "for semaphore 0 of core 0",
-        "it could be posted by core 3, vector stream, instruction 0 (wait), from op0, which waits "
-        "for semaphore 2 of core 3",
-    )
-
-
-def test_a_stream_that_waits_for_itself() -> None:
-    assert "the stream itself would post it later" in refused(
-        {"0 vector": "wait semaphore=0 count=1\npost semaphore=0 count=1"}
-    )
-
-
-@pytest.mark.parametrize("waited", [True, False])
-def test_a_semaphore_that_counts_too_far(waited: bool) -> None:
-    programs = {"0 load": "loop count=2\npost semaphore=0 count=65535\nendloop"}
-    if waited:
-        programs["0 vector"] = "wait semaphore=0 count=65535\nwait semaphore=0 count=65535"
-    assert "error[INF9001]: semaphore 0 of core 0 can count beyond 65535" in refused(programs)
-
-
-def test_many_posts_that_are_taken_in_time() -> None:
-    passes(
-        {
-            "0 load": "loop count=3\npost semaphore=0 count=65535\nwait semaphore=1 count=1\n"
-            "endloop",
-            "0 vector": "loop count=3\nwait semaphore=0 count=65535\npost semaphore=1 count=1\n"
-            "endloop",
-        }
-    )
-
-
 def test_the_same_error_every_time() -> None:
-    found: set[Any] = {refused(without(CREDITS, "0 send", 2), SRAM0) for _ in range(3)}
+    found = {refused(without(CREDITS, "0 send", 2), SRAM0) for _ in range(3)}
     assert len(found) == 1
 
 
