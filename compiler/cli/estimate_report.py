@@ -12,6 +12,7 @@ from infc.cli.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from infc.cost.estimate import Estimate
+    from infc.cost.footprint import MemoryUse
     from infc.driver.comparison import Comparison
     from infc.driver.estimation import Deployment, Model
     from infc.driver.sensitivity import Sensitivity
@@ -48,6 +49,10 @@ def deployment_object(
         "dollars_per_million_output_tokens": estimate.dollars_per_million_tokens,
         "memory_bytes": estimate.memory_bytes,
         "memory_bytes_of_fullest_device": estimate.memory.total,
+        "weight_bytes_of_fullest_device": estimate.memory.weights,
+        "kv_cache_bytes_of_fullest_device": estimate.memory.kv_cache,
+        "activation_bytes_of_fullest_device": estimate.memory.activations,
+        "engine_bytes_of_fullest_device": estimate.memory.reserved,
         "memory_bytes_of_each_device": estimate.fit.capacity_bytes,
         "largest_context": estimate.fit.largest_context,
         "largest_batch": estimate.fit.largest_batch,
@@ -103,12 +108,11 @@ def print_deployment(model: Model, deployment: Deployment, rows: Sequence[Sensit
         right=["expected", "range"],
     )
     lines = [
-        f"tokens/s: {estimate.tokens_per_s_per_user:.4g} a user, "
-        f"{estimate.tokens_per_s:.4g} in all",
+        f"tokens/s: {_rate(estimate.tokens_per_s_per_user)} a user, "
+        f"{_rate(estimate.tokens_per_s)} in all",
         f"tokens/s/W: {_known(estimate.tokens_per_s_per_watt)} ({estimate.power_basis})",
         f"$ per million output tokens: {_known(estimate.dollars_per_million_tokens)}",
-        f"memory of the fullest device: {human_bytes(memory.total)} (weights "
-        f"{human_bytes(memory.weights)}, KV cache {human_bytes(memory.kv_cache)}); "
+        f"memory of the fullest device: {human_bytes(memory.total)} ({_parts(memory)}); "
         f"{estimate.fit.message}",
     ]
     if split.devices > 1:
@@ -117,7 +121,7 @@ def print_deployment(model: Model, deployment: Deployment, rows: Sequence[Sensit
     if handover is not None:
         lines.append(
             f"KV transfer: {human_bytes(handover.bytes)} in {human_seconds(handover.seconds)}; "
-            f"limited by {handover.busiest}"
+            f"requests a second are limited by {handover.busiest}"
         )
     write_text("\n" + "\n".join(lines) + "\n")
     if rows:
@@ -188,9 +192,9 @@ def _row(row: Deployment) -> list[str]:
         str(row.devices),
         estimate.split.dtype,
         human_seconds(estimate.ttft.mid),
-        f"{estimate.tokens_per_s_per_user:.4g}",
-        f"{low:.3g} to {high:.3g}",
-        f"{estimate.tokens_per_s:.4g}",
+        _rate(estimate.tokens_per_s_per_user),
+        f"{_rate(low)} to {_rate(high)}",
+        _rate(estimate.tokens_per_s),
         _known(estimate.tokens_per_s_per_watt),
         _known(estimate.dollars_per_million_tokens),
     ]
@@ -229,6 +233,22 @@ def _asked(deployment: Deployment) -> str:
         f"{users}, prompt {workload.prompt}, {workload.new_tokens} new tokens, "
         f"weights {weights}, KV cache {split.kv_dtype}"
     )
+
+
+def _parts(memory: MemoryUse) -> str:
+    """What the bytes of a device are for."""
+    parts = {
+        "weights": memory.weights,
+        "KV cache": memory.kv_cache,
+        "activations": memory.activations,
+        "engine": memory.reserved,
+    }
+    return ", ".join(f"{name} {human_bytes(taken)}" for name, taken in parts.items() if taken)
+
+
+def _rate(per_s: float) -> str:
+    """Four figures at most below a thousand, whole numbers beyond."""
+    return f"{per_s:.4g}" if per_s < 1000 else f"{per_s:.0f}"
 
 
 def _known(value: float | None) -> str:

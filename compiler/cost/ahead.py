@@ -85,7 +85,9 @@ def with_fetching_ahead(
 
     expected = hidden(memory.efficiency.mid, memory.latency_ns or 0.0, using)
     most = hidden(memory.efficiency.high, 0.0, 0.0)
-    busy = {**whole.by_resource, _BARRIER: waits - expected}
+    # Of two that go on at a time the shorter one is hidden: what is left binds.
+    hid = _BARRIER if expected >= waits else memory.name
+    busy = {**whole.by_resource, hid: whole.by_resource[hid] - expected}
     busy = {name: seconds for name, seconds in busy.items() if seconds > 0}
     return replace(
         whole,

@@ -93,9 +93,10 @@ def _weights(split: Split, weights: FileWeights | None, target: Target) -> Itera
             yield f"embedding, head, norms and activations stay in {ACTIVATION}"
         return
     yield f"weights take the bytes of the file, in {', '.join(weights.types)}"
+    head = f", that with the head ({weights.head_type}) in {split.head_dtype}"
     yield (
-        f"products run in {split.dtype}, that with the head ({weights.head_type}) in "
-        f"{split.head_dtype}: what is nearest to the weights of what {target.name} computes in"
+        f"products run in {split.dtype}{head if split.head_dtype != split.dtype else ''}: what is "
+        f"nearest to the weights of what {target.name} computes in"
     )
     yield f"norms and activations stay in {ACTIVATION}"
 

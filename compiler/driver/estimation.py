@@ -250,14 +250,17 @@ def check_setup(setup: Setup) -> None:
 
 
 def _dtype_for(dtype: str, target: Target) -> str:
-    """The dtype of some weights, or the next wider one that the target computes in."""
+    """The dtype of some weights, or the next wider one that the target computes in, or its widest.
+
+    Floats of 8 bits are no integers times one scale.
+    """
     known = {name for unit in target.compute for name in unit.operations_per_s}
-    wide = sorted(
-        (name for name in known & set(DTYPE_BYTES)), key=lambda name: (DTYPE_BYTES[name], name)
-    )
+    exact = known & set(DTYPE_BYTES) - ({"int8"} if dtype == "fp8" else set())
+    wide = sorted(exact, key=lambda name: (DTYPE_BYTES[name], name))
     if dtype in known:
         return dtype
-    return next((name for name in wide if DTYPE_BYTES[name] >= DTYPE_BYTES[dtype]), dtype)
+    wider = [name for name in wide if DTYPE_BYTES[name] >= DTYPE_BYTES[dtype]]
+    return (wider or wide[-1:] or [dtype])[0]
 
 
 def _fewest(case: _Case, setup: Setup) -> int:

@@ -203,6 +203,7 @@ def test_what_a_chip_cannot_do(shipped: Profile) -> None:
             message(
                 lambda known=profile: kernel_estimate(Collective("all-reduce", 4, 8), alone, known)
             )
-            == "error[INF3004]: target 'nvidia-a100' has no link, so 4 of it cannot work together\n"
+            == "error[INF3004]: target 'nvidia-a100' has no link, so several of it cannot work "
+            "together\n"
             "   = hint: --link NAME gives it one; infc targets lists chips that have links"
         )

@@ -166,6 +166,23 @@ def test_named_targets_are_compared_fastest_first() -> None:
     assert re.findall(r"^nvidia-\w+", text, re.MULTILINE) == ["nvidia-b200", "nvidia-a100"]
 
 
+def test_rates_are_written_out() -> None:
+    text = invoke(SMALL, "--compare", "--target", "cerebras-wse3", "--batch", "8")
+    assert re.search(r" to \d{4,} +\d{5,} ", text)
+    assert "e+0" not in text
+
+
+def test_the_parts_of_the_memory_add_up() -> None:
+    options = (SMALL, "--target", "nvidia-h100-sxm")
+    report = printed(*options)
+    parts = ("weight", "kv_cache", "activation", "engine")
+    held = [report[f"{part}_bytes_of_fullest_device"] for part in parts]
+    assert min(held) > 0
+    assert sum(held) == report["memory_bytes_of_fullest_device"]
+    line = next(line for line in invoke(*options).splitlines() if line.startswith("memory of"))
+    assert re.search(r"\(weights .*, KV cache .*, activations .*, engine .*\); fits", line)
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_auto_is_the_best_of_the_comparison(objective: str) -> None:
     report = printed(SMALL, "--target", "auto", "--optimize", objective)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from oracle.families import make_family
 from oracle.files import write_gguf
+from oracle.scaled_floats import write_scaled_floats
 
 import infc
 from infc.cost.kernels.queries import Gemm
@@ -107,9 +108,28 @@ def test_estimates_on_chips_say_what_was_counted(mixed: Path) -> None:
         "products run in fp8, that with the head (q8_0) in int8: what is nearest to the weights of "
         "what nvidia-h100-sxm computes in"
     ) in counted.assumptions
+    wide = deployed(model, "nvidia-a100").estimate
+    assert (
+        "products run in int8: what is nearest to the weights of what nvidia-a100 computes in"
+    ) in wide.assumptions
     asked = deployed(model, "nvidia-h100-sxm", dtype="bf16").estimate
     assert not any("of the file" in note for note in asked.assumptions)
     assert asked.memory.weights > 2 * counted.memory.weights
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("nvidia-h100-sxm", "fp8"), ("nvidia-a100", "bf16"), ("google-tpu-v5e", "bf16")],
+)
+def test_floats_of_a_byte_are_multiplied_as_floats(tmp_path: Path, target: str, dtype: str) -> None:
+    """In wider ones where a chip has integers of a byte alone; a head of f32 in bf16 where nothing
+    is wider. The bytes stay those of the file."""
+    config, tensors = make_family("llama2", num_hidden_layers=2)
+    write_scaled_floats(tmp_path, config, tensors, "row")
+    found = deployed(read_model(tmp_path), target).estimate
+    assert found.split.dtype == dtype
+    assert found.split.head_dtype == ("bf16" if "tpu" in target else "f32")
+    assert "weights take the bytes of the file, in f32, f8_e4m3" in found.assumptions
 
 
 def test_a_dtype_that_is_asked_for_is_counted_instead_of_the_file(mixed: Path) -> None:

@@ -68,6 +68,19 @@ def test_what_was_fetched_is_still_to_be_used() -> None:
     assert found == pytest.approx(launch + barriers + memory - memory / 5, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("barrier_ns", "ring_bytes", "binds"),
+    [(100.0, ENDLESS, "hbm"), (20000.0, ENDLESS, "barrier"), (2000.0, 4_000_000, "hbm")],
+)
+def test_what_binds_is_what_would_buy_time(barrier_ns: float, ring_bytes: int, binds: str) -> None:
+    """Of memory and barriers the one that is hidden behind the other binds nothing."""
+    target = TARGET.model_copy(update={"barrier_ns": barrier_ns})
+    kernels, turns = program(ring_bytes), [Turns(1, 1, 9)]
+    found = program_seconds(kernels, "decode", turns, target, None)
+    assert found.bound == binds
+    assert sum(found.by_resource.values()) == pytest.approx(found.mid)
+
+
 @given(SECONDS, st.integers(1, 100), st.floats(-1.0, 1.0), SECONDS, SECONDS)
 def test_no_more_is_hidden_than_there_is(
     waits: float, kernels: int, room: float, fetching: float, using: float

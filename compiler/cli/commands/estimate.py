@@ -61,7 +61,7 @@ docs/targets.md says what a target file holds and which figures --set takes.
 @click.option(
     "--kv-dtype",
     metavar="TYPE",
-    help="The KV cache, likewise.  [default: what the engine takes, else bf16]",
+    help="The KV cache, likewise.  [default: the engine's, that of infc compile, else bf16]",
 )
 @click.option(
     "--batch",
@@ -153,7 +153,7 @@ def estimate_command(
     """Predict times, throughput, power and cost of a model.
 
     The model is a GGUF file, a Hugging Face folder or, for its sizes alone, a config.json. No
-    weight is read and no hardware is asked.
+    weight is read and no hardware is needed.
     """
     from infc.cli.estimate_plot import check_plot
     from infc.cost.workload import Workload

@@ -52,7 +52,7 @@ def sizes(query: Collective, machine: Machine) -> dict[str, float]:
     if others and not machine.link:
         raise UserError(
             Code.TARGET_UNSUPPORTED,
-            f"target {machine.name!r} has no link, so {query.devices} of it cannot work together",
+            f"target {machine.name!r} has no link, so several of it cannot work together",
             hint="--link NAME gives it one; infc targets lists chips that have links",
         )
     wire, steps = min(others, 1.0), min(others, 1.0)
