@@ -178,6 +178,8 @@ class TestEditing:
         self, compiled: Compiled, tmp_path: Path, key: str, value: int
     ) -> None:
         text = edit(compiled.dump(7).read_text(), rf"\b{key} = \d+", f"{key} = {value}")
+        # Larger tiles of attention need more of it.
+        text = re.sub(r"\bscratch_bytes = \d+", f"scratch_bytes = {1 << 20}", text)
         output = compiled.resumed(text, tmp_path / "edited.infc")
         assert object_code(output) != object_code(compiled.artifact)
         np.testing.assert_allclose(logits_of(output), compiled.logits, rtol=1e-4, atol=1e-4)
