@@ -32,6 +32,10 @@ class Findings:
         """A tensor is missing or is not as the settings say."""
         self._problems.append((Code.MODEL_TENSOR, Problem(message, location)))
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._problems)
+
     @property
     def settings_are_sound(self) -> bool:
         """Whether no setting was found wrong: if one was, checks that build on it would mislead."""

@@ -123,7 +123,10 @@ class HuggingFaceSource:
             raise InternalError("findings were not raised")
         family, settings, tied = found
         outer = Settings(values, findings, str(self.path / _CONFIG))
+        others = len(findings)
         block = read_block(outer, settings)
+        if len(findings) > others:
+            findings.raise_if_any()  # each weight would be a finding of its own
         names = huggingface_names(self.tensors, family)
         self.tensors, self._scaled = fold_scales(
             self._stored, names.part, block, self._read, findings

@@ -134,7 +134,7 @@ def _entry(name: str, value: object, start: int, file: ModelFile) -> Safetensors
             file, name, f"expected up to {_MAX_DIMENSIONS} dimensions, got {str(shape)[:60]}"
         )
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[1] > 1 << 62:
-        raise _bad(file, name, f"expected two offsets, got {str(offsets)[:60]}")
+        raise _bad(file, name, f"expected two offsets within the file, got {str(offsets)[:60]}")
     size = offsets[1] - offsets[0]
     expected = -(-prod(shape) * _BITS[dtype] // 8)
     if size != expected:

@@ -177,7 +177,7 @@ def _block_of(
         kinds[shape] = block
         shown += f" or {_text(shape)}"
     else:
-        shown = shown.replace(",", " or")
+        shown = shown.replace(",", " or") + f' (no block in "{_KEY}" of config.json)'
     if scales.shape not in kinds:
         findings.tensor(
             f"expected scales of shape {shown}, got {_text(scales.shape)}", scales.location
@@ -195,7 +195,8 @@ def _are_finite(
     wrong = int(np.count_nonzero(~np.isfinite(numbers)))
     if wrong:
         findings.tensor(
-            f"expected scales that keep {largest:g} finite, got {wrong} others", scales.location
+            f"expected scales that are finite, also times {largest:g}, got {wrong} that are not",
+            scales.location,
         )
     return wrong == 0
 

@@ -74,7 +74,8 @@ def test_scales_of_another_shape(tmp_path: Path) -> None:
     assert opening(path) == (
         "error[INF1004]: the model's tensors are not as expected\n"
         "  --> DIR\n"
-        f"   - expected scales of shape one number or 96x1, got 96x2 "
+        '   - expected scales of shape one number or 96x1 (no block in "quantization_config" of '
+        "config.json), got 96x2 "
         f'(DIR/model.safetensors: tensor "{SCALE}")'
     )
 
@@ -98,7 +99,7 @@ def test_scales_that_are_no_numbers(tmp_path: Path, number: float) -> None:
     assert opening(path) == (
         "error[INF1004]: the model's tensors are not as expected\n"
         "  --> DIR\n"
-        "   - expected scales that keep 448 finite, got 2 others "
+        "   - expected scales that are finite, also times 448, got 2 that are not "
         f'(DIR/model.safetensors: tensor "{SCALE}")'
     )
 
@@ -178,9 +179,13 @@ def test_codes_that_are_no_numbers(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_other_ways_of_quantising(tmp_path: Path, settings: dict[str, Any], got: str) -> None:
-    config, tensors = make_family("llama2", **ONE_LAYER)
-    write_scaled_floats(tmp_path, config, tensors, "row")
+@pytest.mark.parametrize("scheme", ["row", "block"])
+def test_other_ways_of_quantising(
+    tmp_path: Path, settings: dict[str, Any], got: str, scheme: str
+) -> None:
+    """One finding, whatever the tensors look like."""
+    config, tensors = make_family("llama2", **ONE_LAYER, intermediate_size=160)
+    write_scaled_floats(tmp_path, config, tensors, scheme)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config | {"quantization_config": settings}))
     expected = (
@@ -197,8 +202,8 @@ def test_other_ways_of_quantising(tmp_path: Path, settings: dict[str, Any], got:
 
 @pytest.mark.parametrize("block", [[128, 64], [0, 128], [128], "128x128"])
 def test_blocks_of_another_size(tmp_path: Path, block: object) -> None:
-    config, tensors = make_family("llama2", **ONE_LAYER)
-    write_scaled_floats(tmp_path, config, tensors, "row")
+    config, tensors = make_family("llama2", **ONE_LAYER, intermediate_size=160)
+    write_scaled_floats(tmp_path, config, tensors, "block")
     settings = SCHEMES["block"][0] | {"weight_block_size": block}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config | {"quantization_config": settings}))
