@@ -50,6 +50,15 @@ def test_the_processor_s_pipeline(
     infc.compile(model, target="cpu", output=tmp_path / "a.infc", verify=True, **LIMITS)
 
 
+@pytest.mark.parametrize("storage", ["Q8_0", "BF16"])
+def test_the_pipeline_of_a_simulated_machine(
+    small_models: SmallModels, tmp_path: Path, storage: str
+) -> None:
+    """Its programs round activations as its units need it, which is no mistake."""
+    model = small_models.model("llama3", storage, **WIDE)
+    infc.compile(model, target="dataflow:test", output=tmp_path / "a.infc", verify=True, **LIMITS)
+
+
 def all_ops(module: ir.Module, name: str) -> list[ir.Operation]:
     found: list[ir.Operation] = []
 
