@@ -44,7 +44,8 @@ def lacking(op: ir.Operation, target: Target) -> str | None:
         storage = TensorType.of(op.operands[_MATRIX_OPERAND].type).element
         needed = product_format(storage)
         if needed is None:
-            return f"expected weights of one of {', '.join(sorted(storage_types()))}, got {storage}"
+            known = ", ".join(sorted(storage_types()))
+            return f"expected weights of one of {known}, got {storage}; --quantize q8_0 converts it"
     if needed is None or op.name == "infc.embed":
         return None
     if "matrix" not in units:

@@ -28,22 +28,30 @@ def import_model(
 def _refuse_unsupported(
     module: ir.Module, backend: Backend, target: Target, source: ModelSource
 ) -> None:
-    """All ops the backend cannot do, in one report with their places in the model."""
-    problems: list[Problem] = []
+    """All ops the backend cannot do, in one report: each reason once, with the places in the
+    model that it holds for."""
+    places: dict[str, list[str]] = {}
 
     def visit(op: ir.Operation) -> ir.WalkResult:
         reason = backend.unsupported(op, target)
         if reason is not None:
             where = str(op.location).removeprefix('loc("').removesuffix('")')
-            problems.append(Problem(f"{op.name}: {reason}", where))
+            places.setdefault(f"{op.name}: {reason}", []).append(where)
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
-    if problems:
+    if places:
+        refused = count(sum(len(found) for found in places.values()), "operation")
         raise UserError(
             Code.TARGET_UNSUPPORTED,
-            f"target {target.name} cannot compile {count(len(problems), 'operation')} of the model",
+            f"target {target.name} cannot compile {refused} of the model",
             location=str(source.path),
-            problems=problems,
+            problems=[
+                Problem(
+                    reason,
+                    first + (f" and {count(len(others), 'other')}" if others else ""),
+                )
+                for reason, (first, *others) in places.items()
+            ],
             hint="--target reference runs every operation, slowly",
         )
