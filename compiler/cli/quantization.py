@@ -35,11 +35,13 @@ def quantization_text(
     """The lines of `infc compile --quantize`."""
     if not losses:
         return "  all matrices take as few bits already: none was converted\n"
-    lines = [
-        f"  {storage}: {loss['tensors']} matrices, {loss['numbers'] / 1e6:.1f} million weights, "
-        f"relative RMS error {loss['relative_rms_error']:.2%}\n"
-        for storage, loss in losses.items()
-    ]
+    lines = []
+    for storage, loss in losses.items():
+        converted = "1 matrix" if loss["tensors"] == 1 else f"{loss['tensors']} matrices"
+        lines.append(
+            f"  {storage}: {converted}, {loss['numbers'] / 1e6:.1f} million weights, "
+            f"relative RMS error {loss['relative_rms_error']:.2%}\n"
+        )
     if isinstance(change, str):
         lines.append(f"  change of the predictions: not measured, {change}\n")
     elif change is not None:

@@ -95,7 +95,8 @@ def compare(exact: Session, quantized: Session, tokens: list[int]) -> Prediction
         p, q = _log_softmax(expected), _log_softmax(got)
         divergence += float(np.sum(np.exp(p) * (p - q)))
         same += float(p.argmax() == q.argmax())
-    return PredictionChange(len(tokens), divergence / len(tokens), same / len(tokens))
+    # Rounding can make a sum negative where both say the same.
+    return PredictionChange(len(tokens), max(0.0, divergence / len(tokens)), same / len(tokens))
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -181,6 +181,11 @@ WEIGHTS_LINE = "  q4_k: 7 matrices, 12.5 million weights, relative RMS error 7.4
             "the same likeliest token for 90%\n",
         ),
         (
+            {"q6_k": {"tensors": 1, "numbers": 100_000, "relative_rms_error": 0.0173}},
+            None,
+            "  q6_k: 1 matrix, 0.1 million weights, relative RMS error 1.73%\n",
+        ),
+        (
             LOSSES,
             "the model has no tokenizer to read a text with",
             WEIGHTS_LINE + "  change of the predictions: not measured, "
