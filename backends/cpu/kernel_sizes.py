@@ -31,7 +31,7 @@ def _product_class(kernel: KernelSummary, mapping: KernelMapping) -> str:
     tiled = int(mapping["col_tile"]) > 0 and kernel.typical_rows >= int(mapping["row_tile"])
     if not tiled or kernel.typical_rows == 1:
         return STREAM
-    return "staged-product" if "int8" in kernel.operations else ""
+    return "staged-product" if "int8" in kernel.operations else "float-product"
 
 
 def kernel_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, float]:

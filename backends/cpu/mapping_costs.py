@@ -15,6 +15,7 @@ from typing import Final
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.bf16_panels import bf16_panel_bytes
 from infc.backends.cpu.kernels.dots import prefetch_pays
+from infc.backends.cpu.kernels.float_tiles import BLOCK_NUMBERS, BLOCK_ROWS, takes_parts
 from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec
 from infc.backends.cpu.target import isa_of
@@ -43,9 +44,11 @@ _NEEDLESS: Final = 0.2
 _LATENCY: Final = 100e-9
 """Of memory, where the target does not tell."""
 _SUMS: Final = 4
+"""Parts of a float sum."""
 _SCALED_WIDENING: Final = 4.0
 """Instructions that make float32 of 16 floats of 8 bits."""
-"""Parts of a float sum."""
+_STAGED: Final = 2.0
+"""Instructions that load and store 16 weights."""
 _SPILL: Final = 4.0
 """Instructions that a sum outside of the registers costs each time: a load, a store, and the wait
 of the one for the other."""
@@ -67,6 +70,8 @@ def mapping_speed(spec: MatmulSpec, mapping: MatmulMapping, rows: int, target: T
         usual, own, deal = _blocked(spec, mapping, rows, machine)
     elif rows == 1 or not mapping.col_tile or rows < mapping.row_tile:
         usual, own, deal = _streamed(spec, mapping, rows, machine, isa_of(target))
+    elif spec.activation == "f32" and takes_parts(isa_of(target), mapping.row_tile):
+        usual, own, deal = _in_parts(spec, mapping, rows, machine)
     else:
         usual, own, deal = _tiled(spec, mapping, rows, machine, isa_of(target))
     return usual / (own * (1.0 + deal.unevenness(machine)) + deal.start_seconds)
@@ -220,12 +225,16 @@ def _streamed(
 def _stream_step(layout: PackedLayout, k: int, rows: int) -> tuple[int, float]:
     """Steps of a panel along k, and the instructions of one."""
     if layout.is_float:
-        widen = {"f32": 0, "f8": _SCALED_WIDENING}.get(layout.kind, 1)
-        return max(k // _SUMS, 1), _SUMS * (1.0 + widen + rows)
+        return max(k // _SUMS, 1), _SUMS * (1.0 + _widening(layout) + rows)
     dots = A8_BLOCK // _STEP
     unpack = {8: 1.0, 6: 1.0, 4: 1.5}.get(layout.bits, 3.0) * dots
     scales = (2.0 + 4.0 * rows) * (A8_BLOCK // layout.group)
     return max(k // A8_BLOCK, 1), unpack + dots * rows + scales
+
+
+def _widening(layout: PackedLayout) -> float:
+    """Instructions that make float32 of 16 floats."""
+    return {"f32": 0.0, "f8": _SCALED_WIDENING}.get(layout.kind, 1.0)
 
 
 # ---- tiles ---------------------------------------------------------------------------------------
@@ -264,7 +273,8 @@ def _tiled(
     if wide * panel_bytes > machine.near_bytes / 2:
         far = machine.near(math.ceil(rows / high) * panels * panel_bytes)
     own = _together(arithmetic, far)
-    if isa.dot_i8 == "avx2":  # rows come from the second cache, once for each tile of panels
+    if spec.activation == "a8" and isa.dot_i8 == "avx2":
+        # Rows come from the second cache, once for each tile of panels.
         own += machine.near(rows * panels * spec.k / wide)
     return usual, own, _panel_deal(mapping, panels, machine)
 
@@ -285,6 +295,28 @@ def _pair_steps(
     loops = machine.width * _LOOP / (high * wide) * (1.0 if short else _STEP / A8_BLOCK)
     # The broadcast of a row's codes takes an address of its own.
     return dots, codes / high + 1.0 / wide, spilt, loops
+
+
+def _in_parts(
+    spec: MatmulSpec, mapping: MatmulMapping, rows: int, machine: _Machine
+) -> tuple[float, float, _Deal]:
+    """Tiles of float weights that make one part of a sum after the other: loads and broadcasts
+    beside multiply-adds, staging for each block of rows, sums that wait on the stack, and rows that
+    come from the second cache for each few panels."""
+    layout, panels = spec.segments[0].layout, sum(panels_of(s.n) for s in spec.segments)
+    count = float(rows * panels * spec.k)
+    mean = rows / math.ceil(rows / mapping.row_tile)  # tiles are as equal as can be
+    loads = 1.0 / mean + machine.width
+    others = 1.0 + machine.width
+    spilt = _SPILL * max(0.0, mapping.row_tile + others - machine.registers) / mapping.row_tile
+    loops = machine.width * _LOOP / (mapping.unroll * mean)
+    kept = 2.0 * _SUMS / BLOCK_NUMBERS
+    staged = math.ceil(rows / BLOCK_ROWS) / rows * (_STAGED + _widening(layout))
+    arithmetic = machine.compute(count * (1.0 + loads + spilt + loops + kept + staged))
+    deal = _panel_deal(mapping, panels, machine)
+    again = deal.even / mapping.col_tile + (1.0 - deal.even) / _piece(mapping, panels, machine)
+    own = arithmetic + machine.near(4.0 * count * again)
+    return machine.compute(count), own, deal
 
 
 # ---- blocks in bf16 ------------------------------------------------------------------------------

@@ -47,6 +47,13 @@ _BATCHED: Final = (
     ("q4_0", 8192, 256, 320),
     ("q8_0", 1024, 4608, 448),
     ("q4_k", 640, 5120, 512),
+    # Floats, which are multiplied as such where a processor has no products of bf16.
+    ("bf16", 256, 512, 40),
+    ("bf16", 640, 2560, 320),
+    ("f16", 1280, 768, 160),
+    ("f16", 3072, 384, 24),
+    ("f32", 768, 1280, 96),
+    ("f32", 1792, 768, 384),
 )
 """`(storage, n, k, rows)` of products with many rows."""
 _GATED: Final = (

@@ -121,6 +121,7 @@ def test_the_cost_model_takes_a_provider_at_its_word(providers: Providers, speed
     assert offered == {
         **own,
         "row_tile": 3,
+        "col_tile": 1,
         "flavour": "plain",
         "provider": "plain-c",
         "provider_percent": round(100 * speed),

@@ -102,7 +102,8 @@ def test_a_class_that_does_not_exist(shipped: Profile) -> None:
         "  --> chip.toml",
         "   - expected one of the classes gemm-16bit, gemm-8bit, prefill-attention, "
         "decode-attention, all-reduce, exchange, elementwise, stream-product, head-search, "
-        "blocked-product, staged-product, row-attention, tile-attention, rows, rotary, got 'tea'",
+        "blocked-product, staged-product, float-product, row-attention, tile-attention, rows, "
+        "rotary, got 'tea'",
     )
 
 

@@ -134,6 +134,28 @@ def test_floats_want_registers_too() -> None:
     assert speed(row_tile=6) > speed(row_tile=1)
 
 
+@pytest.mark.parametrize("target", ["cpu:x86-64-v3", "cpu:aarch64"])
+@pytest.mark.parametrize("storage", ["f32", "bf16", "f16", "f8_e4m3"])
+def test_few_registers_want_parts_of_sums_of_many_rows(target: str, storage: str) -> None:
+    facts = resolve_cpu(target)
+    for rows in (8, 32, 512):
+        kernel = product(rows, [(1024, 2048, storage)], "f32")
+        speed, mappings = speed_on(kernel, facts), kernel_candidates(kernel, facts)
+        chosen = max(mappings, key=lambda mapping: kernel_work(kernel, mapping, facts).speed)
+        assert chosen["row_tile"] >= 4
+        assert speed(row_tile=4) > 1.1 * speed(row_tile=2)
+    assert speed(row_tile=6) > speed(row_tile=7)  # one sum leaves the registers
+    assert speed(row_tile=6) > speed(row_tile=4)
+    slow = speed_on(kernel, with_figures(facts, {"l2.bandwidth": "10GB/s"}))
+    assert slow(col_tile=4) > slow(col_tile=1)  # rows come again for each panel
+
+
+def test_few_rows_are_cut_into_equal_tiles() -> None:
+    kernel = product(8, [(1024, 2048, "bf16")], "f32")
+    speed = speed_on(kernel, resolve_cpu("cpu:x86-64-v3"))
+    assert speed(row_tile=4) == speed(row_tile=6)
+
+
 def test_blocks_read_rows_again_for_each_run_of_panels() -> None:
     target = resolve_cpu("cpu:x86-64-amx")
     spec = matmul_spec(BLOCKED)

@@ -23,6 +23,12 @@ from infc.backends.cpu.kernels.blocked import (
 from infc.backends.cpu.kernels.dealing import MOSTLY, Team, emit_dealt, emit_mostly_even
 from infc.backends.cpu.kernels.dots import prefetch_pays
 from infc.backends.cpu.kernels.epilogue import COMBINATIONS, Epilogue
+from infc.backends.cpu.kernels.float_tiles import (
+    FloatTile,
+    emit_float_tiles,
+    float_tile_bytes,
+    takes_parts,
+)
 from infc.backends.cpu.kernels.layouts import HEADER_BYTES, PackedLayout
 from infc.backends.cpu.kernels.staged import TileKernel, emit_staged
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES, StreamKernel, emit_stream
@@ -167,7 +173,7 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
             MatmulMapping(block_height(isa), panels, 1, 0) for panels in _staged_panels(spec, isa)
         ]
     wide = isa.vector_bytes >= 64 and isa.vector_registers >= 32
-    tiles = _float_tiles(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
+    tiles = _float_tile_shapes(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
     if isa.dot_i8 == "avx2" and any(segment.layout.bits < 6 for segment in spec.segments):
         tiles = [(2, 2), *tiles]
     fitting = [tile for tile in tiles if stack_bytes(spec, isa, *tile) <= STACK_LIMIT_BYTES]
@@ -187,13 +193,12 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
     return [MatmulMapping(*tile, *stream) for stream in streams for tile in tiles]
 
 
-def _float_tiles(isa: Isa) -> list[tuple[int, int]]:
-    """Rows and panels of a tile of float weights: four sums of 16 lanes for each row."""
-    register_bytes = isa.vector_bytes * isa.vector_registers
-    if register_bytes >= 2048:
-        return [(6, 1), (4, 1)]
-    # With 32 narrow registers the broadcast numbers need few of their own.
-    return [(2, 1), (1, 1)] if isa.vector_registers >= 32 else [(1, 1), (2, 1)]
+def _float_tile_shapes(isa: Isa) -> list[tuple[int, int]]:
+    """Rows and panels of a tile of float weights.
+
+    Four sums of 16 lanes for each row, or one where the parts of sums are made one by one.
+    """
+    return [(6, 2), (4, 2)] if takes_parts(isa, 6) else [(6, 1), (4, 1)]
 
 
 def _staged_panels(spec: MatmulSpec, isa: Isa) -> list[int]:
@@ -212,7 +217,9 @@ def stack_bytes(spec: MatmulSpec, isa: Isa, row_tile: int, col_tile: int) -> int
     """Bytes of a thread's stack that staged panels take."""
     if spec.activation == "abf16":
         return col_tile * bf16_panel_bytes(spec.k) * (2 if spec.combine else 1)
-    if spec.activation == "f32" or not col_tile:
+    if spec.activation == "f32":
+        return float_tile_bytes(col_tile) if takes_parts(isa, row_tile) else 0
+    if not col_tile:
         return 0
     plain = Epilogue(scaled=True)
     tiles = [TileKernel.of(spec.k, isa, s.layout, row_tile, col_tile, plain) for s in spec.segments]
@@ -271,6 +278,8 @@ def emit_matmul(
     if mapping.col_tile and spec.max_rows >= mapping.row_tile > 1:
         if spec.activation == "a8":
             many = _tiles(b, spec, mapping)
+        elif provider is None and takes_parts(b.isa, mapping.row_tile):
+            many = _float_tiles(b, spec, mapping)
         else:
             many = _streams(b, spec, mapping, mapping.row_tile, provider)
         regimes.append((mapping.row_tile, many))
@@ -412,6 +421,15 @@ def _tiles(b: Builder, spec: MatmulSpec, mapping: MatmulMapping) -> list[str]:
                 _epilogue(spec, index),
             ),
         )
+        for index, segment in enumerate(spec.segments)
+    ]
+
+
+def _float_tiles(b: Builder, spec: MatmulSpec, mapping: MatmulMapping) -> list[str]:
+    """A panel function that makes parts of sums, for each segment."""
+    shape = spec.k, mapping.row_tile, mapping.col_tile, mapping.unroll
+    return [
+        emit_float_tiles(b, FloatTile(segment.layout, *shape, _epilogue(spec, index)))
         for index, segment in enumerate(spec.segments)
     ]
 

@@ -13,6 +13,7 @@ from itertools import product
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.bf16_blocks import block_height
 from infc.backends.cpu.kernels.blocked import FEW_PANELS
+from infc.backends.cpu.kernels.float_tiles import takes_parts
 from infc.backends.cpu.kernels.matmul import (
     STACK_LIMIT_BYTES,
     MatmulMapping,
@@ -20,6 +21,7 @@ from infc.backends.cpu.kernels.matmul import (
     candidates,
     stack_bytes,
 )
+from infc.backends.cpu.kernels.stream import FLOAT_ACCUMULATORS
 from infc.passes.codegen.panels import panels_of
 
 _LANES_BYTES = 64
@@ -108,10 +110,14 @@ def _tiles(
     registers = isa.vector_bytes * isa.vector_registers // _LANES_BYTES
     room = min(cache_bytes, STACK_LIMIT_BYTES)
     floats = spec.activation == "f32"
-    widths = (1,) if floats else _PANEL_TILES
     unrolls = _stream_unrolls(spec) if floats else (guess.unroll,)
-    for rows, panels in product(_ROW_TILES, widths):
-        sums = rows * panels * (4 if floats else 1)
+    for rows, panels in product(_ROW_TILES, _PANEL_TILES):
+        sums = rows * panels
+        if floats:
+            in_parts = takes_parts(isa, rows)
+            if panels > 1 and not in_parts:
+                continue
+            sums = rows * (1 if in_parts else FLOAT_ACCUMULATORS)  # of a panel at a time
         if rows > spec.max_rows or sums >= registers:
             continue
         if stack_bytes(spec, isa, rows, panels) > room:

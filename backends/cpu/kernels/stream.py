@@ -315,7 +315,7 @@ def emit_float_sums(
         at = b.at(panel, offset)
         if index * step_bytes % _LINE_BYTES == 0:
             ahead.fetch(offset, 1)
-        weights = _load_floats(b, kernel.layout, at)
+        weights = emit_floats(b, kernel.layout, at)
         sums = list(sums)
         for row, start in enumerate(starts):
             value = b.load(b.at(b.at(start, b.mul(turn, 4 * numbers)), 4 * index), b.f32, 4)
@@ -410,7 +410,7 @@ def _sum_of_parts(b: Builder, parts: list[Value], row: int) -> Value:
     return b.fadd(b.fadd(first, second), b.fadd(third, fourth))
 
 
-def _load_floats(b: Builder, layout: PackedLayout, pointer: Value) -> Value:
+def emit_floats(b: Builder, layout: PackedLayout, pointer: Value) -> Value:
     """Sixteen weights as `vector<16xf32>`; widening is exact."""
     floats = b.vec(LANES, b.f32)
     if layout.kind == "f32":

@@ -92,6 +92,7 @@ _STAGED = (
     _GATE,
     _CALL,
 )
+_FLOATS = (_DOTS, *_kinds("stage", 128.0, ("float",)), _CALL)
 _ROW_ATTENTION = (
     _MEMORY,
     _DOTS,
@@ -190,6 +191,15 @@ def staged_times(rows: Columns, machine: Machine, constants: Values) -> Times:
     return _many_rows(rows, constants, dots, staging)
 
 
+def float_times(rows: Columns, machine: Machine, constants: Values) -> Times:
+    """The same in float32: tiles are cut as equal as can be, so that no block is padded."""
+    dots = 2.0 * rows["rows"] * rows["weights_float"] / constants["dot_share"]
+    staging = rows["weights_float"] * constants["stage_float"]
+    compute = dots / (rows["peak"] * rows["threads"])
+    compute = compute + staging / (rows["vector_peak"] * rows["threads"])
+    return _times(rows, constants, rows["bytes"] / rows["bytes_per_s"], compute)
+
+
 def _padded(rows: Columns) -> Array:
     return np.asarray(np.ceil(rows["rows"] / rows["height"]) * rows["height"])
 
@@ -275,10 +285,12 @@ THREADED: Final = {
         _threaded(HEAD_SEARCH, _HEAD, head_times),
         _threaded("blocked-product", _BLOCKED, blocked_times),
         _threaded("staged-product", _STAGED, staged_times),
+        _threaded("float-product", _FLOATS, float_times),
         _threaded("row-attention", _ROW_ATTENTION, row_attention_times),
         _threaded("tile-attention", _TILE_ATTENTION, tile_attention_times),
         _threaded("rows", _ROWS, row_times),
         _threaded("rotary", _ROWS, row_times),
     )
 }
-"""By name. `blocked-product` stages weights as bf16, `staged-product` as 8-bit integers."""
+"""By name. `blocked-product` stages weights as bf16, `staged-product` as 8-bit integers,
+`float-product` as float32."""
