@@ -143,7 +143,7 @@ def print_comparison(model: Model, comparison: Comparison, objective: str = "lat
 
     rows = ranked(comparison, objective)[:_MOST_ROWS]
     if rows:
-        write_text(f"{heading(model, rows[0])}\n\n")
+        write_text(f"{heading(model, rows)}\n\n")
         print_table(
             ["target", "devices", "dtype", *_COLUMNS],
             [_row(row) for row in rows],
@@ -157,9 +157,9 @@ def print_comparison(model: Model, comparison: Comparison, objective: str = "lat
         write_text("\nWhat each leans on: infc estimate with that target alone, or --json\n")
 
 
-def heading(model: Model, deployment: Deployment) -> str:
-    """The model and the workload in one line."""
-    return f"{model.shape.name}, {_asked(deployment)}"
+def heading(model: Model, deployments: Sequence[Deployment]) -> str:
+    """The model and the workload of all deployments in one line."""
+    return f"{model.shape.name}, {_asked(*deployments)}"
 
 
 def print_choice(chosen: Deployment, objective: str) -> None:
@@ -221,17 +221,18 @@ def _where(deployment: Deployment) -> str:
     return f"{side.devices} x {side.target.name} (prefill) and {there} (decode)"
 
 
-def _asked(deployment: Deployment) -> str:
-    """The workload in words."""
+def _asked(deployment: Deployment, *others: Deployment) -> str:
+    """The workload in words; what the first of several deployments was asked, all were."""
     workload, split = deployment.setup.workload, deployment.estimate.split
     stored = deployment.counted.shape.weights
     weights = split.dtype if stored is None else f"{', '.join(stored.types)} as in the file"
+    caches = dict.fromkeys(row.estimate.split.kv_dtype for row in (deployment, *others))
     users = (
         f"{workload.concurrency} users" if workload.concurrency > 1 else f"batch {workload.batch}"
     )
     return (
         f"{users}, prompt {workload.prompt}, {workload.new_tokens} new tokens, "
-        f"weights {weights}, KV cache {split.kv_dtype}"
+        f"weights {weights}, KV cache {' or '.join(caches)}"
     )
 
 

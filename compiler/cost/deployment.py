@@ -132,8 +132,7 @@ def deployment_estimate(
         link: in place of the target's own link between chips.
         equal_lengths: see `infc.cost.serving.serve`.
         head_dtype: of the arithmetic with the vocabulary head.
-        programs: that run in place of single kernels, with a KV cache of their own dtype; of one
-            device.
+        programs: that run in place of single kernels, with dtypes of their own; of one device.
 
     Raises:
         UserError: a split that is not possible, an unknown dtype (INF5001), a target without the
@@ -142,7 +141,7 @@ def deployment_estimate(
     if link is not None:
         target = target.model_copy(update={"links": (link, *target.links)})
     if programs is not None:
-        kv_dtype = programs.kv_dtype
+        dtype, kv_dtype = programs.dtype, programs.kv_dtype
     if kv_dtype is None:
         kv_dtype = ACTIVATION if engine is None else engine.cache_dtypes.get(dtype, ACTIVATION)
     if tensor_parallel is None and pipeline_parallel is None:

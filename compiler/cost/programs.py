@@ -47,6 +47,10 @@ class Programs(Protocol):
         """Tokens of a prefill call, at most."""
 
     @property
+    def dtype(self) -> str:
+        """In which most of a prompt's operations are."""
+
+    @property
     def dtypes(self) -> Sequence[str]:
         """In which the kernels compute."""
 

@@ -44,6 +44,15 @@ class PlannedPrograms:
     memory: ProgramBytes
 
     @property
+    def dtype(self) -> str:
+        """In which most operations of a prompt are; the first by name among equals."""
+        counted: dict[str, float] = {}
+        for kernel in self.kernels["prefill"]:
+            for dtype, operations in kernel["operations"].items():
+                counted[dtype] = counted.get(dtype, 0) + operations * kernel["launches"]
+        return min(counted, key=lambda dtype: (-counted[dtype], dtype))
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """In which the kernels compute, by name."""
         every = [kernel for kernels in self.kernels.values() for kernel in kernels]

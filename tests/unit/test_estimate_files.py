@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from oracle.families import make_family
 from oracle.files import write_gguf
 from oracle.scaled_floats import write_scaled_floats
 
 import infc
+from infc.cli import main
 from infc.cost.kernels.queries import Gemm
 from infc.cost.transformer import Rows, Split, step_kernels
 from infc.cost.workload import Workload
@@ -152,6 +155,24 @@ def test_a_batch_decodes_with_one_cache_each(mixed: Path) -> None:
     assert alone.tpot.mid < four.tpot.mid < 4 * alone.tpot.mid
     assert four.memory.kv_cache == 4 * alone.memory.kv_cache
     assert "prompts are read one after the other" in four.assumptions
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("cpu:x86-64-v3", "int8"), ("cpu:x86-64-amx", "bf16"), ("cuda:sm_90a", "bf16")],
+)
+def test_programs_say_what_they_multiply_in(mixed: Path, target: str, dtype: str) -> None:
+    """Whatever the weights come nearest to."""
+    estimate = deployed(read_model(mixed), target).estimate
+    assert estimate.split.dtype == dtype
+    assert dtype in estimate.dtypes
+
+
+def test_a_comparison_names_the_caches_of_all_rows(mixed: Path) -> None:
+    targets = ("--target", "cpu:x86-64-v3", "--target", "nvidia-h100-sxm")
+    done = CliRunner().invoke(main, ["estimate", str(mixed), "--compare", *targets])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^mixed, .*, KV cache (f16 or bf16|bf16 or f16)$", done.stdout, re.MULTILINE)
 
 
 def test_what_programs_wait_for_is_among_what_could_be_better(mixed: Path) -> None:

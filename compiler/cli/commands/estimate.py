@@ -233,7 +233,7 @@ def _show_all(model: Model, found: Comparison, plot: Path | None, as_json: bool)
 
     check_possible(found)
     if plot is not None:
-        write_plot(plot, report.heading(model, found.rows[0]), found)
+        write_plot(plot, report.heading(model, found.rows), found)
     if as_json:
         print_json(report.comparison_object(model, found))
         return
