@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from infc.artifact import zip_format
 from infc.artifact.checksums import Summer
@@ -123,7 +123,7 @@ def _copy(source: MemberSource, file: OutputFile) -> Summer:
                 while block := content.read(PIECE_BYTES):
                     sink.write(block)
         else:
-            source(sink)
+            source(cast("BinaryIO", sink))
         sink.finish()
     return sink.sums
 

@@ -104,7 +104,7 @@ def random_matrix(subject: Head, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("isa", "name"), HEADS)
-@pytest.mark.parametrize("m", [1, 2, ROWS])
+@pytest.mark.parametrize("m", [1, 2, 9, ROWS])
 def test_planes_give_the_bits_of_the_whole_matrix(isa: str, name: str, m: int) -> None:
     subject = head(isa, name)
     x = np.random.default_rng(1).standard_normal((m, subject.k)).astype(np.float32)

@@ -1,38 +1,23 @@
 """The vocabulary head in two planes: all its logits, or candidates for the best of them.
 
-The best of one row are found without reading all low parts (`split_search`). Several rows of x, or
-rows in another form than a8, go through the kernels of other products: panels are put together on
-the stack, in the layout those read, a few at a time. Where the second plane is the matrix itself,
-those read it where it lies.
+The best of one row are found without reading all low parts (`split_search`). Several rows of x are
+multiplied with all panels (`head_rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.best_list import ENTRY_BYTES, emit_clear, emit_take
 from infc.backends.cpu.kernels.bounded_products import BoundedProducts
-from infc.backends.cpu.kernels.dealing import DEAL_BYTES, Team, emit_dealt, emit_mostly_even
+from infc.backends.cpu.kernels.dealing import Team, emit_dealt, emit_mostly_even
 from infc.backends.cpu.kernels.head_planes import HeadSpec, Planes
-from infc.backends.cpu.kernels.layouts import HEADER_BYTES
-from infc.backends.cpu.kernels.matmul import (
-    STREAM_PIECE_BYTES,
-    MatmulMapping,
-    MatmulSpec,
-    Segment,
-    emit_matmul,
-)
-from infc.backends.cpu.kernels.split_join import emit_join
+from infc.backends.cpu.kernels.head_rows import SeveralRows
+from infc.backends.cpu.kernels.matmul import STREAM_PIECE_BYTES, MatmulMapping
 from infc.backends.cpu.kernels.split_search import emit_search
 from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES
 from infc.diagnostics import InternalError
-from infc.ir.types import storage_bytes
 from infc.passes.codegen.panels import PANEL_ROWS, panels_of
 
-_JOINED_ROWS = 64
-"""Rows that go through those at a time."""
 _LINE_BYTES = 64
 
 
@@ -44,7 +29,7 @@ def emit_head_logits(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMappi
     if isinstance(spec.products, BoundedProducts):
         raise InternalError("all products with a bounded matrix are those of a matrix in one plane")
     exact = spec.products.emit_exact(b) if spec.activation == "a8" else None
-    joined = _emit_joined(b, name, spec, mapping)
+    rows_of = SeveralRows.of(b, name, spec, mapping)
     types = [b.ptr, b.i64, b.i64, b.i64, b.ptr, b.ptr, b.ptr]
     with b.function(name, types, inline=False) as arguments:
         x, m, *shared, matrix, out = arguments
@@ -58,12 +43,7 @@ def emit_head_logits(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMappi
                 target = b.at(out, b.mul(at, ENTRY_BYTES))
                 _store_rows(b, spec, products, rows, columns, target)
 
-            def part(start: Value, stop: Value) -> list[Value]:
-                _emit_joined_panels(b, spec, joined, x, m, planes, start, stop, store)
-                return []
-
-            piece = b.idx(spec.joined_panels)
-            emit_dealt(b, team, b.idx(panels), b.idx(0), piece, [], part)
+            rows_of.emit(b, team, x, m, planes, store)
 
         if exact is None:
             several()
@@ -115,7 +95,7 @@ def emit_head_candidates(
     the filled lists are the best of all.
     """
     search = emit_search(b, spec)
-    joined = _emit_joined(b, name, spec, mapping)
+    rows_of = SeveralRows.of(b, name, spec, mapping)
     take = emit_take(b)
     types = [b.ptr, b.i64, b.i64, b.i64, b.ptr, b.ptr, b.ptr, b.ptr, b.i64]
     with b.function(name, types, inline=False) as arguments:
@@ -149,98 +129,13 @@ def emit_head_candidates(
 
                 b.loop(0, rows, body=one)
 
-            def part(start: Value, stop: Value) -> list[Value]:
-                _emit_joined_panels(b, spec, joined, x, m, planes, start, stop, take_rows)
-                return []
-
-            piece = b.idx(spec.joined_panels)
-            emit_dealt(b, team, b.idx(panels_of(spec.n)), b.idx(0), piece, [], part)
+            rows_of.emit(b, team, x, m, planes, take_rows)
 
         if spec.max_rows == 1:
             single()
         else:
             b.when(b.cmp("eq", m, 1), single, several)
         b.ret()
-
-
-# ---- rows through other kernels ------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """The functions that multiply a few panels, put together on the stack by `join` if there is."""
-
-    join: str | None
-    multiply: str
-    rows: int
-
-
-def _emit_joined(b: Builder, name: str, spec: HeadSpec, mapping: MatmulMapping) -> _Joined | None:
-    """Define what several rows need; None where there is one at most."""
-    products = spec.products
-    floats = isinstance(products, BoundedProducts)
-    if spec.max_rows == 1 and spec.activation == ("f32" if floats else "a8"):
-        return None
-    rows = min(spec.max_rows, _JOINED_ROWS)
-    segment = Segment(spec.joined_panels * PANEL_ROWS, spec.layout.whole)
-    product = MatmulSpec(spec.k, (segment,), spec.activation, max_rows=rows)
-    fitting = replace(mapping, col_tile=min(mapping.col_tile, spec.joined_panels))
-    emit_matmul(b, f"{name}_panels", product, fitting)
-    join = (
-        None if isinstance(products, BoundedProducts) else emit_join(b, products.layout, products.k)
-    )
-    return _Joined(join, f"{name}_panels", rows)
-
-
-def _emit_joined_panels(
-    b: Builder,
-    spec: HeadSpec,
-    joined: _Joined | None,
-    x: Value,
-    m: Value,
-    planes: Planes,
-    start: Value,
-    stop: Value,
-    use: Callable[[Value, Value, Value, Value, Value], None],
-) -> None:
-    """Multiply m rows with the panels [start, stop), a few at a time.
-
-    `use(products, row, rows, column, columns)` gets f32 [rows, 16 * joined_panels] of the rows from
-    `row` on, of which the first `columns` are those of the matrix from `column` on.
-    """
-    if joined is None:
-        raise InternalError("nothing was emitted for several rows")
-    count, whole = spec.joined_panels, spec.layout.whole
-    room_bytes = count * whole.panel_bytes(spec.k) if joined.join else 0
-    room = b.stack(HEADER_BYTES + room_bytes, _LINE_BYTES)
-    products = b.stack(joined.rows * count * PANEL_OUT_BYTES, _LINE_BYTES)
-    b.store(planes.multiplier, room, 4)
-    alone = b.stack(DEAL_BYTES, DEAL_BYTES)
-    b.store(b.const(0, b.i32), alone, 4)
-    row_bytes = storage_bytes(spec.activation, (1, spec.k))
-
-    def panels(first: Value) -> None:
-        here = b.min(b.sub(stop, first), count)
-        if joined.join:
-            sources = [planes.high(b, first), planes.low_panel(b, first)]
-            b.call(joined.join, [*sources, here, b.at(room, HEADER_BYTES)])
-            matrix, skipped = room, b.idx(0)
-        else:  # the last panels go with some before them, so that none behind the matrix are read
-            start = b.min(first, panels_of(spec.n) - count)
-            matrix, skipped = b.at(planes.low_panel(b, start), -HEADER_BYTES), b.sub(first, start)
-        column = b.mul(first, PANEL_ROWS)
-        columns = b.min(b.mul(here, PANEL_ROWS), b.sub(b.idx(spec.n), column))
-
-        def rows(row: Value) -> None:
-            part = b.min(b.sub(m, row), joined.rows)
-            at = b.at(x, b.mul(row, row_bytes))
-            operands = [at, part, b.idx(0), b.idx(1), alone, matrix, products]
-            b.call(joined.multiply, operands)
-            use(b.at(products, b.mul(skipped, PANEL_OUT_BYTES)), row, part, column, columns)
-
-        b.loop(0, m, joined.rows, body=rows)
-
-    b.loop(start, stop, count, body=panels)
 
 
 def _store_rows(

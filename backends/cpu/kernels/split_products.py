@@ -17,10 +17,12 @@ What does not depend on the matrix is computed once a row (`split_prepared`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
+from infc.backends.cpu.kernels.activation import a8_offsets
 from infc.backends.cpu.kernels.dots import (
     emit_broadcast_step,
     emit_codes,
@@ -40,6 +42,15 @@ from infc.passes.codegen.panels import PANEL_ROWS
 _PREFETCH_BYTES = 4096
 _TINY = 2.0**-120
 """More than all underflows of a sum together."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A group along k of 16 rows: which one, its codes in the form of their product, its scales."""
+
+    group: Value
+    codes: list[Value]
+    scales: Value
 
 
 @dataclass(frozen=True)
@@ -147,17 +158,15 @@ class SplitProducts:
         types = [b.ptr, b.ptr, b.ptr, b.ptr, b.i64, b.f32, b.ptr]
         with b.function(name, types, inline=False) as arguments:
             x, prepared, high, low, panels, multiplier, out = arguments
-            units = self.k // self.layout.unit
 
             def panel(index: Value) -> None:
-                high_panel = b.at(high, b.mul(index, self.high_panel_bytes))
-                low_panel = b.at(low, b.mul(index, PANEL_ROWS * self.low_row_bytes))
-
                 def unit(u: Value, total: Value) -> Value:
-                    return self._exact_unit(b, x, prepared, high_panel, low_panel, u, total)
+                    for part in self._parts_of_unit(b, high, low, index, u):
+                        total = self._add_part(b, x, prepared, part, total)
+                    return total
 
                 zero = b.const(0.0, b.vec(LANES, b.f32))
-                (total,) = b.loop(0, units, 1, [zero], body=unit)
+                (total,) = b.loop(0, self._units, 1, [zero], body=unit)
                 product = b.fmul(total, b.splat(multiplier))
                 b.store(product, b.at(out, b.mul(index, PANEL_OUT_BYTES)), 4)
 
@@ -165,53 +174,101 @@ class SplitProducts:
             b.ret()
         return name
 
-    def _exact_unit(
-        self,
-        b: Builder,
-        x: Value,
-        prepared: Value,
-        high_panel: Value,
-        low_panel: Value,
-        unit: Value,
-        total: Value,
-    ) -> Value:
-        layout, high = self.layout, self.layout.high
-        groups = layout.unit // layout.group
-        chunk_at = b.at(high_panel, b.mul(unit, groups * high.chunk_bytes))
-        if prefetch_pays(b.isa, self.layout.whole):
-            for line in range(0, groups * high.chunk_bytes, LINE_BYTES):
+    def emit_exact_rows(self, b: Builder, most: int, out_row_bytes: int) -> str:
+        """Define `@name(x, prepared: ptr, m: i64, high, low: ptr, panels, multiplier, out)`.
+
+        As `emit_exact`, of m <= `most` rows of x: codes are put together once for all of them.
+        `prepared` has what is prepared of each row, one behind the other; a row of `out` takes
+        `out_row_bytes`.
+        """
+        name = f"{self._name('exact_rows')}_m{most}_o{out_row_bytes}"
+        if b.defined(name):
+            return name
+        types = [b.ptr, b.ptr, b.i64, b.ptr, b.ptr, b.i64, b.f32, b.ptr]
+        floats, row_bytes = b.vec(LANES, b.f32), a8_offsets(self.k).row_bytes
+        with b.function(name, types, inline=False) as arguments:
+            x, prepared, m, high, low, panels, multiplier, out = arguments
+            totals = b.stack(most * PANEL_OUT_BYTES, PANEL_OUT_BYTES)
+
+            def of_row(row: Value) -> Value:
+                return b.at(totals, b.mul(row, PANEL_OUT_BYTES))
+
+            def panel(index: Value) -> None:
+                def clear(row: Value) -> None:
+                    b.store(b.const(0.0, floats), of_row(row), PANEL_OUT_BYTES)
+
+                def unit(u: Value) -> None:
+                    for part in self._parts_of_unit(b, high, low, index, u):
+
+                        def add(row: Value, part: _Part = part) -> None:
+                            operands = (
+                                b.at(x, b.mul(row, row_bytes)),
+                                b.at(prepared, b.mul(row, self.prepared_bytes)),
+                            )
+                            total = b.load(of_row(row), floats, PANEL_OUT_BYTES)
+                            total = self._add_part(b, *operands, part, total)
+                            b.store(total, of_row(row), PANEL_OUT_BYTES)
+
+                        b.loop(0, m, body=add)
+
+                def finish(row: Value) -> None:
+                    total = b.load(of_row(row), floats, PANEL_OUT_BYTES)
+                    at = b.add(b.mul(row, out_row_bytes), b.mul(index, PANEL_OUT_BYTES))
+                    b.store(b.fmul(total, b.splat(multiplier)), b.at(out, at), 4)
+
+                b.loop(0, m, body=clear)
+                b.loop(0, self._units, body=unit)
+                b.loop(0, m, body=finish)
+
+            b.loop(0, panels, body=panel)
+            b.ret()
+        return name
+
+    @property
+    def _units(self) -> int:
+        return self.k // self.layout.unit
+
+    def _parts_of_unit(
+        self, b: Builder, high: Value, low: Value, panel: Value, unit: Value
+    ) -> Iterator[_Part]:
+        """The groups of a unit of a panel, one after the other."""
+        layout, of_high = self.layout, self.layout.high
+        groups, panel_bytes = layout.unit // layout.group, PANEL_ROWS * self.low_row_bytes
+        high_panel = b.at(high, b.mul(panel, self.high_panel_bytes))
+        low_panel = b.at(low, b.mul(panel, panel_bytes))
+        chunk_at = b.at(high_panel, b.mul(unit, groups * of_high.chunk_bytes))
+        if prefetch_pays(b.isa, layout.whole):
+            for line in range(0, groups * of_high.chunk_bytes, LINE_BYTES):
                 b.prefetch(b.at(chunk_at, _PREFETCH_BYTES + line))
         # The low parts of the next panel, in the order they lie.
-        ahead = PANEL_ROWS * self.low_row_bytes
-        lines = b.at(low_panel, b.add(b.mul(unit, PANEL_ROWS * UNIT_BYTES), ahead))
+        lines = b.at(low_panel, b.add(b.mul(unit, PANEL_ROWS * UNIT_BYTES), panel_bytes))
         for line in range(0, PANEL_ROWS * UNIT_BYTES, LINE_BYTES):
             b.prefetch(b.at(lines, line))
         lows = emit_low_words(b, self.low_row_bytes, b.at(low_panel, b.mul(unit, UNIT_BYTES)))
         for index in range(groups):
-            group = b.add(b.mul(unit, groups), index)
-            chunk = b.at(chunk_at, index * high.chunk_bytes)
+            chunk = b.at(chunk_at, index * of_high.chunk_bytes)
             codes = emit_joined(b, layout, chunk, lows, index)
-            total = self._add_group(b, x, prepared, group, chunk, codes, total)
-        return total
+            if self._signed(b):
+                zero_point = b.const(layout.signed_zero_point, codes[0].type)
+                codes = [b.sub(code, zero_point) for code in codes]
+            yield _Part(b.add(b.mul(unit, groups), index), codes, emit_scales(b, chunk))
 
-    def _add_group(
-        self,
-        b: Builder,
-        x: Value,
-        prepared: Value,
-        group: Value,
-        chunk: Value,
-        codes: list[Value],
-        total: Value,
-    ) -> Value:
-        """One group along k of 16 rows, added to their sums."""
-        signed = needs_signed(b, self.layout.whole)
-        activations = b.at(x, b.mul(group, self.layout.group))
-        start = self._row.emit_start(b, prepared, group)
-        dot = b.splat(b.const(0, b.i32) if signed else start)
-        for step, code in enumerate(codes):
-            if signed:
-                code = b.sub(code, b.const(self.layout.signed_zero_point, code.type))
-            dot = emit_dot(b, dot, code, emit_broadcast_step(b, activations, step), signed)
-        p = b.fmul(emit_scales(b, chunk), b.splat(self._row.emit_scale(b, x, group)))
+    def _signed(self, b: Builder) -> bool:
+        """Whether codes must take the signed form; on AVX2 those of 6 bits need not."""
+        narrow = b.isa.dot_i8 == "avx2" and self.layout.bits < 8
+        return needs_signed(b, self.layout.whole) and not narrow
+
+    def _add_part(self, b: Builder, x: Value, prepared: Value, part: _Part, total: Value) -> Value:
+        """The products of a row of x with one group of 16 rows, added to their sums."""
+        words = partial(emit_broadcast_step, b, b.at(x, b.mul(part.group, self.layout.group)))
+        if self._signed(b):
+            dot = b.const(0, b.vec(LANES, b.i32))
+        else:
+            dot = b.splat(self._row.emit_start(b, prepared, part.group))
+        if b.isa.dot_i8 == "avx2" and not self._signed(b):
+            dot = emit_dots(b, dot, part.codes, words, self.layout.bits)
+        else:
+            for step, code in enumerate(part.codes):
+                dot = emit_dot(b, dot, code, words(step), self._signed(b))
+        p = b.fmul(part.scales, b.splat(self._row.emit_scale(b, x, part.group)))
         return b.fma(b.si_to_f(dot, b.vec(LANES, b.f32)), p, total)
