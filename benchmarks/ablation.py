@@ -3,9 +3,11 @@
     python benchmarks/ablation.py MODEL [--shapes llama-1.1b] [--seconds 40] [--only TEXT] -o OUT
 
 Each kernel of the programs that `infc compile` would make is measured under all its mappings, with
-weights from memory as in a decode step. Mappings take turns; the slower half is dropped after each
-few rounds, the last sixteen go on to the end, and a time is the low quantile that `--tune` uses.
-The report holds, for each kernel, how much longer than the best one found these take:
+weights from memory as in a decode step. Machines are shared: what counts is how a mapping's calls
+compare with those of the model's choice just before them, and the median of that over the rounds.
+The slower half is dropped after each few rounds; the last eight, with those of interest, are then
+measured afresh, so that the best one is not merely the luckiest one. The report holds, for each
+kernel, how much longer than the best one found these take:
 
     fixed    one mapping for all kernels
     model    the cost model's choice: what runs without --tune
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -39,10 +42,11 @@ from infc.target.discovery import resolve_target
 FIXED = {"row_tile": 4, "col_tile": 2, "unroll": 1, "prefetch_bytes": 4096}
 """What somebody might choose who knows neither the kernel nor the machine."""
 _TUNED = 8
-_ROUNDS = (3, 6, 12)
-"""After so many rounds the slower half is dropped."""
-_LAST = 16
-_CALLS = 4
+_ROUNDS = (2, 3, 5)
+"""After so many more rounds the slower half is dropped."""
+_LAST, _LEAST = 8, 30
+"""Mappings that are measured afresh, and for how many rounds at least."""
+_CALLS = 3
 _LLAMA = {"hidden": 2048, "inner": 5632, "keys": 256}
 """TinyLlama 1.1B (its config.json)."""
 
@@ -107,25 +111,40 @@ def kernels_of_llama() -> Iterator[tuple[KernelSummary, list[KernelMapping]]]:
 
 def measured(
     kernel: KernelSummary, mappings: Sequence[KernelMapping], kept: set[int], seconds: float
-) -> dict[int, list[float]]:
-    """Times of the mappings that were not dropped, by their numbers; `kept` ones never are."""
+) -> tuple[dict[int, list[float]], float]:
+    """Times of mappings as shares of the first one's at that moment; seconds of the first one.
+
+    Of those that were measured afresh: the best ones, and what is in `kept`.
+    """
     _, target = resolve_target("cpu")
-    times: dict[int, list[float]] = {number: [] for number in range(len(mappings))}
     with KernelBench(kernel, target, threads=default_threads()) as bench:
         for mapping in mappings:
             bench.add(mapping)
         bench.build()
-        start, rounds = time.perf_counter(), 0
-        while rounds <= max(_ROUNDS) or time.perf_counter() - start < seconds:
-            numbers = list(times)
-            for number, more in zip(numbers, bench.time(numbers, _CALLS), strict=True):
-                times[number] += more
+        shares: dict[int, list[float]] = {number: [] for number in range(1, len(mappings))}
+        first: list[float] = []
+
+        def round_of(numbers: Sequence[int]) -> None:
+            for number in numbers:
+                own, other = bench.time([0, number], _CALLS)
+                first.extend(own)
+                shares[number].append(median(other) / median(own))
+
+        start = time.perf_counter()
+        numbers = list(shares)
+        for rounds in _ROUNDS:
+            for _ in range(rounds):
+                round_of(numbers)
+            numbers = sorted(numbers, key=lambda number: median(shares[number]))
+            numbers = numbers[: max(_LAST, len(numbers) // 2)]
+        numbers = [*numbers[:_LAST], *(kept - set(numbers[:_LAST]) - {0})]
+        for number in numbers:
+            shares[number].clear()
+        rounds = 0
+        while rounds < _LEAST or time.perf_counter() - start < seconds:
+            round_of(numbers)
             rounds += 1
-            if rounds in _ROUNDS:
-                order = sorted(times, key=lambda number: min(times[number]))
-                left = set(order[: max(_LAST, len(order) // 2)]) | kept
-                times = {number: times[number] for number in times if number in left}
-    return times
+    return {0: [1.0], **{number: shares[number] for number in numbers}}, low_quantile(first)
 
 
 def compared(
@@ -138,13 +157,13 @@ def compared(
     count = len(mappings)
     everything = mappings if fixed in mappings else [*mappings, fixed]
     number_of_fixed = everything.index(fixed)
-    times = measured(kernel, everything, {*range(_TUNED), number_of_fixed}, seconds)
-    low = {number: low_quantile(each) for number, each in times.items()}
-    best = min(low, key=low.__getitem__)
-    tuned = min(range(_TUNED), key=low.__getitem__)
+    shares, own = measured(kernel, everything, {*range(_TUNED), number_of_fixed}, seconds)
+    found = {number: median(each) for number, each in shares.items()}
+    best = min(found, key=found.__getitem__)
+    tuned = min(range(_TUNED), key=found.__getitem__)
 
     def share(number: int) -> float:
-        return round(low[number] / low[best] - 1.0, 4)
+        return round(found[number] / found[best] - 1.0, 4)
 
     return {
         "phase": kernel.phase,
@@ -152,8 +171,9 @@ def compared(
         "matrices": [list(matrix) for matrix in kernel.matrices],
         "gate": kernel.gate,
         "candidates": count,
-        "calls": len(times[best]),
-        "best_seconds": low[best],
+        "rounds": max(map(len, shares.values())),
+        "model_seconds": own,
+        "model_mapping": dict(everything[0]),
         "best_mapping": dict(everything[best]),
         "fixed": share(number_of_fixed),
         "model": share(0),
@@ -197,7 +217,7 @@ def described(kernel: KernelSummary) -> str:
 def summary(entry: Mapping[str, Any]) -> str:
     """A line of a kernel's entry."""
     shares = ", ".join(f"{name} {entry[name]:+.1%}" for name in ("fixed", "model", "tune"))
-    return f"best {1e6 * entry['best_seconds']:.1f} us of {entry['candidates']}: {shares}"
+    return f"{1e6 * entry['model_seconds']:.1f} us, {entry['candidates']} candidates: {shares}"
 
 
 if __name__ == "__main__":

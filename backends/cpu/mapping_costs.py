@@ -41,6 +41,12 @@ _LINES_FETCHED: Final = 2
 """Lines of code that come from the second cache at a time."""
 _NEEDLESS: Final = 0.2
 """Of the time of a stream: what asking for lines ahead costs where that is needless."""
+_LATE_ALONE, _NEAR_BYTES, _FARTHER = 0.13, 700.0, 0.025
+"""Of a stream of short codes in halves of 256 bits (Zen 3, own measurement of eight products): how
+late lines come that nobody asks for, how far ahead that is a third of it, and what each doubling of
+the distance beyond 1 KiB costs. Two KiB are enough where sixteen are best on Emerald Rapids."""
+_LATE_START: Final = 2e-6
+"""Seconds that one core is late: interrupts, and the hand-over. Assumed, as `_SLOWER`."""
 _LATENCY: Final = 100e-9
 """Of memory, where the target does not tell."""
 _SUMS: Final = 4
@@ -74,7 +80,7 @@ def mapping_speed(spec: MatmulSpec, mapping: MatmulMapping, rows: int, target: T
         usual, own, deal = _in_parts(spec, mapping, rows, machine)
     else:
         usual, own, deal = _tiled(spec, mapping, rows, machine, isa_of(target))
-    return usual / (own * (1.0 + deal.unevenness(machine)) + deal.start_seconds)
+    return usual / (own * (1.0 + deal.unevenness(machine, own)) + deal.start_seconds)
 
 
 @dataclass(frozen=True)
@@ -169,16 +175,17 @@ class _Deal:
     pieces: int
     start_seconds: float
 
-    def unevenness(self, machine: _Machine) -> float:
-        """Share of the time for which the others wait for the last core.
+    def unevenness(self, machine: _Machine, seconds: float) -> float:
+        """Share of the time, some seconds without it, for which the others wait for the last core.
 
         Where all but the slow core have done their even part and the rest, it still works at its
         own; and whoever takes the last piece is alone with half of it on average.
         """
         if machine.cores == 1:
             return 0.0
-        fair = 1.0 + _SLOWER / machine.cores
-        late = max(0.0, self.even * (1.0 + _SLOWER) - fair)
+        lost = _LATE_START / seconds
+        fair = 1.0 + (_SLOWER + lost) / machine.cores
+        late = max(0.0, self.even * (1.0 + _SLOWER) + lost - fair)
         if not self.pieces:
             return late
         piece = (1.0 - self.even) / self.pieces * machine.cores
@@ -199,13 +206,11 @@ def _streamed(
         unroll = min(mapping.unroll, turns)
         plain += panels_of(segment.n) * turns * instructions
         looped += panels_of(segment.n) * turns * (instructions + machine.width * _LOOP / unroll)
-        code += (unroll + turns % unroll) * instructions * _INSTRUCTION_BYTES
+        code += (unroll + turns % unroll) * instructions * _INSTRUCTION_BYTES / machine.width
     memory = machine.read(size)
-    ahead = mapping.prefetch_bytes or _PAGE_AHEAD
-    # The time until a line is wanted is longer than most take to come, and lines come late by
-    # chance, some by several times the latency.
-    late = math.exp(-ahead / (machine.latency * machine.bytes_per_s))
-    if not any(prefetch_pays(isa, segment.layout) for segment in spec.segments):
+    if any(prefetch_pays(isa, segment.layout) for segment in spec.segments):
+        late = _late(mapping.prefetch_bytes, machine, isa)
+    else:
         late = _NEEDLESS if mapping.prefetch_bytes else 0.0
     usual = _together(memory, machine.compute(plain))
     own = _together(memory * (1.0 + late), machine.compute(looped))
@@ -220,6 +225,17 @@ def _streamed(
     starts = first + (each + machine.meeting / 2.0) * pieces / machine.cores
     fetched = code / (_LINES_FETCHED * _VECTOR_BYTES) * machine.line_seconds
     return usual, own, _Deal(even, pieces, starts + fetched)
+
+
+def _late(ahead: int, machine: _Machine, isa: Isa) -> float:
+    """How much longer a stream takes as its lines come late, `ahead` bytes after they were asked
+    for, or after the processor's own prefetch asked for them."""
+    if isa.dot_i8 == "avx2":
+        farther = _FARTHER * math.log2(max(ahead, 1024) / 1024)
+        return farther + _LATE_ALONE * math.exp(-ahead / _NEAR_BYTES)
+    # The time until a line is wanted is longer than most take to come, and lines come late by
+    # chance, some by several times the latency.
+    return math.exp(-(ahead or _PAGE_AHEAD) / (machine.latency * machine.bytes_per_s))
 
 
 def _stream_step(layout: PackedLayout, k: int, rows: int) -> tuple[int, float]:

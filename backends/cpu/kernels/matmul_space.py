@@ -27,7 +27,7 @@ from infc.passes.codegen.panels import panels_of
 _LANES_BYTES = 64
 """A sum of a panel's 16 columns in float32."""
 _UNROLLS = (1, 2, 4, 8)
-_PREFETCHES = tuple(1 << bits for bits in (11, 12, 13, 14, 15, 16))
+_PREFETCHES = (1536, *(1 << bits for bits in (11, 12, 13, 14, 15, 16)))
 _STREAM_DEALS = (
     (100, 1 << 16),
     *product((50, 75, 90), (1 << 14, 1 << 16, 1 << 18)),
