@@ -41,7 +41,8 @@ from infc.backends.cpu.kernels.stream import PANEL_OUT_BYTES
 from infc.passes.codegen.panels import PANEL_ROWS
 
 _FEW_AHEAD, _AHEAD = 2048, 4096
-"""How far ahead high parts are asked for: on AVX2 (Zen 3: 3 to 5% of a greedy step), and elsewhere."""
+"""How far ahead high parts are asked for on AVX2 (Zen 3: 3 to 5% of a greedy step less), and
+elsewhere."""
 _TINY = 2.0**-120
 """More than all underflows of a sum together."""
 
