@@ -62,7 +62,7 @@ def aligned(size: int) -> np.ndarray:
 
 
 def bits(values: np.ndarray) -> np.ndarray:
-    """Of float32; all that are no number alike: their sign is the instruction's, not the kernel's."""
+    """Of float32; all that are no number are alike, for instructions choose their sign."""
     return np.where(np.isnan(values), np.float32(np.nan), values).view(np.int32)
 
 

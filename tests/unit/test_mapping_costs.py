@@ -74,7 +74,7 @@ def test_a_prefetch_reaches_as_far_as_the_latency_wants() -> None:
     ("target", "storage", "asks"),
     [
         ("cpu:x86-64-v3", "q8_0", False),
-        ("cpu:x86-64-v3", "q6_k", True),
+        ("cpu:x86-64-v3", "q6_k", False),
         ("cpu:x86-64-v3", "q4_0", True),
         ("cpu:x86-64-v4", "q8_0", True),
     ],
@@ -87,6 +87,23 @@ def test_bytes_in_halves_of_256_bits_are_not_prefetched(
     assert bool(guess["prefetch_bytes"]) == asks
     speed = speed_on(kernel, facts)
     assert (speed(prefetch_bytes=8192) > speed(prefetch_bytes=0)) == asks
+
+
+def test_halves_of_256_bits_want_what_is_near() -> None:
+    speed = speed_on(STREAM, resolve_cpu("cpu:x86-64-v3"))
+    by_distance = [speed(prefetch_bytes=distance) for distance in (0, 1536, 8192, 65536)]
+    assert by_distance[1] == max(by_distance)
+    assert by_distance[1] > by_distance[2] > by_distance[3]
+    assert by_distance[1] > 1.05 * by_distance[0]
+
+
+def test_a_late_core_wants_short_products_dealt() -> None:
+    target = with_cores(resolve_cpu("cpu:x86-64-v3"), 2)
+    short, long = (
+        speed_on(product(1, [(n, 2048, "q4_0")], "int8"), target) for n in (640, 1 << 16)
+    )
+    gain = [speed(stream_even=50) / speed(stream_even=90) for speed in (short, long)]
+    assert gain[0] > gain[1]
 
 
 def test_a_longer_latency_wants_to_look_further_ahead() -> None:
@@ -109,10 +126,13 @@ def test_small_pieces_even_out_and_cost_their_beginnings(kernel: KernelSummary) 
         assert speed(tile_even=75, tile_pieces=8) > speed(tile_even=0, tile_pieces=2)
 
 
+def with_cores(target: Target, count: int) -> Target:
+    cores = target.unit("cores").model_dump() | {"count": count}
+    return Target.model_validate(target.model_dump() | {"compute": [cores]})
+
+
 def test_one_core_shares_with_nobody() -> None:
-    target = resolve_cpu("cpu:x86-64-v4")
-    alone = target.unit("cores").model_dump() | {"count": 1}
-    speed = speed_on(STREAM, Target.model_validate(target.model_dump() | {"compute": [alone]}))
+    speed = speed_on(STREAM, with_cores(resolve_cpu("cpu:x86-64-v4"), 1))
     assert speed(stream_even=100) == speed(stream_even=50, stream_piece=1 << 14)
     assert speed(stream_even=100) > 0.97
 
