@@ -97,15 +97,6 @@ def test_halves_of_256_bits_want_what_is_near() -> None:
     assert by_distance[1] > 1.05 * by_distance[0]
 
 
-def test_a_late_core_wants_short_products_dealt() -> None:
-    target = with_cores(resolve_cpu("cpu:x86-64-v3"), 2)
-    short, long = (
-        speed_on(product(1, [(n, 2048, "q4_0")], "int8"), target) for n in (640, 1 << 16)
-    )
-    gain = [speed(stream_even=50) / speed(stream_even=90) for speed in (short, long)]
-    assert gain[0] > gain[1]
-
-
 def test_a_longer_latency_wants_to_look_further_ahead() -> None:
     def best(latency: str) -> int:
         target = with_figures(resolve_cpu("cpu:x86-64-amx"), {"dram.latency": latency})
