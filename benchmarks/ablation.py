@@ -32,12 +32,14 @@ from unittest import mock
 from infc import driver
 from infc.backends.cpu.measure import KernelBench
 from infc.cost.estimate import Estimate
+from infc.cost.roofline import estimate_work
 from infc.diagnostics import UserError
 from infc.driver.threads import default_threads
 from infc.driver.tuning import Tuner, low_quantile
 from infc.ir.types import storage_bytes
-from infc.target.backend import KernelMapping, KernelSummary
+from infc.target.backend import Backend, KernelMapping, KernelSummary
 from infc.target.discovery import resolve_target
+from infc.target.schema import Target
 
 FIXED = {"row_tile": 4, "col_tile": 2, "unroll": 1, "prefetch_bytes": 4096}
 """What somebody might choose who knows neither the kernel nor the machine."""
@@ -106,7 +108,16 @@ def kernels_of_llama() -> Iterator[tuple[KernelSummary, list[KernelMapping]]]:
             matrices=tuple((n, k, "q4_0") for n, k in matrices),
             gate=gate,
         )
-        yield kernel, list(backend.candidates(kernel, target))
+        yield kernel, ranked(kernel, backend, target)
+
+
+def ranked(kernel: KernelSummary, backend: Backend, target: Target) -> list[KernelMapping]:
+    """All mappings, the model's choice first."""
+
+    def expected(mapping: KernelMapping) -> float:
+        return estimate_work(backend.work(kernel, mapping, target), target).mid
+
+    return sorted(backend.candidates(kernel, target), key=expected)
 
 
 def measured(

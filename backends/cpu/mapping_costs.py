@@ -45,7 +45,7 @@ _LATE_ALONE, _NEAR_BYTES, _FARTHER = 0.13, 700.0, 0.025
 """Of a stream of short codes in halves of 256 bits (Zen 3, own measurement of eight products): how
 late lines come that nobody asks for, how far ahead that is a third of it, and what each doubling of
 the distance beyond 1 KiB costs. Two KiB are enough where sixteen are best on Emerald Rapids."""
-_LATE_START: Final = 2e-6
+_LATE_START: Final = 4e-6
 """Seconds that one core is late: interrupts, and the hand-over. Assumed, as `_SLOWER`."""
 _LATENCY: Final = 100e-9
 """Of memory, where the target does not tell."""
