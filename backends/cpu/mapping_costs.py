@@ -201,11 +201,13 @@ def _streamed(
     """Weights pass once: a prefetch hides the latency, runs begin cold, loops are unrolled."""
     size = sum(panels_of(s.n) * s.layout.panel_bytes(spec.k) for s in spec.segments)
     plain = looped = code = 0.0
+    # Zen's integer instructions have pipes of their own: one turn at a time is as fast as four.
+    loop = 0.0 if isa.dot_i8 == "avx2" else machine.width * _LOOP
     for segment in spec.segments:
         turns, instructions = _stream_step(segment.layout, spec.k, rows)
         unroll = min(mapping.unroll, turns)
         plain += panels_of(segment.n) * turns * instructions
-        looped += panels_of(segment.n) * turns * (instructions + machine.width * _LOOP / unroll)
+        looped += panels_of(segment.n) * turns * (instructions + loop / unroll)
         code += (unroll + turns % unroll) * instructions * _INSTRUCTION_BYTES / machine.width
     memory = machine.read(size)
     if any(prefetch_pays(isa, segment.layout) for segment in spec.segments):
