@@ -183,7 +183,8 @@ class _Deal:
         """
         if machine.cores == 1:
             return 0.0
-        lost = _LATE_START / seconds
+        # Who has no part of its own to do is not waited for.
+        lost = _LATE_START / seconds if self.even else 0.0
         fair = 1.0 + (_SLOWER + lost) / machine.cores
         late = max(0.0, self.even * (1.0 + _SLOWER) + lost - fair)
         if not self.pieces:
