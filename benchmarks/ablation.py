@@ -20,6 +20,7 @@ Results are added to OUT kernel by kernel, so that a run may be cut short and ta
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import tempfile
 import time
@@ -28,6 +29,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest import mock
+
+from machine import describe_machine
 
 from infc import driver
 from infc.backends.cpu.measure import KernelBench
@@ -205,7 +208,12 @@ def main() -> None:
         _, target = resolve_target("cpu")
     except UserError as error:
         raise SystemExit(str(error)) from None
-    report: dict[str, Any] = {"cpu": target.backend_facts["cpu"], "kernels": {}}
+    report: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(),
+        "cpu": target.backend_facts["cpu"],
+        "kernels": {},
+    }
     if options.output.exists():
         report = json.loads(options.output.read_text())
     report["threads"] = default_threads()
