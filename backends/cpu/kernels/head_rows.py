@@ -40,9 +40,10 @@ def few_rows(isa: Isa) -> int:
     """How many a8 rows are a few.
 
     AVX2 is bound by its products whichever way they are made. Steps of a head of 262,144 x 640 in
-    8 bits on two cores of Zen 3 took 13.4, 16.6, 22.7 and 35.7 ms of 2, 4, 8 and 16 rows through
-    other kernels, and 8.0, 10.0, 16.0 and 28 ms so. Others have cheaper products, of which larger
-    tiles make more with each load.
+    8 bits on two cores of Zen 3 took 13.4, 16.6 and 22.7 ms of 2, 4 and 8 rows through other
+    kernels, and 8.0, 10.0 and 16.0 ms so; whole steps of 12 to 32 rows were 1.02 to 1.2 times as
+    fast. Others have cheaper products, of which larger tiles make more with each load: an
+    assumption, not measured.
     """
     return 32 if isa.dot_i8 == "avx2" else 16
 
