@@ -14,7 +14,7 @@ from typing import Final
 
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.kernels.bf16_panels import bf16_panel_bytes
-from infc.backends.cpu.kernels.dots import prefetch_pays
+from infc.backends.cpu.kernels.dots import prefetch_pays, steps_in_16_bits
 from infc.backends.cpu.kernels.float_tiles import BLOCK_NUMBERS, BLOCK_ROWS, takes_parts
 from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.backends.cpu.kernels.matmul import MatmulMapping, MatmulSpec
@@ -28,6 +28,8 @@ _VECTOR_BYTES: Final = 64
 _LANES: Final = 16
 _OVERLAP: Final = 3.0
 """Exponent: memory and arithmetic, or a cache and arithmetic, work mostly at the same time."""
+_PAIR_OVERLAP: Final = 2.0
+"""The same of tiles that sum pairs of products in 16 bits (Zen 3, own measurement)."""
 _LOOP: Final = 3.0
 """Instructions of a turn of a loop: two pointers, and the branch."""
 _INSTRUCTION_BYTES: Final = 7
@@ -58,6 +60,15 @@ _STAGED: Final = 2.0
 _SPILL: Final = 4.0
 """Instructions that a sum outside of the registers costs each time: a load, a store, and the wait
 of the one for the other."""
+_NIBBLE: Final = 4
+"""Bits."""
+_SCALED: Final = 3.0
+"""Instructions that scale a group's dots and add them to a sum."""
+_KEPT: Final = 1.5
+"""Instructions that a sum costs each time it leaves the registers for a group: a load and a store,
+with little waiting."""
+_AGAIN: Final = 2.0
+"""The same at each step, of what does not fit beside the sums in 16 bits."""
 _STEP: Final = 4
 """Numbers that one integer dot product takes a lane."""
 
@@ -156,9 +167,9 @@ def _cache(target: Target, name: str) -> Memory:
     return next((m for m in target.memories if m.name == name), target.memories[-1])
 
 
-def _together(*parts: float) -> float:
+def _together(*parts: float, overlap: float = _OVERLAP) -> float:
     longest = max(*parts, 1e-30)
-    return float(longest * sum((part / longest) ** _OVERLAP for part in parts) ** (1 / _OVERLAP))
+    return float(longest * sum((part / longest) ** overlap for part in parts) ** (1 / overlap))
 
 
 @dataclass(frozen=True)
@@ -274,9 +285,14 @@ def _tiled(
         loops = machine.width * _LOOP / (mapping.unroll * _SUMS * high)
         per_row, panel_bytes = float(spec.k), spec.segments[0].layout.panel_bytes(spec.k)
     elif isa.dot_i8 == "avx2":
-        bits = min(segment.layout.bits for segment in spec.segments)
-        dots, loads, spilt, loops = _pair_steps(high, wide, bits, machine)
-        per_row, panel_bytes = spec.k / _STEP, PANEL_ROWS * spec.k
+        shares = [panels_of(segment.n) / panels for segment in spec.segments]
+        steps = [_pair_step(high, wide, segment.layout, machine) for segment in spec.segments]
+        dots, loads, spilt, loops = (
+            sum(share * part for share, part in zip(shares, parts, strict=True))
+            for parts in zip(*steps, strict=True)
+        )
+        planes = max(_planes(segment.layout) for segment in spec.segments)
+        per_row, panel_bytes = spec.k / _STEP, PANEL_ROWS * spec.k * planes
     else:
         steps = A8_BLOCK / _STEP
         dots, loads = 1.0, 1.0 / high + 1.0 / wide
@@ -291,29 +307,35 @@ def _tiled(
     far = 0.0
     if wide * panel_bytes > machine.near_bytes / 2:
         far = machine.near(math.ceil(rows / high) * panels * panel_bytes)
-    own = _together(arithmetic, far)
     if spec.activation == "a8" and isa.dot_i8 == "avx2":
+        own = _together(arithmetic, far, overlap=_PAIR_OVERLAP)
         # Rows come from the second cache, once for each tile of panels.
         own += machine.near(rows * panels * spec.k / wide)
+    else:
+        own = _together(arithmetic, far)
     return usual, own, _panel_deal(mapping, panels, machine)
 
 
-def _pair_steps(
-    high: int, wide: int, bits: int, machine: _Machine
-) -> tuple[float, float, float, float]:
-    """Products, loads, spills and loops of a step of a row and panel, where pairs of products are
-    summed in 16 bits.
+def _planes(layout: PackedLayout) -> int:
+    """Products of a code where pairs of them are summed in 16 bits: bytes are two nibbles."""
+    return 1 if layout.bits < 8 else 2
 
-    Short codes are multiplied and added, and their steps are a loop that holds no sum in float.
-    Bytes take signs and magnitudes, and a sum in 32 bits each time.
-    """
-    short = bits < 8
-    dots, codes = (2.0, 1.0) if short else (4.0, 2.0)
-    alive = high * wide + codes * wide + 1.0 + machine.width
-    spilt = _SPILL * max(0.0, alive - machine.registers) / (high * wide)
-    loops = machine.width * _LOOP / (high * wide) * (1.0 if short else _STEP / A8_BLOCK)
-    # The broadcast of a row's codes takes an address of its own.
-    return dots, codes / high + 1.0 / wide, spilt, loops
+
+def _pair_step(
+    high: int, wide: int, layout: PackedLayout, machine: _Machine
+) -> tuple[float, float, float, float]:
+    """Products, loads, spills and ends of groups, of one step of a row and panel, where pairs of
+    products are summed in 16 bits."""
+    planes, steps = _planes(layout), layout.group // _STEP
+    fitting = steps_in_16_bits(layout.bits if planes == 1 else _NIBBLE)
+    widened = 2.0 * planes / min(fitting, steps)
+    loads = planes * (1.0 / high + machine.width / wide)
+    # Sums in 16 bits and in float, and in between those of earlier parts of the group.
+    kinds = 2 if planes == 1 and fitting >= steps else 3
+    cells, others = high * wide, wide + 3.0 * machine.width  # and a row, and two products
+    spilt = _KEPT * max(0.0, kinds * cells + others - machine.registers) / (cells * steps)
+    spilt += _AGAIN * max(0.0, cells + others - machine.registers) / cells
+    return 2.0 * planes, loads, spilt, widened + _SCALED / steps
 
 
 def _in_parts(

@@ -145,6 +145,24 @@ def test_floats_want_registers_too() -> None:
     assert speed(row_tile=6) > speed(row_tile=1)
 
 
+def test_sums_in_16_bits_want_registers_within_a_step() -> None:
+    facts = resolve_cpu("cpu:x86-64-v3")
+    for storage in ("q4_0", "q5_0", "q6_k", "q8_0"):
+        speed = speed_on(product(512, [(1024, 1024, storage)], "int8"), facts)
+        assert speed(row_tile=5, col_tile=1) > speed(row_tile=6, col_tile=1)  # no room for products
+        assert speed(row_tile=4, col_tile=1) > 1.05 * speed(row_tile=2, col_tile=3)
+    # Panels from the second cache are to serve many rows, unless sums leave registers too often.
+    long = speed_on(product(512, [(640, 4096, "q4_0")], "int8"), facts)
+    assert long(row_tile=5, col_tile=1) > 1.05 * long(row_tile=2, col_tile=1)
+    bytes_, nibbles = (
+        speed_on(product(512, [(640, 640, s)], "int8"), facts) for s in ("q8_0", "q4_0")
+    )
+    gain = [
+        each(row_tile=4, col_tile=1) / each(row_tile=1, col_tile=1) for each in (bytes_, nibbles)
+    ]
+    assert gain[0] > gain[1]  # two planes of codes to load
+
+
 @pytest.mark.parametrize("target", ["cpu:x86-64-v3", "cpu:aarch64"])
 @pytest.mark.parametrize("storage", ["f32", "bf16", "f16", "f8_e4m3"])
 def test_few_registers_want_parts_of_sums_of_many_rows(target: str, storage: str) -> None:

@@ -15,6 +15,8 @@ __all__ = ["LANES", "Builder", "Type", "Value"]
 LANES = 16
 """Every vector of 32-bit elements has 16 lanes; LLVM splits it where registers are narrower."""
 
+_SETTLED_TOGETHER = 6
+"""Vectors of 64 bytes that twelve of AVX2's sixteen registers hold."""
 _HIDDEN = 1
 """LLVM's number of the visibility."""
 
@@ -118,12 +120,43 @@ class Builder(builder.Builder):
         ]
         return self.shuffle(halves[0], halves[1], range(32))
 
-    def add_pairs(self, numbers: Value) -> Value:
-        """`numbers[2i] + numbers[2i + 1]`, of `vector<32xi16>` as `vector<16xi32>`; on AVX2."""
-        half, ones = self.vec(8, self.i32), self.const(1, self.vec(16, self.i16))
+    def add_pairs(self, numbers: Value, times: int = 1) -> Value:
+        """`times * (numbers[2i] + numbers[2i + 1])`, `vector<32xi16>` to `vector<16xi32>`; AVX2."""
+        half, factors = self.vec(8, self.i32), self.const(times, self.vec(16, self.i16))
         name = "llvm.x86.avx2.pmadd.wd"
-        halves = [self.intrinsic(name, half, self._half(numbers, part), ones) for part in range(2)]
+        halves = [
+            self.intrinsic(name, half, self._half(numbers, part), factors) for part in range(2)
+        ]
         return self.shuffle(halves[0], halves[1], range(16))
+
+    def settled(self, vectors: Sequence[Value]) -> list[Value]:
+        """The same vectors, all there before what follows is begun; on AVX2.
+
+        LLVM orders the instructions of a block by what they need. Where a block makes many sums of
+        the same operands, it makes one sum after the other and keeps all operands on the stack.
+        Empty assembly that the sums pass through holds it back.
+
+        Args:
+            vectors: of 64 bytes, all of one type.
+        """
+        out: list[Value] = []
+        for first in range(0, len(vectors), _SETTLED_TOGETHER):
+            out += self._through_assembly(vectors[first : first + _SETTLED_TOGETHER])
+        return out
+
+    def _through_assembly(self, vectors: Sequence[Value]) -> list[Value]:
+        kind = ir.VectorType(vectors[0].type)
+        half = self.vec(kind.shape[0] // 2, kind.element_type)
+        halves = [self._half(vector, part) for vector in vectors for part in range(2)]
+        constraints = [*["=x"] * len(halves), *map(str, range(len(halves)))]
+        struct = ir.Type.parse(f"!llvm.struct<({', '.join([str(half)] * len(halves))})>")
+        asm = llvm.InlineAsmOp(struct, halves, "", ",".join(constraints), has_side_effects=True)
+        parts = [
+            llvm.ExtractValueOp(half, asm.results[0], ir.DenseI64ArrayAttr.get([part])).result
+            for part in range(len(halves))
+        ]
+        lanes = range(kind.shape[0])
+        return [self.shuffle(*pair, lanes) for pair in zip(parts[::2], parts[1::2], strict=True)]
 
     def _half(self, v: Value, part: int) -> Value:
         """The lower or upper lanes of a vector."""

@@ -58,7 +58,7 @@ _ROWS_BYTES = 5 << 18
 _TILES = {
     "avx512-vnni": [(6, 2), (12, 1), (4, 2), (6, 1)],
     "avx-vnni": [(3, 1), (2, 1), (4, 1)],
-    "avx2": [(4, 1), (3, 1), (2, 1)],
+    "avx2": [(4, 1), (2, 1), (5, 1)],
     "neon-i8mm": [(2, 1), (4, 1)],
     "neon-dot": [(4, 1), (2, 1), (3, 1)],
 }
@@ -174,8 +174,6 @@ def candidates(spec: MatmulSpec, isa: Isa) -> list[MatmulMapping]:
         ]
     wide = isa.vector_bytes >= 64 and isa.vector_registers >= 32
     tiles = _float_tile_shapes(isa) if spec.activation == "f32" else _TILES[isa.dot_i8]
-    if isa.dot_i8 == "avx2" and any(segment.layout.bits < 6 for segment in spec.segments):
-        tiles = [(2, 2), *tiles]
     fitting = [tile for tile in tiles if stack_bytes(spec, isa, *tile) <= STACK_LIMIT_BYTES]
     tiles = fitting or [(tile[0], 1) for tile in tiles[:1]]
     streams = _stream_guesses(spec, isa)

@@ -89,7 +89,7 @@ class TileKernel:
     @property
     def group_bytes(self) -> int:
         """Bytes of a staged group."""
-        return self.codes_offset + PANEL_ROWS * self.group
+        return self.codes_offset + PANEL_ROWS * self.group * self.dots.code_bytes
 
     @property
     def panel_bytes(self) -> int:

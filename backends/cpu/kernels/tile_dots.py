@@ -22,10 +22,12 @@ from infc.backends.cpu.kernels.layouts import PackedLayout
 from infc.passes.codegen.panels import PANEL_ROWS
 
 _VECTOR_BYTES = 64
-_VNNI_ZERO_POINT = 128
+_UNSIGNED_ZERO_POINT = 128
 _REGISTER_BYTES = 16
 """Of AArch64."""
 _COLUMN_PAIRS = PANEL_ROWS // 2
+_NIBBLE = 4
+"""Bits."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class TileDots:
     name: str
     zero_point: int
     bits: int = 8
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of a staged code."""
+        return 1
 
     def stage(self, b: Builder, layout: PackedLayout, chunk: Value) -> list[Value]:
         """The codes of the packed chunk at `chunk` as they are staged, `vector<64xi8>` each."""
@@ -109,11 +116,7 @@ class _Octets(TileDots):
 
 
 class _Narrow(TileDots):
-    """Unsigned codes of few bits, whose products AVX2 sums in 16 bits for a while.
-
-    Steps are a loop, for LLVM would do one row after the other and keep all codes on the stack
-    meanwhile.
-    """
+    """Unsigned codes of few bits, whose products AVX2 sums in 16 bits for a while."""
 
     def emit(
         self,
@@ -123,22 +126,37 @@ class _Narrow(TileDots):
         starts: Sequence[Value],
         group: int,
     ) -> list[Value]:
-        def add(step: Value, *sums: Value) -> list[Value]:
-            codes = [b.at(panel, b.mul(step, _VECTOR_BYTES)) for panel in panels]
-            activations = [b.at(row, b.mul(step, STEP)) for row in rows]
-            operands = _step_operands(b, codes, activations, 0)
-            return [
-                b.add(total, b.pair_products(*pair))
-                for total, pair in zip(sums, operands, strict=True)
-            ]
-
         dots = [start for start in starts for _ in panels]
-        zeros = [b.const(0, b.vec(2 * LANES, b.i16))] * len(dots)
-        steps, fitting = group // STEP, steps_in_16_bits(self.bits)
-        for first in range(0, steps, fitting):
-            sums = b.loop(first, min(first + fitting, steps), 1, zeros, body=add)
-            dots = [b.add(dot, b.add_pairs(pairs)) for dot, pairs in zip(dots, sums, strict=True)]
-        return dots
+        return _add_narrow(b, panels, rows, dots, group, self.bits, 1)
+
+
+class _Nibbles(TileDots):
+    """Codes of 8 bits as two planes of nibbles, low ones first, each as narrow codes.
+
+    Half of the products are of low nibbles, half of high ones, which count sixteen times. That is
+    1.5 times as fast on AVX2 as bytes with their signs and magnitudes apart.
+    """
+
+    @property
+    def code_bytes(self) -> int:
+        return 2
+
+    def stage(self, b: Builder, layout: PackedLayout, chunk: Value) -> list[Value]:
+        codes = super().stage(b, layout, chunk)
+        return [b.bit_and(step, 15) for step in codes] + [b.shr(step, 4) for step in codes]
+
+    def emit(
+        self,
+        b: Builder,
+        panels: Sequence[Value],
+        rows: Sequence[Value],
+        starts: Sequence[Value],
+        group: int,
+    ) -> list[Value]:
+        dots = [start for start in starts for _ in panels]
+        dots = _add_narrow(b, panels, rows, dots, group, _NIBBLE, 1)
+        high = [b.at(panel, PANEL_ROWS * group) for panel in panels]
+        return _add_narrow(b, high, rows, dots, group, _NIBBLE, 1 << _NIBBLE)
 
 
 def tile_dots_for(isa: Isa, layout: PackedLayout) -> TileDots:
@@ -147,9 +165,11 @@ def tile_dots_for(isa: Isa, layout: PackedLayout) -> TileDots:
         return _Octets("s8x8", 0)
     if isa.dot_i8 == "avx2" and layout.bits < 8:
         return _Narrow(f"u{layout.bits}", layout.zero_point, layout.bits)
-    if isa.dot_i8 in ("avx2", "neon-dot"):
+    if isa.dot_i8 == "avx2":
+        return _Nibbles("u4x2", _UNSIGNED_ZERO_POINT)
+    if isa.dot_i8 == "neon-dot":
         return TileDots("s8", 0)
-    return TileDots("u8", _VNNI_ZERO_POINT)
+    return TileDots("u8", _UNSIGNED_ZERO_POINT)
 
 
 def _step_operands(
@@ -162,6 +182,30 @@ def _step_operands(
         activations = emit_broadcast_step(b, row, step)
         for weight in weights:
             yield weight, activations
+
+
+def _add_narrow(
+    b: Builder,
+    panels: Sequence[Value],
+    rows: Sequence[Value],
+    dots: Sequence[Value],
+    group: int,
+    bits: int,
+    times: int,
+) -> list[Value]:
+    """`dots + times * (codes . x)` of one group of codes of few bits, row by row, panel by panel.
+
+    Pairs of products are summed in 16 bits for as long as they fit.
+    """
+    steps, fitting = group // STEP, steps_in_16_bits(bits)
+    for first in range(0, steps, fitting):
+        sums: list[Value] = []
+        for step in range(first, min(first + fitting, steps)):
+            pairs = [b.pair_products(*pair) for pair in _step_operands(b, panels, rows, step)]
+            sums = [b.add(*both) for both in zip(sums, pairs, strict=True)] if sums else pairs
+            sums = b.settled(sums)
+        dots = [b.add(dot, b.add_pairs(part, times)) for dot, part in zip(dots, sums, strict=True)]
+    return list(dots)
 
 
 def _pair_dots(b: Builder, panel: Value, rows: tuple[Value, Value], group: int) -> list[Value]:
