@@ -286,10 +286,10 @@ def _tiled(
         per_row, panel_bytes = float(spec.k), spec.segments[0].layout.panel_bytes(spec.k)
     elif isa.dot_i8 == "avx2":
         shares = [panels_of(segment.n) / panels for segment in spec.segments]
-        steps = [_pair_step(high, wide, segment.layout, machine) for segment in spec.segments]
+        pairs = [_pair_step(high, wide, segment.layout, machine) for segment in spec.segments]
         dots, loads, spilt, loops = (
             sum(share * part for share, part in zip(shares, parts, strict=True))
-            for parts in zip(*steps, strict=True)
+            for parts in zip(*pairs, strict=True)
         )
         planes = max(_planes(segment.layout) for segment in spec.segments)
         per_row, panel_bytes = spec.k / _STEP, PANEL_ROWS * spec.k * planes
