@@ -16,6 +16,9 @@ from infc.reference.a8 import (
 )
 from infc.reference.abf16 import abf16_padded
 
+_MAGNITUDE = 2**31 - 1
+"""The bits of a float but its sign."""
+
 __all__ = [
     "A8Offsets",
     "a8_offsets",
@@ -75,17 +78,33 @@ def emit_round_row(b: Builder, source: Value, target: Value, k: int) -> None:
 
 def _quantize_block(b: Builder, source: Value, codes: Value, scale: Value, sums: Value) -> None:
     floats, ints, bytes_ = b.vec(LANES, b.f32), b.vec(LANES, b.i32), b.vec(LANES, b.i8)
-    zero, one = b.const(0.0, b.f32), b.const(1.0, b.f32)
     halves = [b.load(b.at(source, 4 * LANES * i), floats, 4) for i in range(A8_BLOCK // LANES)]
-    largest = b.reduce("maxnumf", b.fmax(b.fabs(halves[0]), b.fabs(halves[1])))
-    usable = b.fcmp("oge", largest, b.const(A8_SMALLEST, b.f32))
-    size = b.select(usable, b.fdiv(largest, b.const(127.0, b.f32)), zero)
+    largest = _largest_magnitude(b, halves)
+    zero, one = b.const(0.0, largest.type), b.const(1.0, largest.type)
+    usable = b.fcmp("oge", largest, b.const(A8_SMALLEST, largest.type))
+    size = b.select(usable, b.fdiv(largest, b.const(127.0, largest.type)), zero)
     inverse = b.select(usable, b.fdiv(one, size), zero)
-    b.store(size, scale, 4)
+    b.store(b.extract(size, 0), scale, 4)
 
-    magic = b.const(ROUNDING_MAGIC, floats)
+    magic, factor = b.const(ROUNDING_MAGIC, floats), b.shuffle(inverse, inverse, [0] * LANES)
     for i, half in enumerate(halves):
-        shifted = b.fadd(b.fmul(half, b.splat(inverse)), magic)  # rounds to an integer, ties even
+        shifted = b.fadd(b.fmul(half, factor), magic)  # rounds to an integer, ties even
         rounded = b.sub(b.bitcast(shifted, ints), ROUNDING_MAGIC_BITS)
         b.store(b.trunc_i(rounded, bytes_), b.at(codes, LANES * i), LANES)
         b.store(b.reduce("add", rounded), b.at(sums, 4 * i), 4)
+
+
+def _largest_magnitude(b: Builder, halves: list[Value]) -> Value:
+    """The largest of a block, in each lane of a vector of four; a NaN counts as larger than all.
+
+    Magnitudes are ordered as their bits are, and integers need no look at NaN. What follows is done
+    in vectors too: LLVM would branch around the divisions of scalars.
+    """
+    ints = b.vec(LANES, b.i32)
+    largest = b.max(*(b.bit_and(b.bitcast(half, ints), _MAGNITUDE) for half in halves))
+    for lanes in (LANES // 2, LANES // 4):
+        parts = (b.shuffle(largest, largest, range(i * lanes, (i + 1) * lanes)) for i in range(2))
+        largest = b.max(*parts)
+    for order in ([2, 3, 0, 1], [1, 0, 3, 2]):
+        largest = b.max(largest, b.shuffle(largest, largest, order))
+    return b.bitcast(largest, b.vec(LANES // 4, b.f32))
