@@ -52,7 +52,7 @@ class _Summary:
     def result(self) -> KernelSummary:
         block = self.kernel.regions[0].blocks[0]
         for argument in block.arguments:
-            self.count_bytes(argument.type)
+            self.count_bytes(_read_of(argument))
         symbol: Dim = "t"
         for op in body(self.kernel):
             self.note_form(op)
@@ -147,6 +147,15 @@ class _Summary:
             "capacity": cache.capacity,
             "context": seen,
         }
+
+
+def _read_of(argument: ir.Value) -> ir.Type:
+    """What of an argument is read: where only some rows are selected, those."""
+    uses = list(argument.uses)
+    owners = [use.owner.operation for use in uses if use.operand_number == 0]
+    if len(uses) == 1 and [owner.name for owner in owners] == ["infc.select_rows"]:
+        return owners[0].results[0].type
+    return argument.type
 
 
 def _reads_split(kernel: ir.OpView) -> bool:
