@@ -18,6 +18,7 @@ from infc.backends.cpu.kernels.attention_shape import (
     Shape,
     accumulators,
     panel_sizes,
+    stages,
     widest_panel,
 )
 from infc.backends.cpu.kernels.kv_elements import emit_load_group, group_bytes
@@ -72,7 +73,7 @@ class BlockEmitter:
     def emit(self, block: Block) -> None:
         """Add a block of keys to the state of all lanes."""
         b = self.b
-        if self.shape.lanes >= self.widest:
+        if stages(b.isa, self.shape.lanes):
             b.when(b.cmp("sge", block.lanes, self.widest), lambda: self.operands.stage(block))
         self._panels(block, partial(self._scores, block))
         b.loop(0, block.lanes, body=lambda lane: self._softmax(block, lane))
