@@ -84,11 +84,17 @@ def start_engine(command: list[str], stack: ExitStack) -> Running:
 
 
 def warm_up(running: Running, workloads: list[Workload], ids: list[int]) -> None:
-    """Run each workload once; one that the engine refuses is left out from then on."""
+    """Run each workload once; one that the engine refuses is left out from then on.
+
+    Raises:
+        EngineError: the engine died of one.
+    """
     for workload in workloads:
         try:
             run_workload(running.client, workload, ids)
         except EngineError as error:
+            if not running.client.alive:
+                raise
             running.refused[workload.name] = str(error)
         else:
             running.able.append(workload)

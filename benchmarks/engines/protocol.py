@@ -102,6 +102,11 @@ class Client:
         """Of the engine's process."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's process runs."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """End the engine's process."""
         assert self._process.stdin is not None
