@@ -11,6 +11,7 @@ from infc.backends.cpu.kernels.rows import F32_BYTES
 
 VECTOR_BYTES = LANES * F32_BYTES
 _MANY_SUMS = 24
+"""Of 16 lanes: with so many a panel has room for two vectors of keys."""
 _NARROWEST_WIDE_PANEL = 6  # that of 16 registers of 32 bytes
 
 
