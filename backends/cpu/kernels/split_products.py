@@ -31,7 +31,6 @@ from infc.backends.cpu.kernels.dots import (
     emit_dots,
     emit_scales,
     needs_signed,
-    prefetch_pays,
 )
 from infc.backends.cpu.kernels.layouts import LINE_BYTES
 from infc.backends.cpu.kernels.split_join import emit_joined, emit_low_words
@@ -240,7 +239,7 @@ class SplitProducts:
         high_panel = b.at(high, b.mul(panel, self.high_panel_bytes))
         low_panel = b.at(low, b.mul(panel, panel_bytes))
         chunk_at = b.at(high_panel, b.mul(unit, groups * of_high.chunk_bytes))
-        if prefetch_pays(b.isa, layout.whole):
+        if b.isa.dot_i8 != "avx2":  # in halves of 256 bits a chunk's loads are under way together
             for line in range(0, groups * of_high.chunk_bytes, LINE_BYTES):
                 b.prefetch(b.at(chunk_at, _ahead(b.isa) + line))
         # The low parts of the next panel, in the order they lie.
