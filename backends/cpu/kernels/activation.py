@@ -16,9 +16,6 @@ from infc.reference.a8 import (
 )
 from infc.reference.abf16 import abf16_padded
 
-_MAGNITUDE = 2**31 - 1
-"""The bits of a float but its sign."""
-
 __all__ = [
     "A8Offsets",
     "a8_offsets",
@@ -28,6 +25,9 @@ __all__ = [
     "emit_round_row",
     "quantize_a8",
 ]
+
+_MAGNITUDE = 2**31 - 1
+"""The bits of a float but its sign."""
 
 
 def emit_quantize_row(b: Builder, source: Value, target: Value, k: int) -> None:

@@ -5,7 +5,8 @@ the plain dot product of AArch64 takes both sides signed:
 
 - unsigned: the codes as they are; the sum starts from `-zero_point * sum(activations)`;
 - signed: `code - zero_point`; the sum starts from zero. On AVX2 the product uses `|w|` and
-  `sign(w) * x`, which stay exact. Used for 8-bit codes of streams on these two.
+  `sign(w) * x`, which stay exact. Used for 8-bit codes on these two, but in tiles of
+  AVX2 (`tile_dots`).
 """
 
 from __future__ import annotations
