@@ -2,14 +2,13 @@
 
 In a decode step each weight is read once, after all the others: it comes from memory. So the
 calls of a *cold* measurement go through copies of the weights that together are larger than the
-caches, in pages of the size that a mapped weights file has.
+caches, in large pages as the artifact's file is mapped in.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 import tempfile
 import time
 from collections.abc import Sequence
@@ -195,11 +194,11 @@ class _Copies:
         offsets = laid_out([array.size for array in arrays])
         size = max(offsets[-1], 64)
         self.count = max(1, -(-cycle_bytes // size))
-        self._map = mmap.mmap(-1, self.count * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        whole = np.frombuffer(self._map, np.uint8).reshape(self.count, size)
+        self._memory = GuardedMemory(self.count * size)
+        whole = self._memory.bytes.reshape(self.count, size)
         for offset, array in zip(offsets, arrays, strict=False):
             whole[:, offset : offset + array.size] = array
-        base, self._next = whole.ctypes.data, 0
+        base, self._next = self._memory.address, 0
         self._places = [
             [base + copy * size + offset for offset in offsets[:-1]] for copy in range(self.count)
         ]

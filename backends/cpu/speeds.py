@@ -8,7 +8,6 @@ part of the answer.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from infc.backends.cpu.codegen.builder import Builder, Value
 from infc.backends.cpu.codegen.isa import Isa
 from infc.backends.cpu.codegen.linking import link_shared
 from infc.backends.cpu.codegen.toolchain import emit_object, lower_to_llvm
+from infc.backends.cpu.guarded_memory import GuardedMemory
 from infc.backends.cpu.measure import load_shared
 from infc.backends.cpu.target import isa_of
 from infc.ir.context import context
@@ -58,8 +58,7 @@ class SpeedProbe:
             function.restype = None
         self._operations = 2 * _CHAINS * (isa.vector_bytes // 4)
         size = max(buffer_bytes // _CHUNK_BYTES, 2) * _CHUNK_BYTES
-        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._buffer = np.frombuffer(self._map, np.uint8)
+        self._buffer = GuardedMemory(size).bytes
         self._buffer[::4096] = 1  # every page exists
         self._next = 0
 
