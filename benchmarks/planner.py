@@ -1,8 +1,10 @@
 """How low and how fast `infc plan-memory` packs buffers.
 
 Each list is planned by a process of its own, from its start to its end, with a limit of 10 s: the
-MiniMalloc instances of the tests, others made to be like them, and 20,000 buffers, for which any
-capacity will do. The planner's machine code is compiled before, as it is once on each machine.
+MiniMalloc instances of the tests, the same backwards in time and with buffers left out, others made
+to be like them, and 20,000 buffers, for which any capacity will do. The planner's machine code is
+compiled before, as it is once on each machine. With `--minimalloc` the planner those instances are
+from takes its turn at each list that has a capacity, under the same limit.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
 from machine import describe_machine
-from planner_instances import CAPACITY, Rows, cut, random_lives
+from planner_instances import CAPACITY, Rows, backwards, cut, random_lives, without_some
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +38,23 @@ INSTANCES = HERE.parent / "tests" / "data" / "minimalloc"
 TIME_LIMIT = 10
 LOOSE = 1 << 50
 """A capacity that fits anything."""
+
+
+def given() -> Iterator[tuple[str, Rows, int]]:
+    """Name, rows and capacity of the MiniMalloc instances and of what follows from them."""
+    instances = {}
+    for path in sorted(INSTANCES.glob("*.csv")):
+        buffers = read_buffers(path).buffers
+        instances[f"MiniMalloc {path.stem}"] = [
+            (b.first, b.last + 1, b.size_bytes) for b in buffers
+        ]
+    for name, rows in instances.items():
+        yield name, rows, CAPACITY
+    for name, rows in instances.items():
+        yield f"{name}, backwards", backwards(rows), CAPACITY
+    for seed in (1, 2):
+        for name, rows in instances.items():
+            yield f"{name}, some lost {seed}", without_some(rows, seed, 0.03), CAPACITY
 
 
 def made() -> Iterator[tuple[str, Rows, int]]:
@@ -104,19 +124,37 @@ def measure(name: str, source: Path, capacity: int, output: Path) -> dict[str, A
     }
 
 
+def measure_minimalloc(program: Path, source: Path, output: Path) -> dict[str, Any]:
+    """Plan a list with MiniMalloc in a process of its own and check what it writes."""
+    output.unlink(missing_ok=True)
+    command = [str(program), f"--capacity={CAPACITY}", f"--timeout={TIME_LIMIT}s"]
+    command += [f"--input={source}", f"--output={output}"]
+    start, used = time.perf_counter(), children_seconds()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds, used = time.perf_counter() - start, children_seconds() - used
+    if done.returncode and "DEADLINE_EXCEEDED" not in done.stderr:
+        raise click.ClickException(f"{program} failed: {done.stderr.strip()}")
+    if not done.returncode:
+        with output.open() as file:
+            offsets = {row["id"]: int(row["offset"]) for row in csv.DictReader(file)}
+        check_plan(read_buffers(source).buffers, offsets, CAPACITY)
+    return {"process_seconds": seconds, "processor_seconds": used, "fits": not done.returncode}
+
+
 @click.command()
+@click.option("--minimalloc", type=click.Path(path_type=Path), help="Its program, built.")
 @click.option("--output", type=click.Path(path_type=Path), default=None)
-def main(output: Path | None) -> None:
+def main(minimalloc: Path | None, output: Path | None) -> None:
     """Measure, print a table and write results/planner-DATE.json."""
     records = []
     with tempfile.TemporaryDirectory() as folder:
         plan, source = Path(folder) / "plan.csv", Path(folder) / "buffers.csv"
         measure("warm-up", INSTANCES / "B.csv", CAPACITY, plan)
-        for path in sorted(INSTANCES.glob("*.csv")):
-            records.append(measure(f"MiniMalloc {path.stem}", path, CAPACITY, plan))
-        for name, rows, capacity in made():
+        for name, rows, capacity in chain(given(), made()):
             write(source, rows)
             records.append(measure(name, source, capacity, plan))
+            if minimalloc is not None and capacity == CAPACITY:
+                records[-1]["minimalloc"] = measure_minimalloc(minimalloc, source, plan)
     today = datetime.date.today().isoformat()
     table = Table(title=f"infc plan-memory, {today}, at most {TIME_LIMIT} s")
     for title in (
@@ -129,6 +167,7 @@ def main(output: Path | None) -> None:
         "ratio",
         "fits",
         "optimal",
+        *(["MiniMalloc"] if minimalloc else []),
     ):
         table.add_column(title, justify="left" if title == "list" else "right")
     for r in records:
@@ -136,8 +175,11 @@ def main(output: Path | None) -> None:
         cells = [r["name"], str(r["buffers"])]
         cells += [f"{r[key]:.2f}" for key in ("process_seconds", "processor_seconds")]
         cells += [str(height), str(bound), f"{height / bound:.3f}"]
-        table.add_row(*cells, *("yes" if r[key] else "no" for key in ("fits", "optimal")))
-    Console(width=120).print(table)
+        cells += ["yes" if r[key] else "no" for key in ("fits", "optimal")]
+        if peer := r.get("minimalloc"):
+            cells.append(f"{peer['process_seconds']:.2f}" if peer["fits"] else "no")
+        table.add_row(*cells)
+    Console(width=140).print(table)
     record = {
         "schema_version": 1,
         "date": today,

@@ -57,6 +57,20 @@ def cut(
     return rows
 
 
+def backwards(rows: Rows) -> Rows:
+    """The same with time running the other way."""
+    end = max(upper for _, upper, _ in rows)
+    return [(end - upper, end - lower, size) for lower, upper, size in rows]
+
+
+def without_some(rows: Rows, seed: int, lost: float) -> Rows:
+    """All but about a part `lost` of the rows, in another order."""
+    draw = random.Random(seed)
+    kept = [row for row in rows if draw.random() >= lost]
+    draw.shuffle(kept)
+    return kept
+
+
 def random_lives(count: int, seed: int, *, steps: int, longest: int, sizes: str) -> Rows:
     """Buffers that start anywhere and live for up to `longest` steps; nothing is known to fit.
 
