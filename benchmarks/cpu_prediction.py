@@ -5,6 +5,9 @@ of the machine's class predict), and runs in turns with the others: prefill of p
 after them. Before and after every sample a probe reads and multiplies, so that a slow moment of a
 shared machine can be told from a wrong prediction: `scaled` predictions are those of a machine with
 the part of its bandwidth and of its peak that the probe got on average.
+
+Decoding is greedy. A model of random weights (`--random`) decodes with all logits: what its best
+tokens need of the vocabulary head is not what a language model's do.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import infc
 from infc.artifact import Artifact, open_artifact
 from infc.diagnostics import UserError
 from infc.driver import load, predict
-from infc.driver.prediction import predict_on
+from infc.driver.prediction import Output, predict_on
 from infc.driver.quality import sample_text
 from infc.runtime.sampling import Sampler, SamplingOptions
 from infc.runtime.session import Session
@@ -72,7 +75,7 @@ def prompt_tokens(session: Session, count: int, seed: int) -> list[int]:
 
 
 def run_sample(
-    name: str, session: Session, prompt: int, tokens: int, probe: Probe, seed: int
+    name: str, session: Session, prompt: int, tokens: int, output: Output, probe: Probe, seed: int
 ) -> Sample:
     """Measure both phases once."""
     ids = prompt_tokens(session, prompt, seed)
@@ -80,10 +83,16 @@ def run_sample(
     before = probe.run(session.threads)
     busy, total = busy_ticks()
     start = time.perf_counter()
-    session.prefill_next(ids, sampler)
+    if output == "argmax":
+        session.prefill_next(ids, sampler)
+    else:
+        session.prefill(ids)
     middle = time.perf_counter()
-    for _ in range(tokens):
-        session.next_token(sampler)
+    for i in range(tokens):
+        if output == "argmax":
+            session.next_token(sampler)
+        else:
+            session.decode(ids[i % len(ids)])
     end = time.perf_counter()
     busy_after, total_after = busy_ticks()
     after = probe.run(session.threads)
@@ -123,7 +132,9 @@ def disturbed(target: Target, read_share: float, int8_share: float) -> Target:
     return target.model_copy(update={"memories": tuple(memories), "compute": tuple(compute)})
 
 
-def summarise(artifact: Artifact, samples: list[Sample], tokens: int) -> list[dict[str, Any]]:
+def summarise(
+    artifact: Artifact, samples: list[Sample], tokens: int, output: Output
+) -> list[dict[str, Any]]:
     """Medians of the samples of one model on so many threads, beside the predictions."""
     rows = []
     target = Target.from_json(json.dumps(artifact.manifest.targets["decode"]))
@@ -131,9 +142,9 @@ def summarise(artifact: Artifact, samples: list[Sample], tokens: int) -> list[di
         own = [sample for sample in samples if sample.prompt == prompt]
         threads = own[0].threads
         asked = {"prompt_tokens": prompt, "new_tokens": tokens, "threads": threads}
-        raw = predict(artifact, **asked)
+        raw = predict(artifact, **asked, output=output)
         shares = [median(getattr(s, name) for s in own) for name in ("read_share", "int8_share")]
-        scaled = predict_on(artifact, disturbed(target, *shares), **asked)
+        scaled = predict_on(artifact, disturbed(target, *shares), **asked, output=output)
         for phase in PHASES:
             expected, then = raw[phase], scaled[phase]
             assert expected is not None
@@ -145,6 +156,7 @@ def summarise(artifact: Artifact, samples: list[Sample], tokens: int) -> list[di
                     "threads": threads,
                     "phase": phase,
                     "prompt": prompt,
+                    "output": output,
                     "measured": median(times),
                     "least": min(times),
                     "predicted": expected.seconds,
@@ -184,12 +196,19 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--random",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="One more model, whose weights are random. Repeatable.",
+)
 @click.option("--threads", multiple=True, default=(1, 2), show_default=True, help="Repeatable.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--tokens", default=32, show_default=True, help="Decoded tokens a sample.")
 @click.option("--output", type=click.Path(path_type=Path))
 def main(
     models: tuple[Path, ...],
+    random: tuple[Path, ...],
     threads: tuple[int, ...],
     rounds: int,
     tokens: int,
@@ -203,7 +222,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         probe = Probe(Path(folder))
         artifacts: dict[str, Artifact] = {}
-        for model in models:
+        outputs: dict[str, Output] = {model.stem: "argmax" for model in models}
+        outputs |= {model.stem: "logits" for model in random}
+        for model in (*models, *random):
             made = Path(folder, f"{model.stem}.infc")
             ready = model.suffix == ".infc"
             artifacts[model.stem] = (
@@ -215,12 +236,14 @@ def main(
                 console.print(f"round {round_} of {rounds}, {count} threads", highlight=False)
                 for prompt in PROMPTS:
                     for name, session in sessions.items():
-                        sample = run_sample(name, session, prompt, tokens, probe, round_)
+                        sample = run_sample(
+                            name, session, prompt, tokens, outputs[name], probe, round_
+                        )
                         if round_:  # the first one maps pages and wakes threads
                             samples.append(sample)
             for name, opened in artifacts.items():
                 own = [s for s in samples if (s.model, s.threads) == (name, count)]
-                rows += summarise(opened, own, tokens)
+                rows += summarise(opened, own, tokens, outputs[name])
     show(rows, console)
     errors = {key: [abs(row[key]) for row in rows] for key in ("error", "error_scaled")}
     inside = [row["low"] <= row["measured"] <= row["high"] for row in rows]

@@ -15,7 +15,7 @@ from infc.cost.programs import ProgramBytes
 from infc.cost.transformer import Rows
 from infc.cost.workload import Workload
 from infc.driver.fit import program_bytes
-from infc.driver.prediction import Turns, greedy, prefill_turns, program_seconds
+from infc.driver.prediction import Turns, kernels_for, prefill_turns, program_seconds
 from infc.frontends import open_model
 from infc.frontends.source import ModelSource
 from infc.ir.kv_storage import KV_DTYPES
@@ -151,7 +151,7 @@ def _plan(model: Path, options: CompileOptions, target: Target) -> PlannedProgra
     finally:
         source.close()
     return PlannedPrograms(
-        kernels={phase: greedy(part["kernels"]) for phase, part in report.items()},
+        kernels={phase: kernels_for(part["kernels"], "argmax") for phase, part in report.items()},
         chunk=options.prefill_rows,
         kv_dtype=signature["kv_dtype"],
         memory=program_bytes(weight_bytes, report, signature, target),

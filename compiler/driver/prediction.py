@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from infc.artifact import Artifact
 from infc.cost.ahead import with_fetching_ahead
@@ -15,6 +15,7 @@ from infc.target.backend import CallPrediction, PredictingBackend
 from infc.target.discovery import load_backend
 from infc.target.schema import Target
 
+Output = Literal["argmax", "logits"]
 _DECODE_SAMPLES = 8
 """Contexts at which decoding is estimated: time grows with the context, and bends at windows."""
 
@@ -54,22 +55,41 @@ class Turns:
 
 
 def predict(
-    artifact: Artifact, *, prompt_tokens: int, new_tokens: int, threads: int
+    artifact: Artifact,
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int,
+    output: Output = "argmax",
 ) -> dict[str, PhasePrediction | None]:
-    """Predictions of greedy generation for both phases; None where the artifact holds no
-    estimate."""
-    return _predict(artifact, None, prompt_tokens, new_tokens, threads)
+    """Predictions of generation for both phases; None where the artifact holds no estimate.
+
+    Args:
+        output: what calls are asked for: the best token, or the logits of all.
+    """
+    return _predict(artifact, None, prompt_tokens, new_tokens, threads, output)
 
 
 def predict_on(
-    artifact: Artifact, target: Target, *, prompt_tokens: int, new_tokens: int, threads: int
+    artifact: Artifact,
+    target: Target,
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int,
+    output: Output = "argmax",
 ) -> dict[str, PhasePrediction | None]:
     """As `predict`, of both phases on another target than the artifact was compiled for."""
-    return _predict(artifact, target, prompt_tokens, new_tokens, threads)
+    return _predict(artifact, target, prompt_tokens, new_tokens, threads, output)
 
 
 def _predict(
-    artifact: Artifact, target: Target | None, prompt_tokens: int, new_tokens: int, threads: int
+    artifact: Artifact,
+    target: Target | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    threads: int,
+    output: Output,
 ) -> dict[str, PhasePrediction | None]:
     limits = artifact.manifest.programs["prefill"]
     chunk = int(limits["max_tokens"][0])
@@ -82,7 +102,7 @@ def _predict(
         for phase in turns
     }
     return {
-        phase: _predict_phase(artifact, phase, each, targets[phase], threads)
+        phase: _predict_phase(artifact, phase, each, targets[phase], threads, output)
         for phase, each in turns.items()
     }
 
@@ -103,9 +123,14 @@ def decode_turns(prompt: int, new_tokens: int) -> list[Turns]:
 
 
 def _predict_phase(
-    artifact: Artifact, phase: str, turns: Sequence[Turns], target: Target, threads: int
+    artifact: Artifact,
+    phase: str,
+    turns: Sequence[Turns],
+    target: Target,
+    threads: int,
+    output: Output,
 ) -> PhasePrediction | None:
-    kernels = greedy_kernels(artifact, phase)
+    kernels = kernels_for(artifact.manifest.cost_estimate.get(phase, []), output)
     if not kernels:
         return _predict_whole(artifact, phase, turns, target)
     calls = round(sum(turn.calls for turn in turns))
@@ -191,12 +216,12 @@ def predict_call(
 
 def greedy_kernels(artifact: Artifact, phase: str) -> list[Mapping[str, Any]]:
     """The kernels that run where a call asks for the best token."""
-    return greedy(artifact.manifest.cost_estimate.get(phase, []))
+    return kernels_for(artifact.manifest.cost_estimate.get(phase, []), "argmax")
 
 
-def greedy(kernels: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of a program's kernels that run where a call asks for the best token."""
-    return [kernel for kernel in kernels if "argmax" in kernel["outputs"]]
+def kernels_for(kernels: Sequence[Mapping[str, Any]], output: Output) -> list[Mapping[str, Any]]:
+    """Those of a program's kernels that run where a call asks for an output."""
+    return [kernel for kernel in kernels if output in kernel["outputs"]]
 
 
 def kernel_seconds(

@@ -66,6 +66,19 @@ def test_an_estimate_is_the_prediction_of_what_is_compiled(
     packed = artifact.manifest.members["weights/weights.bin"].size_bytes
     assert estimate.memory.weights == packed
 
+    whole = predict(
+        artifact,
+        prompt_tokens=PROMPT,
+        new_tokens=ANSWER,
+        threads=EVERY_THREAD,
+        output="logits",
+    )
+    assert whole["decode"] is not None
+    more = whole["decode"].bytes - predicted["decode"].bytes
+    halved = target != "cuda:sm_90a"
+    # All logits need the second plane of nibbles of every row.
+    assert more == pytest.approx(halved * ANSWER * 2048 * 256 / 2, rel=0.3)
+
     # The constants of a measured machine answer in both as well.
     rows = {"operation_cost": 5.0, "byte_operations": 1.5, "call_seconds": 1e-6}
     fitted = FittedClass(constants=rows, low=-0.1, high=0.2)
