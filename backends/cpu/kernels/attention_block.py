@@ -110,19 +110,32 @@ class BlockEmitter:
 
     def _multiply(
         self,
-        left: Value,
-        left_stride: int,
-        size: int,
-        right: Sequence[Value],
         sums: Sequence[Value],
+        left: Value,
+        lane_bytes: int,
+        taken: int,
+        right: Sequence[Callable[[], Sequence[Value]]],
     ) -> list[Value]:
-        """One step of a product: `sums[r][c] += left[r] * right[c]`, `left` a column of scalars."""
-        b = self.b
-        out = []
-        for r in range(size):
-            scalar = b.splat(b.load(b.at(left, r * left_stride), b.f32, F32_BYTES))
-            row = sums[r * len(right) : (r + 1) * len(right)]
-            out += [b.fma(scalar, x, total) for x, total in zip(right, row, strict=True)]
+        """`sums[r][c] += left[r][i] * right[c]()[i]` for all `i < taken`, in their order.
+
+        Column by column, so that few operands wait in registers: with all columns loaded first,
+        sums of panels of one and two lanes were kept on the stack where registers are few.
+
+        Args:
+            sums: of the first lane, by column, then of the next one.
+            left: where the first lane's scalars are; the next one's are `lane_bytes` further on.
+            right: by column, what loads its vectors.
+        """
+        b, out, columns = self.b, list(sums), len(right)
+        scalars: dict[tuple[int, int], Value] = {}
+        for c, load in enumerate(right):
+            for i, vector in enumerate(load()[:taken]):
+                for r in range(len(out) // columns):
+                    if c == 0:
+                        at = b.at(left, r * lane_bytes + i * F32_BYTES)
+                        scalars[i, r] = b.splat(b.load(at, b.f32, F32_BYTES))
+                    place = r * columns + c
+                    out[place] = b.fma(scalars[i, r], vector, out[place])
         return out
 
     # ---- scores ----------------------------------------------------------------------------
@@ -148,7 +161,8 @@ class BlockEmitter:
         b, shape, kv = self.b, self.shape, self.shape.kv
         query = self.part(self.parts.queries, lane, shape.dim_bytes)
         prefetches = self._prefetches(size)
-        elements = self._elements_a_line() if prefetches else 1 if keys[0].staged else kv.pack
+        pack = 1 if keys[0].staged else kv.pack
+        elements = self._elements_a_line() if prefetches else pack
 
         def step(d: Value, scales: Sequence[Value], *sums: Value) -> Sequence[Value]:
             if prefetches:
@@ -157,8 +171,13 @@ class BlockEmitter:
                     b.prefetch(b.at(key.at, ahead), _PREFETCH_LOCALITY)
             left = b.at(query, b.mul(d, F32_BYTES))
             out: Sequence[Value] = sums
-            for i, right in enumerate(self.operands.load_keys(keys, d, elements, scales)):
-                out = self._multiply(b.at(left, i * F32_BYTES), shape.dim_bytes, size, right, out)
+            for first in range(0, elements, pack):
+                rights = [
+                    partial(self.operands.load_key, key, d, first, scales, c)
+                    for c, key in enumerate(keys)
+                ]
+                at = b.at(left, first * F32_BYTES)
+                out = self._multiply(out, at, shape.dim_bytes, pack, rights)
             return out
 
         zeros = [b.const(0.0, self.vector)] * (size * len(keys))
@@ -265,22 +284,28 @@ class BlockEmitter:
             for c in range(count):
                 before = load_f32(b, sums_at, r * shape.dim_bytes + c * VECTOR_BYTES)
                 sums.append(b.fmul(before, correction))
-        add = self._add_staged if self._reads_staged(size) else self._add_cached
-        for i, value in enumerate(add(block, size, count, first, terms, sums)):
+        if self._reads_staged(size):
+            sums = self._add_staged(block, count, first, terms, sums)
+        else:
+            sums = self._add_cached(block, size, count, first, terms, sums)
+        for i, value in enumerate(sums):
             r, c = divmod(i, count)
             store_f32(b, value, sums_at, r * shape.dim_bytes + c * VECTOR_BYTES)
 
+    def _load_staged(self, at: Value) -> list[Value]:
+        return [self.operands.load_f32(at)]
+
     def _add_staged(
-        self, block: Block, size: int, count: int, first: Value, terms: Value, sums: list[Value]
+        self, block: Block, count: int, first: Value, terms: Value, sums: list[Value]
     ) -> list[Value]:
         b, stride = self.b, self.shape.staged_stride
         values = b.at(self.base, b.add(b.mul(first, stride), self.parts.staged_values))
 
         def key(j: Value, *sums: Value) -> list[Value]:
             row = b.at(values, b.mul(j, VECTOR_BYTES))
-            loaded = [self.operands.load_f32(b.at(row, c * stride)) for c in range(count)]
+            rights = [partial(self._load_staged, b.at(row, c * stride)) for c in range(count)]
             left = b.at(terms, b.mul(j, F32_BYTES))
-            return self._multiply(left, self.shape.score_bytes, size, loaded, sums)
+            return self._multiply(sums, left, self.shape.score_bytes, 1, rights)
 
         return b.loop(0, block.visible, 1, sums, body=key)
 
@@ -303,14 +328,12 @@ class BlockEmitter:
                     for line in range(0, count * vector_bytes, LINE_BYTES):
                         b.prefetch(b.at(ahead, b.add(at, line)), _PREFETCH_LOCALITY)
                 row = b.at(values, at)
-                groups = [emit_load_group(b, kv, b.at(row, c * vector_bytes)) for c in range(count)]
                 left = b.at(terms_at, b.mul(j, F32_BYTES))
-                out = list(sums)
-                for i in range(taken):
-                    loaded = [group[i] for group in groups]
-                    place = b.at(left, i * F32_BYTES)
-                    out = self._multiply(place, self.shape.score_bytes, size, loaded, out)
-                return out
+                rights = [
+                    partial(emit_load_group, b, kv, b.at(row, c * vector_bytes))
+                    for c in range(count)
+                ]
+                return self._multiply(sums, left, self.shape.score_bytes, taken, rights)
 
             # No key beyond the last visible one is multiplied: there may be none yet.
             keys = b.min(b.sub(block.visible, b.mul(index, STRIP)), STRIP)

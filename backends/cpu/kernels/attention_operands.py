@@ -147,24 +147,21 @@ class Operands:
             carried = b.loop(start, stop, width, carried, body=group)
         return carried
 
-    def load_keys(
-        self, strips: Sequence[KeyStrip], d: Value, count: int, scales: Sequence[Value]
-    ) -> list[list[Value]]:
-        """Elements `d` to `d + count` of the keys of some strips: `[element][strip]`."""
+    def load_key(
+        self, strip: KeyStrip, d: Value, first: int, scales: Sequence[Value], index: int = 0
+    ) -> list[Value]:
+        """Element `d + first` of a strip's keys; with the others of its group, where it has some.
+
+        Args:
+            scales: by strip, as `each_element` gives them; this strip has number `index`.
+        """
         b, kv = self.b, self.shape.kv
-        columns = []
-        for index, strip in enumerate(strips):
-            if strip.staged:
-                at = b.at(strip.at, b.mul(d, VECTOR_BYTES))
-                loaded = [self.load_f32(b.at(at, i * VECTOR_BYTES)) for i in range(count)]
-            else:
-                at = b.at(strip.at, b.mul(d, STRIP * kv.element_bytes))
-                groups = [b.at(at, i * group_bytes(kv)) for i in range(count // kv.pack)]
-                loaded = [x for group in groups for x in emit_load_group(b, kv, group)]
-            if scales:
-                loaded = [b.fmul(x, scales[index]) for x in loaded]
-            columns.append(loaded)
-        return [list(row) for row in zip(*columns, strict=True)]
+        if strip.staged:
+            at = b.at(strip.at, b.mul(d, VECTOR_BYTES))
+            return [self.load_f32(b.at(at, first * VECTOR_BYTES))]
+        at = b.at(strip.at, b.mul(d, STRIP * kv.element_bytes))
+        group = emit_load_group(b, kv, b.at(at, first // kv.pack * group_bytes(kv)))
+        return [b.fmul(x, scales[index]) for x in group] if scales else group
 
     def load_f32(self, pointer: Value) -> Value:
         """Sixteen numbers of the scratch."""
@@ -197,7 +194,7 @@ class Operands:
         staged = self.key_strip(block, index, staged=True).at
 
         def elements(d: Value, scales: Sequence[Value]) -> list[Value]:
-            for i, (x,) in enumerate(self.load_keys([source], d, pack, scales)):
+            for i, x in enumerate(self.load_key(source, d, 0, scales)):
                 b.store(x, b.at(staged, b.mul(b.add(d, i), VECTOR_BYTES)), F32_BYTES)
             return []
 
