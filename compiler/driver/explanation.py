@@ -310,6 +310,7 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
     """
     runnable = load_runnable(artifact)
     threads = threads or available_threads(runnable)
+    runnable.limits.check_threads(threads)
     kv = runnable.new_kv()
     prompt = _expected_prompt(artifact)
     last = int(artifact.manifest.programs["decode"]["max_context"]) - 1

@@ -71,14 +71,19 @@ def measure_prediction_change(
     tokens = tokens[: min(MAX_TOKENS, quantized.limits.max_context)]
     with TemporaryDirectory(prefix=".infc-tmp-", dir=artifact.path.parent) as folder:
         report("compiling with unquantised weights", 0.1)
-        exact = compile(
-            model,
-            target=target,
-            output=Path(folder) / "exact.infc",
-            max_context=len(tokens),
-            chunk=len(tokens),
-            kv_dtype=str(artifact.manifest.kv_layout["kv_dtype"]),
-        )
+        try:
+            exact = compile(
+                model,
+                target=target,
+                output=Path(folder) / "exact.infc",
+                max_context=len(tokens),
+                chunk=len(tokens),
+                kv_dtype=str(artifact.manifest.kv_layout["kv_dtype"]),
+            )
+        except UserError as error:
+            if error.diagnostic.code is not Code.TARGET_UNSUPPORTED:
+                raise
+            return f"{target} cannot run the model as it is in its file"
         with exact:
             report("comparing predictions", 0.8)
             change = compare(load(exact), quantized, tokens)

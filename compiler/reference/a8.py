@@ -1,9 +1,10 @@
 """The a8 form of activations in NumPy: rows of int8 with a scale for every 32.
 
 A row of k numbers is `int8 q[k]`, `float32 scale[k / 32]`, `int32 sum[k / 16]`, then zeros up to a
-multiple of 64 bytes. For each 32 numbers `scale = max|x| / 127` and `q = round_to_even(x * (1 / scale))`;
-`sum` holds the sums of 16 consecutive q, which a product with weights that have a zero point or a
-minimum needs. Code on a device makes the same bytes from the same numbers.
+multiple of 64 bytes. For each 32 numbers `scale = max|x| / 127` and
+`q = round_to_even(x * (1 / scale))`; `sum` holds the sums of 16 consecutive q, which a product with
+weights that have a zero point or a minimum needs. Code on a device makes the same bytes from the
+same numbers.
 """
 
 from __future__ import annotations

@@ -51,13 +51,7 @@ class Session:
         threads: int,
         digest: str = "",
     ) -> None:
-        most = runnable.limits.max_threads
-        if not isinstance(threads, int) or not 1 <= threads <= most:
-            raise UserError(
-                Code.OPTION,
-                f"threads must be 1 to {most}, got {threads!r}",
-                hint=f"the programs were compiled for at most {most} threads",
-            )
+        runnable.limits.check_threads(threads)
         self.threads = threads
         self.digest = digest
         self._runnable = runnable

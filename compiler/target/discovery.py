@@ -90,12 +90,15 @@ def resolve_target(spec: str) -> tuple[Backend, Target]:
 
 
 def find_target(spec: str) -> Target:
-    """The facts of a target to be estimated: a name, or the path of a target file (`.toml`).
+    """The facts of a target to be estimated: a name, or the path of a target file (`.toml`), which
+    a backend may be named before (`dataflow:FILE.toml`).
 
     Raises:
         UserError: as `resolve_target`, or the file cannot be read or is wrong (INF3002).
     """
-    return load_target(Path(spec)) if spec.endswith(".toml") else resolve_target(spec)[1]
+    if spec.endswith(".toml") and spec.partition(":")[0] not in backend_names():
+        return load_target(Path(spec))
+    return resolve_target(spec)[1]
 
 
 def cost_only_targets() -> list[Target]:

@@ -77,7 +77,7 @@ def read_toml(text: str, *, location: str) -> dict[str, Any]:
     """The document of a target file's text; raises UserError (INF3002)."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise UserError(
             Code.TARGET_FORMAT, f"the target file is no valid TOML: {error}", location=location
         ) from error
@@ -92,7 +92,12 @@ def plain_facts(
         UserError: a fact has no source, or says several things (INF3002); all are listed.
     """
     notes = Notes()
-    plain = _strip(document, "", False, notes)
+    try:
+        plain = _strip(document, "", False, notes)
+    except RecursionError as error:
+        raise UserError(
+            Code.TARGET_FORMAT, "the target file is nested too deeply", location=location
+        ) from error
     if notes.problems or not isinstance(plain, dict):
         raise _report(notes.problems, location)
     return plain, notes

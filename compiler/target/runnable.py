@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from infc.diagnostics import Code, UserError
+
 
 class Phase(IntEnum):
     """The two programs of a model."""
@@ -55,6 +57,15 @@ class Limits:
     max_slots: int
     max_threads: int
     max_top_k: int = 0
+
+    def check_threads(self, threads: int) -> None:
+        """Raise UserError (INF5001) unless calls may be run by so many threads."""
+        if not isinstance(threads, int) or not 1 <= threads <= self.max_threads:
+            raise UserError(
+                Code.OPTION,
+                f"threads must be 1 to {self.max_threads}, got {threads!r}",
+                hint=f"the programs were compiled for at most {self.max_threads} threads",
+            )
 
 
 @dataclass(frozen=True)

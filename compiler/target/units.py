@@ -57,9 +57,13 @@ def parse_quantity(value: object, dimension: str) -> float:
         if match is None or match[2] not in units:
             raise ValueError(f"expected a number and one of {', '.join(units)}, got {value!r}")
         value = float(match[1]) * units[match[2]]
-    if not math.isfinite(value) or value < 0:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
         raise ValueError(f"expected a finite number of at least zero, got {value!r}")
-    return float(value)
+    return number
 
 
 def parse_bytes(value: object) -> int:

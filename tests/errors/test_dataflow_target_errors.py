@@ -333,3 +333,9 @@ def test_weights_that_the_matrix_unit_does_not_read(compiled: Compiled) -> None:
     ) in report
     assert report.count("infc.linear: expected weights of one of ") == 1
     assert "(layers.0.q and 14 others)" in report
+
+
+def test_a_file_can_be_estimated_under_its_backends_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    assert discovery.find_target(f"dataflow:{path}") == BACKEND.resolve(f"dataflow:{path}")

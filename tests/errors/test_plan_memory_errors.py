@@ -189,6 +189,14 @@ def test_an_output_that_cannot_be_written(plan: Plan, monkeypatch: pytest.Monkey
         "   = hint: choose another name\n"
     )
     assert Path("b.csv").read_text() == THREE
+    Path("link.csv").symlink_to("elsewhere.csv")  # as /dev/stdout is one
+    assert plan(THREE, "-o", "link.csv").stderr == (
+        "error[INF4006]: cannot write the output: it is a link\n"
+        "  --> link.csv\n"
+        f"   = hint: name the file it leads to: {Path('elsewhere.csv').resolve()}\n"
+    )
+    assert Path("link.csv").is_symlink()
+    Path("link.csv").unlink()
 
     def full(file: OutputFile, data: object) -> int:
         raise output_error(Path("out.csv"), OSError(28, os.strerror(28)))

@@ -148,6 +148,11 @@ def test_another_version(shipped: Profile) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 50_000, "x = " + "9" * 5000])
+def test_toml_that_no_reader_takes(text: str) -> None:
+    assert rendered(text).startswith("error[INF3006]: the profile is no valid TOML: ")
+
+
 def test_no_toml() -> None:
     assert rendered("target = ") == lines(
         "error[INF3006]: the profile is no valid TOML: Invalid value (at end of document)",

@@ -101,12 +101,24 @@ def test_an_efficiency_range_must_be_ordered() -> None:
     )
 
 
-def test_no_toml() -> None:
+@pytest.mark.parametrize("text", ["name =", "x = " + "[" * 50_000, "x = " + "9" * 5000])
+def test_no_toml(text: str) -> None:
     assert (
-        rendered("name =")
+        rendered(text)
         .splitlines()[0]
         .startswith("error[INF3002]: the target file is no valid TOML: ")
     )
+
+
+def test_tables_too_deep_to_walk() -> None:
+    assert rendered(".".join("a" * 5000) + " = 1") == (
+        "error[INF3002]: the target file is nested too deeply\n  --> toy.toml"
+    )
+
+
+def test_an_integer_beyond_all_floats() -> None:
+    text = rendered(GOOD.replace("launch_ns = 1", f"launch_ns = {10**400}", 1))
+    assert "expected a finite number of at least zero, got 1000000" in text
 
 
 def test_an_unknown_target_names_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,16 @@ def test_a_tenth_more_buys_at_most_a_tenth(small: Model) -> None:
     }
 
 
+def test_a_unit_that_draws_all_of_a_memory_is_not_made_to_draw_more(small: Model) -> None:
+    chip = with_figures(
+        find_target("cpu:x86-64-v3"),
+        {"dram.bandwidth": "50GB/s", "dram.unit_bandwidth": "50GB/s"},
+    )
+    figures = {row.figure for row in sensitivity(deploy(small, chip, Setup(Workload(1, 64, 8))))}
+    assert "memory.dram.bandwidth" in figures
+    assert "memory.dram.unit_bandwidth" not in figures
+
+
 def test_compare_shows_every_chip_or_why_not() -> None:
     report = printed(LARGE, "--compare", "--dtype", "fp8")
     shown = {row["target"] for row in report["comparison"]}

@@ -13,6 +13,7 @@ from infc import driver
 from infc.cli import artifact_page, main
 from infc.cli.artifact_page import render_page
 from infc.cli.units import human_bytes, human_seconds
+from infc.diagnostics import UserError
 from infc.driver import Explanation
 from infc.driver.explanation_rows import BufferRow, FrameRow, StagingRow, TransferRow
 
@@ -296,6 +297,15 @@ def test_an_error_code_has_no_page(option: list[str]) -> None:
     assert (
         "Error: --html, --threads and --json are for artifacts, not for error codes\n"
         in result.stderr
+    )
+
+
+def test_more_threads_than_the_programs_take(artifact: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        driver.explain(artifact, threads=65)
+    assert str(caught.value) == (
+        "error[INF5001]: threads must be 1 to 64, got 65\n"
+        "   = hint: the programs were compiled for at most 64 threads"
     )
 
 

@@ -165,7 +165,7 @@ def parse_toml(text: str, schema: type[F], *, location: str, hint: str | None = 
     """Read a profile of any sort; errors (INF3006, all findings) name `location` and `hint`."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise UserError(
             Code.PROFILE_FORMAT,
             f"the profile is no valid TOML: {error}",
