@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from infc.driver.quality import compare
+from infc.diagnostics import Code, UserError
+from infc.driver import quality
+from infc.driver.quality import compare, measure_prediction_change
 from infc.runtime.session import Session
 
 F32 = NDArray[np.float32]
@@ -48,3 +53,24 @@ def test_divergence_is_never_negative() -> None:
         divergence, same = change(exact, exact + np.float32(1))
         assert 0 <= divergence < 1e-6
         assert same == 1
+
+
+def test_a_target_that_cannot_run_the_model_unquantised(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The artifact is there already: that nothing can be compared is no error."""
+    session = SimpleNamespace(
+        tokenizer=SimpleNamespace(encode=lambda text: [1, 2, 3]),
+        limits=SimpleNamespace(max_context=8),
+    )
+    manifest = SimpleNamespace(kv_layout={"kv_dtype": "f16"})
+    artifact: Any = SimpleNamespace(path=tmp_path / "x.infc", manifest=manifest)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError(Code.TARGET_UNSUPPORTED, "expected codes, got f32")
+
+    monkeypatch.setattr(quality, "load", lambda _: session)
+    monkeypatch.setattr(quality, "compile", refuse)
+    said = measure_prediction_change("m.gguf", artifact, target="dataflow:x")
+    assert said == "dataflow:x cannot run the model as it is in its file"
+    assert not list(tmp_path.iterdir())
