@@ -77,6 +77,7 @@ def _draw(title: str, comparison: Comparison) -> str:
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "text.parse_math": False,  # dollars are money
     }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(12, 5.4), layout="constrained")

@@ -264,12 +264,13 @@ def _dtype_for(dtype: str, target: Target) -> str:
 
 
 def _fewest(case: _Case, setup: Setup) -> int:
-    """The least power of two of devices that holds the workload; of all too few, as many as are."""
+    """The least power of two of devices that holds the workload; of all too few, as many as are.
+
+    Where so many are to share each layer, that many times a power of two.
+    """
     most = 1 if not case.target.links else min(MOST_DEVICES, max(case.target.count, 64))
-    tried = 1
-    for devices in (2**power for power in range(most.bit_length())):
-        if setup.tensor_parallel and devices % setup.tensor_parallel:
-            continue
+    tried = least = setup.tensor_parallel or 1
+    for devices in (least * 2**power for power in range(max(1, most // least).bit_length())):
         try:
             fits = case.estimate(replace(setup, devices=devices)).fits
         except UserError as error:

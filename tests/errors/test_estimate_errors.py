@@ -51,6 +51,17 @@ def invoke(*arguments: str | Path) -> Result:
             "error[INF3001]: no link is named 'terapy'\n   = hint: known ones: teraphy\n",
         ),
         (
+            (*H100, "--tensor-parallel", "3"),
+            "error[INF5001]: expected a tensor parallelism that divides the heads of "
+            "Llama-3.1-8B (32), got 3\n",
+        ),
+        (
+            ("--target", "cpu:x86-64-v3", "--tensor-parallel", "2"),
+            "error[INF3004]: target 'cpu:x86-64-v3' has no link, so several of it cannot work "
+            "together\n"
+            "   = hint: --link NAME gives it one; infc targets lists chips that have links\n",
+        ),
+        (
             (*H100, "--engine", "tgi"),
             "error[INF5001]: no engine is named 'tgi'\n"
             "   = hint: known ones: none, generic, sglang, trtllm, vllm\n",

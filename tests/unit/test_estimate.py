@@ -365,6 +365,15 @@ def test_a_plot_names_the_targets_and_is_the_same_each_time(tmp_path: Path, suff
     assert "price unknown: google-tpu7x, cerebras-wse3" in drawn
 
 
+def test_a_plot_writes_dollars_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "prices.svg"
+    invoke(SMALL, "--target", "nvidia-h200", "--set", "price=1$/h,2$/h", "--plot", path)
+    drawn = " ".join(ElementTree.fromstring(path.read_text(encoding="utf-8")).itertext())
+    assert "price=1$/h x1" in drawn
+    assert "price=2$/h x1" in drawn
+
+
 def test_best_needs_a_row_that_has_the_figure(small: Model) -> None:
     targets = [(name, find_target(name)) for name in ("google-tpu-v5e", "nvidia-h200")]
     comparison = compare(small, targets, Setup(Workload(1, 64, 16)), curves=False)
