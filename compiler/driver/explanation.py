@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infc.artifact import Artifact, open_artifact
 from infc.cost.estimate import Estimate
@@ -29,7 +30,7 @@ from infc.driver.explanation_rows import (
     StagingRow,
     TransferRow,
 )
-from infc.driver.loading import available_threads, load_runnable
+from infc.driver.loading import available_threads, load_runnable, load_tokenizer
 from infc.driver.prediction import (
     Turns,
     greedy_kernels,
@@ -38,6 +39,7 @@ from infc.driver.prediction import (
     program_seconds,
     scaled_work,
 )
+from infc.driver.quality import sample_text
 from infc.driver.simulated_rows import (
     SimulatedProgram,
     layout_rows,
@@ -304,9 +306,10 @@ def _memory_plan(artifact: Artifact, phase: str) -> Mapping[str, Any]:
 def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measured:
     """Seconds of each kernel by phase and name, all its launches of a call together.
 
-    A prefill call of the expected prompt, then decode calls behind it; of `REPEATS` calls the one
-    in the middle, so that its kernels add up to it. A simulated machine is asked instead. Without
-    figures where the backend cannot tell.
+    A prefill call of the expected prompt, then decode calls behind it, of a text's tokens, for what
+    the best token needs of a vocabulary head depends on them; of `REPEATS` calls the one in the
+    middle, so that its kernels add up to it. A simulated machine is asked instead. Without figures
+    where the backend cannot tell.
     """
     runnable = load_runnable(artifact)
     threads = threads or available_threads(runnable)
@@ -314,6 +317,8 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
     kv = runnable.new_kv()
     prompt = _expected_prompt(artifact)
     last = int(artifact.manifest.programs["decode"]["max_context"]) - 1
+    tokenizer = load_tokenizer(artifact)
+    text = None if tokenizer is None else np.array(tokenizer.encode(sample_text()), np.int32)
     programs: dict[str, float] = {}
     kernels: dict[str, dict[str, float]] = {}
     simulated: dict[str, SimulatedProgram] = {}
@@ -326,12 +331,8 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
             programs[name] = simulated[name].call.seconds
             continue
         order = _memory_plan(artifact, name).get("order", [])
-        runs = [
-            runnable.trace(
-                phase, trace_call(phase, prompt, min(prompt + run, last)), kv, threads=threads
-            )
-            for run in range(REPEATS)
-        ]
+        calls = [trace_call(phase, prompt, min(prompt + run, last), text) for run in range(REPEATS)]
+        runs = [runnable.trace(phase, call, kv, threads=threads) for call in calls]
         known = sorted((run for run in runs if run is not None), key=sum)
         if not known:
             continue
@@ -343,11 +344,17 @@ def measure_kernels(artifact: Artifact, *, threads: int | None = None) -> Measur
     return Measured(threads, programs, kernels, simulated, tuple(getattr(runnable, "notes", ())))
 
 
-def trace_call(phase: Phase, prompt: int, position: int) -> Call:
-    """A prefill call of a prompt, or a decode call at a position."""
+def trace_call(
+    phase: Phase, prompt: int, position: int, text: NDArray[np.int32] | None = None
+) -> Call:
+    """A prefill call of a prompt, or a decode call at a position.
+
+    Args:
+        text: tokens, which follow each other again and again; without any all are the first one.
+    """
     start, count = (0, prompt) if phase is Phase.PREFILL else (position, 1)
     return Call(
-        tokens=np.zeros(count, np.int32),
+        tokens=np.resize(np.zeros(1, np.int32) if text is None else text, start + count)[start:],
         row_offsets=np.array([0, count], np.int32),
         slots=np.zeros(1, np.int32),
         positions=np.arange(start, start + count, dtype=np.int32),

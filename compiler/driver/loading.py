@@ -35,20 +35,20 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Sess
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     check_host(opened)
     runnable = load_runnable(opened)
-    prefix = "tokenizer/"
-    files = {
-        name.removeprefix(prefix): bytes(opened.member(name))
-        for name in opened.names()
-        if name.startswith(prefix)
-    }
     if threads is None:
         threads = available_threads(runnable)
-    return Session(
-        runnable,
-        Tokenizer.from_files(files) if files else None,
-        threads=threads,
-        digest=opened.manifest.digest,
-    )
+    return Session(runnable, load_tokenizer(opened), threads=threads, digest=opened.manifest.digest)
+
+
+def load_tokenizer(artifact: Artifact) -> Tokenizer | None:
+    """The tokenizer of an artifact, if it has one."""
+    prefix = "tokenizer/"
+    files = {
+        name.removeprefix(prefix): bytes(artifact.member(name))
+        for name in artifact.names()
+        if name.startswith(prefix)
+    }
+    return Tokenizer.from_files(files) if files else None
 
 
 def load_runnable(artifact: Artifact) -> Runnable:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from small_models import SLOTS, SmallModels
@@ -15,7 +16,9 @@ from infc.cli.artifact_page import render_page
 from infc.cli.units import human_bytes, human_seconds
 from infc.diagnostics import UserError
 from infc.driver import Explanation
+from infc.driver.explanation import trace_call
 from infc.driver.explanation_rows import BufferRow, FrameRow, StagingRow, TransferRow
+from infc.target.runnable import Phase
 
 HOSTILE = "</title><script src=http://x/>\"'&\ud800<img onerror=x>"
 
@@ -298,6 +301,13 @@ def test_an_error_code_has_no_page(option: list[str]) -> None:
         "Error: --html, --threads and --json are for artifacts, not for error codes\n"
         in result.stderr
     )
+
+
+def test_calls_that_are_measured_read_a_text() -> None:
+    text = np.array([5, 6, 7], np.int32)
+    assert trace_call(Phase.PREFILL, 5, 5, text).tokens.tolist() == [5, 6, 7, 5, 6]
+    assert trace_call(Phase.DECODE, 5, 5, text).tokens.tolist() == [7]
+    assert trace_call(Phase.PREFILL, 2, 2).tokens.tolist() == [0, 0]
 
 
 def test_more_threads_than_the_programs_take(artifact: Path) -> None:
