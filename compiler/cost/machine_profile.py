@@ -7,7 +7,7 @@ it is calibrated. See `infc.cost.kernels.profile` for the constants, which are r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,10 @@ VECTORS: Final = "f32"
 HINT: Final = "`infc calibrate` writes it again; without the file the machine counts as any other"
 
 
+_Rate = Annotated[float, Field(ge=1e6, le=1e18)]
+"""What no processor falls short of or exceeds, so that a damaged figure is not reckoned with."""
+
+
 class Speeds(Facts):
     """What a machine gives at its best, and how much that wandered.
 
@@ -30,10 +34,10 @@ class Speeds(Facts):
         low, high: quantiles at 10% and 90% of `ln(seconds / usual seconds)` of passes that read.
     """
 
-    bytes_per_s: Mapping[int, float] = Field(min_length=1)
-    operations_per_s: float = Field(gt=0)
-    low: float = Field(le=0)
-    high: float = Field(ge=0)
+    bytes_per_s: Mapping[Annotated[int, Field(ge=1, le=4096)], _Rate] = Field(min_length=1)
+    operations_per_s: _Rate
+    low: float = Field(le=0, ge=-7)
+    high: float = Field(ge=0, le=7)
 
 
 class MachineProfile(Facts):

@@ -266,6 +266,26 @@ def test_a_profile_cut_short_is_no_toml(profile: MachineProfile) -> None:
         parse_machine_profile(dump_machine_profile(profile)[:-9], location="here.toml")
 
 
+@pytest.mark.parametrize(
+    ("speed", "damaged"),
+    [
+        ("1 = 1e10", "0 = 1e10"),
+        ("1 = 1e10", "-1 = 1e10"),
+        ("1 = 1e10", "1 = 5e-324"),
+        ("1 = 1e10", "1 = -5e9"),
+        ("operations_per_s = 1e11", "operations_per_s = 1e308"),
+        ("high = 0.0", "high = 1e300"),
+    ],
+)
+def test_speeds_that_no_machine_has(speed: str, damaged: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_machine_profile(MINIMAL.replace(speed, damaged, 1), location="here.toml")
+    diagnostic = caught.value.diagnostic
+    assert (diagnostic.code.value, diagnostic.location) == ("INF3006", "here.toml")
+    assert diagnostic.hint is not None
+    assert diagnostic.hint.startswith("`infc calibrate` writes it")
+
+
 def test_where_profiles_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     host = Host("x86_64", "some-cpu", frozenset({"avx2"}), frozenset(), 4, (), 2**30)
