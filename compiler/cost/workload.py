@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 from infc.diagnostics import Code, UserError
 
+_MOST = 10**9
+"""Of any count: far beyond every model and deployment, and what estimates still reckon well with."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -32,6 +35,8 @@ class Workload:
             value = getattr(self, field.name)
             if value < least:
                 raise UserError(Code.OPTION, f"{field.name} must be at least {least}, got {value}")
+            if value > _MOST:
+                raise UserError(Code.OPTION, f"{field.name} must be at most {_MOST}, got {value}")
 
     @property
     def at_once(self) -> int:

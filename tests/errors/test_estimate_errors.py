@@ -51,6 +51,10 @@ def invoke(*arguments: str | Path) -> Result:
             "error[INF3001]: no link is named 'terapy'\n   = hint: known ones: teraphy\n",
         ),
         (
+            (*H100, "--prompt", "1000000000000"),
+            "error[INF5001]: prompt must be at most 1000000000, got 1000000000000\n",
+        ),
+        (
             (*H100, "--tensor-parallel", "3"),
             "error[INF5001]: expected a tensor parallelism that divides the heads of "
             "Llama-3.1-8B (32), got 3\n",
