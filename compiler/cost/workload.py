@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from infc.diagnostics import Code, UserError
 
 _MOST = 10**9
-"""Of any count: far beyond every model and deployment, and what estimates still reckon well with."""
+"""Of any count: far beyond every model and deployment, and still quick to reckon with."""
 
 
 @dataclass(frozen=True)
