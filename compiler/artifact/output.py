@@ -99,7 +99,7 @@ def _check_place(path: Path, *, folder: bool) -> None:
         raise _refusal(path, "its folder is not writable", "choose another place")
     if path.is_symlink():
         # It would be replaced, not followed.
-        raise _refusal(path, "it is a link", f"name the file it leads to: {path.resolve()}")
+        raise _refusal(path, "it is a link", f"name the file it leads to: {os.path.realpath(path)}")
     if path.is_dir() and not (folder and (path / "manifest.json").is_file()):
         raise _refusal(path, "it is a folder", "name a file in it")
     if path.exists() and not path.is_dir() and (folder or not path.is_file()):

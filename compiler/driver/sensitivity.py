@@ -57,7 +57,7 @@ def _figures(deployment: Deployment) -> Iterator[tuple[str, float]]:
     yield f"memory.{memory.name}.bandwidth", STEP
     alone, together = memory.unit_bandwidth_bytes_per_s, memory.bandwidth_bytes_per_s
     # One unit never draws more than all of them.
-    if alone is not None and (together is None or alone * (1.0 + STEP) <= together):
+    if alone is not None and alone * (1.0 + STEP) <= together:
         yield f"memory.{memory.name}.unit_bandwidth", STEP
     yield f"memory.{memory.name}.size", STEP
     yield from ((name, STEP) for name in _operations(target, deployment.estimate.dtypes))

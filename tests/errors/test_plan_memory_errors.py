@@ -197,6 +197,9 @@ def test_an_output_that_cannot_be_written(plan: Plan, monkeypatch: pytest.Monkey
     )
     assert Path("link.csv").is_symlink()
     Path("link.csv").unlink()
+    Path("round.csv").symlink_to("round.csv")
+    assert "cannot write the output: it is a link" in plan(THREE, "-o", "round.csv").stderr
+    Path("round.csv").unlink()
 
     def full(file: OutputFile, data: object) -> int:
         raise output_error(Path("out.csv"), OSError(28, os.strerror(28)))

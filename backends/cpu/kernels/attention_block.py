@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
 from infc.backends.cpu.kernels.attention_operands import LINE_BYTES, Block, KeyStrip, Operands
@@ -173,8 +174,8 @@ class BlockEmitter:
             out: Sequence[Value] = sums
             for first in range(0, elements, pack):
                 rights = [
-                    partial(self.operands.load_key, key, d, first, scales, c)
-                    for c, key in enumerate(keys)
+                    partial(self.operands.load_key, key, d, first, scale)
+                    for key, scale in zip_longest(keys, scales)
                 ]
                 at = b.at(left, first * F32_BYTES)
                 out = self._multiply(out, at, shape.dim_bytes, pack, rights)

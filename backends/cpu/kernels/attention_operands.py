@@ -147,13 +147,11 @@ class Operands:
             carried = b.loop(start, stop, width, carried, body=group)
         return carried
 
-    def load_key(
-        self, strip: KeyStrip, d: Value, first: int, scales: Sequence[Value], index: int = 0
-    ) -> list[Value]:
+    def load_key(self, strip: KeyStrip, d: Value, first: int, scale: Value | None) -> list[Value]:
         """Element `d + first` of a strip's keys; with the others of its group, where it has some.
 
         Args:
-            scales: by strip, as `each_element` gives them; this strip has number `index`.
+            scale: of those elements, where they still have one.
         """
         b, kv = self.b, self.shape.kv
         if strip.staged:
@@ -161,7 +159,7 @@ class Operands:
             return [self.load_f32(b.at(at, first * VECTOR_BYTES))]
         at = b.at(strip.at, b.mul(d, STRIP * kv.element_bytes))
         group = emit_load_group(b, kv, b.at(at, first // kv.pack * group_bytes(kv)))
-        return [b.fmul(x, scales[index]) for x in group] if scales else group
+        return group if scale is None else [b.fmul(x, scale) for x in group]
 
     def load_f32(self, pointer: Value) -> Value:
         """Sixteen numbers of the scratch."""
@@ -194,7 +192,7 @@ class Operands:
         staged = self.key_strip(block, index, staged=True).at
 
         def elements(d: Value, scales: Sequence[Value]) -> list[Value]:
-            for i, x in enumerate(self.load_key(source, d, 0, scales)):
+            for i, x in enumerate(self.load_key(source, d, 0, next(iter(scales), None))):
                 b.store(x, b.at(staged, b.mul(b.add(d, i), VECTOR_BYTES)), F32_BYTES)
             return []
 
