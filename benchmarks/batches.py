@@ -3,7 +3,8 @@
 The decode program is called with one token of each of 1 to 32 sequences behind a context, batches
 in turns, and a probe measures the machine before each round. The floor of a step is what its
 products take at least: their weights' bytes at the bandwidth of that moment, or their operations at
-the int8 peak where that is longer; caches are not in it.
+the int8 peak where that is longer; caches are not in it. Beside it stands what the cost model
+predicts (`infc calibrate` first), of the program that was compiled for 32.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from rich.table import Table
 import infc
 from infc.artifact import open_artifact
 from infc.driver.loading import load_runnable
-from infc.driver.prediction import greedy_kernels
+from infc.driver.prediction import Turns, greedy_kernels, program_seconds
 from infc.target.runnable import Call, KVCache, OutputKind, Phase, Runnable
+from infc.target.schema import Target
 
 HERE = Path(__file__).resolve().parent
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -82,9 +84,15 @@ def main(model: Path, context: int, threads: int, rounds: int, output: Path | No
             machines.append(probe.run(threads))
             for batch, found in seconds.items():
                 found += step_seconds(runnable, kv, batch, context, threads)
-        products = [
-            k for k in greedy_kernels(artifact, "decode") if k["kind"] in ("matmul", "head")
-        ]
+    kernels = greedy_kernels(artifact, "decode")
+    target = Target.from_json(json.dumps(artifact.manifest.targets["decode"]))
+    predicted = {
+        batch: program_seconds(
+            kernels, "decode", [Turns(1, batch, context + 2 + STEPS // 2)], target, threads
+        )
+        for batch in BATCHES
+    }
+    products = [kernel for kernel in kernels if kernel["kind"] in ("matmul", "head")]
     rates = {
         name: median(float(machine[name] or 0.0) for machine in machines)
         for name in ("read_bytes_per_s", "int8_operations_per_s")
@@ -100,6 +108,7 @@ def main(model: Path, context: int, threads: int, rounds: int, output: Path | No
                 weights / rates["read_bytes_per_s"],
                 batch * operations / rates["int8_operations_per_s"],
             ),
+            "predicted_seconds": predicted[batch].mid,
             "tokens_per_second": batch / median(found),
         }
         for batch, found in seconds.items()
@@ -116,12 +125,13 @@ def main(model: Path, context: int, threads: int, rounds: int, output: Path | No
         "probe": rates,
         "batches": rows,
     }
-    table = Table("batch", "ms a step", "least", "floor", "tokens/s")
+    table = Table("batch", "ms a step", "least", "predicted", "floor", "tokens/s")
     for row in rows:
         table.add_row(
             str(row["batch"]),
             f"{1e3 * row['seconds']:.2f}",
             f"{1e3 * row['least_seconds']:.2f}",
+            f"{1e3 * row['predicted_seconds']:.2f}",
             f"{1e3 * row['floor_seconds']:.2f}",
             f"{row['tokens_per_second']:.0f}",
         )

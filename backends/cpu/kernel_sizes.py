@@ -46,6 +46,7 @@ def kernel_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, flo
         held = shapes["kv_heads"] * position_bytes(kernel.kv_dtype, shapes["head_dim"])
         return sizes | {
             "rows": rows,
+            "caches": rows if kernel.phase == "decode" else 1.0,
             "context": float(shapes["context"]),
             "units": float(units),
             "position_bytes": float(held),

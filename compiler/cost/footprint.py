@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from infc.cost.engine import EngineProfile
 from infc.cost.kernels.queries import DTYPE_BYTES
@@ -11,7 +12,7 @@ from infc.cost.model_shape import ModelShape
 from infc.cost.programs import ProgramBytes, Programs
 from infc.cost.transformer import ACTIVATION_BYTES, Split
 from infc.cost.workload import Workload
-from infc.memory.fit import FitReport, fit_report
+from infc.memory.fit import FitReport, fit_report, largest_batch
 from infc.target.schema import Target
 
 
@@ -65,7 +66,7 @@ def footprint(
     requests = workload.at_once
     length = workload.context + workload.prompt + workload.new_tokens
     held = _bytes(shape, split, workload, length) if programs is None else programs.memory
-    weights, activations = held.weights, held.activations(requests)
+    weights = held.weights
     memory = target.holding_memory()
     capacity, kept = memory.size_bytes * memory.count, 0
     if engine is not None:
@@ -81,13 +82,15 @@ def footprint(
     fit = fit_report(capacity, weights, position, ring, length, requests, trained, beside)
     whole = ring + position * length
     on_average = whole - position * (workload.new_tokens // 2)
-    fixed = weights + beside(requests)
-    room = 0 if fixed + whole > capacity else int((capacity - fixed) // on_average)
-    if fit.fits or workload.concurrency == 1:
-        cache = math.ceil(requests * whole)
-    else:
-        cache = math.ceil(max(1, room) * on_average)
-    reserved = beside(requests) - activations
+    room = 0
+    if weights + beside(1) + whole <= capacity:
+        most = largest_batch(capacity - weights, Fraction(on_average), beside)
+        room = requests if most is None else most
+    running, each = requests, whole
+    if not fit.fits and workload.concurrency > 1:
+        running, each = max(1, min(requests, room)), on_average
+    cache, activations = math.ceil(running * each), held.activations(running)
+    reserved = beside(running) - activations
     return Footprint(MemoryUse(weights, cache, activations, reserved), fit, room)
 
 

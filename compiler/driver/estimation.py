@@ -19,12 +19,16 @@ from infc.cost.model_shape import ModelShape, read_shape, shape_from_source
 from infc.cost.transformer import ACTIVATION
 from infc.cost.workload import Workload
 from infc.diagnostics import Code, UserError
-from infc.driver.own_programs import OwnPrograms, holds_cache, makes_programs
+from infc.driver.own_programs import OwnPrograms, PlannedPrograms, holds_cache, makes_programs
 from infc.frontends import open_model
 from infc.target.schema import ComputeUnit, Target
 
 MOST_DEVICES = 4096
 """As many devices as are tried where none are asked for and a chip links that many."""
+_ROUNDS = 5
+"""As often as programs are planned again for the requests that fit beside them."""
+_NEAR = 0.02
+"""Programs for a number of requests stand for those of a number so near."""
 _CONVERTED = {"bf16": "f32", "f16": "f32", "fp4": "int8"}
 """What a processor without arithmetic in a dtype converts it to."""
 
@@ -214,13 +218,24 @@ class _Case:
 
     def estimate(self, setup: Setup) -> DeploymentEstimate:
         """What the devices of a setup do, whether or not the model fits them."""
-        devices, programs = setup.devices or 1, None
-        if self.programs is not None and devices == 1 and holds_cache(setup.kv_dtype):
-            programs = self.programs.planned(setup.workload, setup.kv_dtype)
+        workload, owned = setup.workload, self.programs
+        if owned is None or setup.devices not in (None, 1) or not holds_cache(setup.kv_dtype):
+            return self._estimate(setup, None)
+        # Who waits has no rows in the programs, whose memory decides who waits: a few rounds meet.
+        requests = workload.at_once
+        for _ in range(_ROUNDS):
+            programs = owned.planned(workload, requests, setup.kv_dtype)
+            found = self._estimate(setup, programs)
+            if abs(found.running - requests) <= _NEAR * requests:
+                break
+            requests = found.running
+        return found
+
+    def _estimate(self, setup: Setup, programs: PlannedPrograms | None) -> DeploymentEstimate:
         return deployment_estimate(
             self.model.shape,
             self.target if programs is not None else with_conversions(self.target),
-            devices=devices,
+            devices=setup.devices or 1,
             tensor_parallel=setup.tensor_parallel,
             dtype=setup.dtype or self.model.dtype,
             kv_dtype=setup.kv_dtype,

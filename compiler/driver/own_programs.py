@@ -90,22 +90,24 @@ class OwnPrograms:
         self._model, self._target = model, target
         self._planned: dict[CompileOptions, PlannedPrograms] = {}
 
-    def planned(self, workload: Workload, kv_dtype: str | None) -> PlannedPrograms:
-        """For the requests of a workload at a time, each at its full length.
+    def planned(self, workload: Workload, requests: int, kv_dtype: str | None) -> PlannedPrograms:
+        """For so many requests of a workload at a time, or as many as programs hold at most, each
+        at its full length.
 
         Raises:
             UserError: as `infc.driver.compile`, for what the target cannot do.
         """
-        from infc.pipeline.options import CompileOptions
+        from infc.pipeline.options import LARGEST_SIZE, CompileOptions
 
+        rows = min(requests, LARGEST_SIZE)
         length = workload.context + workload.prompt + workload.new_tokens
         usual = CompileOptions()
         options = CompileOptions(
             max_context=max(usual.max_context, length),
-            max_batch=workload.at_once,
+            max_batch=rows,
             prompt=workload.prompt,
             new_tokens=max(1, workload.new_tokens),
-            batch=workload.at_once,
+            batch=rows,
             kv_dtype=kv_dtype or usual.kv_dtype,
         )
         if options not in self._planned:

@@ -234,8 +234,6 @@ def kernel_seconds(
     """One launch of a kernel in each call: by its class where the target was measured, else by the
     roofline of all calls together."""
     if kernel.get("class", "") in target.kernels:
-        if _has_a_cache_each(kernel, phase):
-            turns = [Turns(turn.calls * turn.tokens, 1, turn.context) for turn in turns]
         return total(
             estimate_work(sized_work(kernel, phase, turn), target, threads).scale(turn.calls)
             for turn in turns
@@ -253,6 +251,7 @@ def sized_work(kernel: Mapping[str, Any], phase: str, turn: Turns) -> Work:
         sizes["rows"] = turn.tokens
     if "context" in sizes:
         sizes["context"] = turn.context
+        sizes["caches"] = turn.tokens if _has_a_cache_each(kernel, phase) else 1
     return Work(work.bytes, work.operations, 0, work.barriers, kernel["class"], sizes)
 
 
@@ -267,7 +266,7 @@ def scaled_work(kernel: Mapping[str, Any], phase: str, calls: int, tokens: int) 
     factor = tokens / rows if phase == "decode" or rows > 1 else 1.0
     if kernel["kind"] == "attention" and phase == "prefill":
         factor *= tokens / rows
-    reads = tokens if _has_a_cache_each(kernel, phase) else calls
+    reads = tokens / rows if _has_a_cache_each(kernel, phase) else calls
     return Work(
         bytes={name: moved * reads for name, moved in kernel["bytes"].items()},
         operations={name: count * factor for name, count in kernel["operations"].items()},

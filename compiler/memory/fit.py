@@ -93,15 +93,18 @@ def fit_report(
     needed = fixed + math.ceil(wanted_batch * whole)
     held = _most(capacity_bytes - fixed - wanted_batch * sequence, wanted_batch * position)
     context, limit = _limited(held, trained_context)
-    batch = _largest_batch(capacity_bytes - fixed_bytes, whole, activation_bytes)
+    batch = largest_batch(capacity_bytes - fixed_bytes, whole, activation_bytes)
     found = FitReport(
         needed <= capacity_bytes, needed, capacity_bytes, context, batch, limit, message=""
     )
     return replace(found, message=_message(found, fixed, wanted_context, wanted_batch))
 
 
-def _largest_batch(free: int, each: Fraction, activation_bytes: Callable[[int], int]) -> int | None:
-    """The most sequences of `each` bytes and their activations in `free`; None for any number."""
+def largest_batch(free: int, each: Fraction, activation_bytes: Callable[[int], int]) -> int | None:
+    """The most sequences of `each` bytes and their activations in `free`; None for any number.
+
+    `activation_bytes` is as in `fit_report`.
+    """
     most = _most(Fraction(free), each)
     fits, beyond = 0, _ANY_BATCH if most is None else most + 1
     if most is None and activation_bytes(beyond) <= free:

@@ -9,6 +9,9 @@ from infc.ir.attributes import from_attribute, to_attribute
 from infc.ir.kv_storage import KV_DTYPES
 from infc.ir.mlir import ir
 
+LARGEST_SIZE = 2**24
+"""The most that an option counts."""
+
 
 @dataclass(frozen=True)
 class CompileOptions:
@@ -44,10 +47,10 @@ class CompileOptions:
                     Code.OPTION,
                     f"expected {field.name} to be of type {field.type}, got {type(value).__name__}",
                 )
-            if isinstance(value, int) and not 1 <= value <= 2**24:
+            if isinstance(value, int) and not 1 <= value <= LARGEST_SIZE:
                 raise UserError(
                     Code.OPTION,
-                    f"expected {field.name} between 1 and {2**24}, got {value}",
+                    f"expected {field.name} between 1 and {LARGEST_SIZE}, got {value}",
                     hint=f"choose a {field.name} in that range",
                 )
         if self.kv_dtype not in ("auto", *KV_DTYPES):

@@ -137,7 +137,8 @@ class _Summary:
         # In prefill a query sees half of the prompt on average.
         mean = min(seen, (t + 1) // 2) if self.phase == "prefill" else seen
         self.operations["f32"] += 4.0 * t * mean * int(width)
-        self.activation_bytes += seen * cache.position_bytes
+        caches = t if self.phase == "decode" else 1  # a token each of so many sequences
+        self.activation_bytes += caches * seen * cache.position_bytes
         self.kv_dtype = cache.dtype
         self.shapes |= {
             "heads": get(op, "heads"),

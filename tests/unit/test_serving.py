@@ -194,6 +194,29 @@ def test_who_does_not_fit_waits_by_littles_law() -> None:
     assert more.wait_seconds > 2 * result.wait_seconds
 
 
+@pytest.mark.parametrize("served", [True, False])
+def test_who_waits_takes_no_memory(served: bool) -> None:
+    """Not even where the logits of all users together would fill it."""
+
+    def at(users: int) -> DeploymentEstimate:
+        return estimate(
+            devices=2,
+            engine=VLLM if served else None,
+            workload=Workload(prompt=512, new_tokens=1024, concurrency=users),
+        )
+
+    crowd, more = at(10_000), at(1_000_000)
+    assert 100 < crowd.running == more.running
+    assert crowd.memory == more.memory
+    assert crowd.tpot == more.tpot
+    assert crowd.tokens_per_s == pytest.approx(more.tokens_per_s)
+    capacity = H100.holding_memory().size_bytes * (VLLM.values["memory_share"] if served else 1)
+    assert crowd.memory.total <= capacity
+    assert at(crowd.running + 1).running == crowd.running
+    assert not crowd.fit.fits
+    assert crowd.fits
+
+
 def test_one_user_waits_for_nobody() -> None:
     one = estimate(workload=Workload(prompt=2048, new_tokens=256))
     assert (one.running, one.wait_seconds) == (1, 0.0)

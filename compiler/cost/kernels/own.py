@@ -69,8 +69,10 @@ def own_estimate(query: Query, target: Target) -> Estimate:
             if query.k % STORAGE_TYPES[_STORED[query.dtype]].block_elems:
                 return unfitted_estimate(query, target)
             return estimate_work(_product(query, target), target)
-    # Sequences are done one after the other: each one's cache is read by itself.
-    return estimate_work(_attention(query, target), target).scale(query.batch)
+        case PrefillAttention():  # prompts come one after the other
+            return estimate_work(_attention(query, target), target).scale(query.batch)
+        case _:
+            return estimate_work(_attention(query, target), target)
 
 
 def _product(query: Gemm, target: Target) -> Work:
@@ -95,13 +97,13 @@ def _product(query: Gemm, target: Target) -> Work:
 
 
 def _attention(query: DecodeAttention | PrefillAttention, target: Target) -> Work:
-    """Of one of the sequences."""
+    """Of one prompt, or of a decode step of all sequences."""
     if isinstance(query, PrefillAttention):
-        first, rows, context = True, query.length, query.past + query.length
+        first, rows, caches, context = True, query.length, 1, query.past + query.length
     else:
-        first, rows, context = False, 1, query.context
+        first, rows, caches, context = False, query.batch, query.batch, query.context
     held = min(context, query.window or context)
-    pairs = rows * (held + 1) / 2 if first else held
+    pairs = rows * (held + 1) / 2 if first else rows * held
     width = query.heads * query.head_dim
     kv_dtype = _CACHED.get(query.kv_dtype, query.kv_dtype)
     position = query.kv_heads * position_bytes(kv_dtype, query.head_dim)
@@ -114,7 +116,7 @@ def _attention(query: DecodeAttention | PrefillAttention, target: Target) -> Wor
             typical_rows=rows,
             operations={"f32": 4.0 * pairs * width},
             weight_bytes=0,
-            activation_bytes=position * held + 2 * 4 * rows * width,
+            activation_bytes=caches * position * held + 2 * 4 * rows * width,
             shapes={
                 "heads": query.heads,
                 "kv_heads": query.kv_heads,

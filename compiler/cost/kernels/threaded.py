@@ -225,8 +225,10 @@ def seen_keys(rows: Array, context: Array, window: Array) -> Array:
 
 
 def row_attention_times(rows: Columns, machine: Machine, constants: Values) -> Times:
-    """Each query goes along its part of the cache."""
-    pairs = seen_keys(rows["rows"], rows["context"], rows["window"]) * rows["heads"]
+    """Each query goes along its part of the cache of its sequence."""
+    caches = rows["caches"]
+    seen = seen_keys(rows["rows"] / caches, rows["context"], rows["window"])
+    pairs = caches * seen * rows["heads"]
     # A head's cache that few parts share keeps as many threads busy.
     busy = np.minimum(rows["threads"], rows["units"] * rows["rows"])
     dots = 4.0 * pairs * rows["head_dim"] / (constants["dot_share"] * rows["peak"])
@@ -235,7 +237,7 @@ def row_attention_times(rows: Columns, machine: Machine, constants: Values) -> T
     held = np.where(
         rows["window"] > 0, np.minimum(rows["context"], rows["window"]), rows["context"]
     )
-    drawn = held * rows["position_bytes"] / rows["bytes_per_s"]
+    drawn = caches * held * rows["position_bytes"] / rows["bytes_per_s"]
     memory = np.asarray(drawn / constants["memory_share"])
     return _times(rows, constants, memory, (dots + scores + parts) / busy, constants["overlap"])
 
