@@ -29,6 +29,7 @@ from infc.target.fitted import FittedClass
 from infc.target.units import parse_bytes, parse_quantity
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 Kind = Literal["cpu", "gpu", "dataflow", "model-only"]
 Scalar = str | int | float | bool
 Topology = Literal["all-to-all", "ring", "mesh-2d", "torus-2d", "torus-3d", "dragonfly", "host"]
@@ -45,19 +46,30 @@ def _sorted_names(names: object) -> object:
     return names
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
-BytesPerSecond = Annotated[
-    float, BeforeValidator(partial(parse_quantity, dimension="bytes_per_s")), Field(gt=0)
-]
-OperationsPerSecond = Annotated[
-    float, BeforeValidator(partial(parse_quantity, dimension="operations_per_s")), Field(gt=0)
-]
-Nanoseconds = Annotated[float, BeforeValidator(partial(parse_quantity, dimension="ns"))]
-Watts = Annotated[float, BeforeValidator(partial(parse_quantity, dimension="watts")), Field(gt=0)]
-DollarsPerHour = Annotated[
-    float, BeforeValidator(partial(parse_quantity, dimension="usd_per_hour")), Field(gt=0)
-]
-Count = Annotated[int, Field(ge=1)]
+def _within(low: float, high: float, unit: str) -> AfterValidator:
+    def check(value: Number) -> Number:
+        if not low <= value <= high:
+            raise ValueError(f"expected {low:g} to {high:g} {unit}, got {value:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _quantity(dimension: str, unit: str, low: float, high: float) -> tuple[object, object]:
+    parse = partial(parse_quantity, dimension=dimension)
+    return BeforeValidator(parse), _within(low, high, unit)
+
+
+# Bounds far around all machines there are: what lies beyond them is a slip of the unit, and would
+# be a division by nothing further on.
+Bytes = Annotated[int, BeforeValidator(parse_bytes), _within(1, 1e18, "bytes")]
+BytesPerSecond = Annotated[float, *_quantity("bytes_per_s", "B/s", 1e3, 1e18)]
+OperationsPerSecond = Annotated[float, *_quantity("operations_per_s", "OP/s", 1e3, 1e21)]
+Nanoseconds = Annotated[float, *_quantity("ns", "ns", 0, 1e12)]
+Watts = Annotated[float, *_quantity("watts", "W", 1e-3, 1e9)]
+DollarsPerHour = Annotated[float, *_quantity("usd_per_hour", "$/h", 1e-6, 1e9)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Share = Annotated[float, Field(ge=1e-4, le=1)]
 Table = Annotated[Mapping[str, T], AfterValidator(_freeze), PlainSerializer(dict)]
 """A read-only mapping, sorted by key."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_sorted_names)]
@@ -73,9 +85,9 @@ class Facts(BaseModel):
 class Efficiency(Facts):
     """Which fraction of a peak real kernels reach: bad, usual and good ones."""
 
-    low: float = Field(gt=0, le=1)
-    mid: float = Field(gt=0, le=1)
-    high: float = Field(gt=0, le=1)
+    low: Share
+    mid: Share
+    high: Share
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

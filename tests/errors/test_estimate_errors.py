@@ -115,8 +115,8 @@ def invoke(*arguments: str | Path) -> Result:
         ),
         (
             (*H100, "--set", "hbm.size=0GiB"),
-            "error[INF5001]: target 'nvidia-h100-sxm' cannot be changed so: input should be "
-            "greater than 0\n"
+            "error[INF5001]: target 'nvidia-h100-sxm' cannot be changed so: expected 1 to 1e+18 "
+            "bytes, got 0\n"
             "  --> --set memories.hbm.size_bytes\n",
         ),
         (

@@ -200,12 +200,37 @@ def test_without_a_cross_linker(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "barrier_ns = 1",
             'barrier_ns = 1\npower_watts = "0W"',
-            "input should be greater than 0 (power_watts)",
+            "expected 0.001 to 1e+09 W, got 0 (power_watts)",
         ),
         (
             'size_bytes = "80GiB"',
             'size_bytes = "0GiB"',
-            "input should be greater than 0 (memories.hbm.size_bytes)",
+            "expected 1 to 1e+18 bytes, got 0 (memories.hbm.size_bytes)",
+        ),
+        (
+            '"3TB/s"',
+            "1e-300",
+            "expected 1000 to 1e+18 B/s, got 1e-300 (memories.hbm.bandwidth_bytes_per_s)",
+        ),
+        (
+            '"1TFLOP/s"',
+            "1e308",
+            "expected 1000 to 1e+21 OP/s, got 1e+308 (compute.cores.operations_per_s.f32)",
+        ),
+        (
+            "launch_ns = 1",
+            "launch_ns = 1e13",
+            "expected 0 to 1e+12 ns, got 1e+13 (launch_ns)",
+        ),
+        (
+            "barrier_ns = 1",
+            "barrier_ns = 1\ncount = 1000000001",
+            "input should be less than or equal to 1000000000 (count)",
+        ),
+        (
+            "{ low = 0.5, mid = 0.8, high = 0.9 }",
+            "{ low = 1e-9, mid = 0.8, high = 0.9 }",
+            "input should be greater than or equal to 0.0001 (memories.hbm.efficiency.low)",
         ),
         (
             "barrier_ns = 1",
