@@ -70,7 +70,7 @@ def footprint(
     memory = target.holding_memory()
     capacity, kept = memory.size_bytes * memory.count, 0
     if engine is not None:
-        capacity = math.floor(capacity * engine.values["memory_share"])
+        capacity = max(1, math.floor(capacity * engine.values["memory_share"]))
         kept = round(engine.values["reserved_bytes"])
 
     def beside(batch: int) -> int:

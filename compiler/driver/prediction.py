@@ -16,6 +16,8 @@ from infc.target.discovery import load_backend
 from infc.target.schema import Target
 
 Output = Literal["argmax", "logits"]
+_PREFILL_SAMPLES = 64
+"""Calls of a prompt that are estimated one by one: longer ones have few contexts for all."""
 _DECODE_SAMPLES = 8
 """Contexts at which decoding is estimated: time grows with the context, and bends at windows."""
 
@@ -108,11 +110,15 @@ def _predict(
 
 
 def prefill_turns(prompt: int, chunk: int, past: int = 0) -> list[Turns]:
-    """A prompt in pieces of a call's size, behind so many positions."""
-    return [
-        Turns(1, min(chunk, prompt - start), past + min(prompt, start + chunk))
-        for start in range(0, prompt, chunk)
+    """A prompt in pieces of a call's size, behind so many positions; of a very long one several
+    pieces stand for those around them, but the last for itself."""
+    whole = (prompt - 1) // chunk
+    size = max(1, -(-whole // _PREFILL_SAMPLES))
+    groups = [(first, min(size, whole - first)) for first in range(0, whole, size)]
+    turns = [
+        Turns(count, chunk, past + chunk * (first + count // 2 + 1)) for first, count in groups
     ]
+    return [*turns, Turns(1, prompt - whole * chunk, past + prompt)]
 
 
 def decode_turns(prompt: int, new_tokens: int) -> list[Turns]:

@@ -312,7 +312,10 @@ def test_turns_cover_every_token(prompt: int, chunk: int, new_tokens: int) -> No
     turns = prefill_turns(prompt, chunk)
     assert sum(turn.calls * turn.tokens for turn in turns) == prompt
     assert all(turn.tokens <= chunk for turn in turns)
-    assert turns[-1].context == prompt
+    assert (turns[-1].calls, turns[-1].context) == (1, prompt)
+    assert len(turns) <= 65
+    behind = sum(min(prompt, start + chunk) for start in range(0, prompt, chunk))
+    assert sum(turn.calls * turn.context for turn in turns) == pytest.approx(behind, rel=0.02)
     steps = decode_turns(prompt, new_tokens)
     assert sum(turn.calls for turn in steps) == pytest.approx(new_tokens)
     mean = sum(turn.calls * turn.context for turn in steps) / new_tokens

@@ -315,10 +315,10 @@ def test_more_work_takes_no_less_time(chip: Target, profile: Profile) -> None:
         assert seconds == sorted(seconds), line[0]
 
 
-@pytest.mark.parametrize("window", [0, 1, 100, 128, 1000])
-@pytest.mark.parametrize("past", [0, 64, 1000])
-def test_tiles_of_scores_are_those_that_masks_leave(window: int, past: int) -> None:
-    length = 700
+@pytest.mark.parametrize("length", [1, 128, 700])
+@pytest.mark.parametrize("window", [0, 1, 100, 128, 577, 1000, 5000])
+@pytest.mark.parametrize("past", [0, 64, 130, 1000])
+def test_tiles_of_scores_are_those_that_masks_leave(length: int, window: int, past: int) -> None:
     query = PrefillAttention("bf16", "bf16", 1, length, 1, 1, 64, window, past)
     positions = past + np.arange(length)[:, None]
     keys = np.arange(past + length)[None, :]

@@ -70,10 +70,19 @@ def arithmetic_dtype(query: PrefillAttention, machine: Machine) -> str:
 
 def score_tiles(query: PrefillAttention) -> float:
     """Tiles of scores of one head of one sequence that must be computed."""
-    first = np.arange(0, query.length, QUERY_TILE) + query.past
-    last = np.minimum(first + QUERY_TILE, query.past + query.length)
-    seen_from = np.maximum(first - query.window + 1, 0) if query.window else np.zeros_like(first)
-    return float((-(-last // KEY_TILE) - seen_from // KEY_TILE).sum())
+    blocks, step = -(-query.length // QUERY_TILE), QUERY_TILE // KEY_TILE
+    whole = blocks - 1  # each sees `step` tiles more than the one before
+    ends = whole * -(-query.past // KEY_TILE) + step * whole * blocks // 2
+    ends += -(-(query.past + query.length) // KEY_TILE)
+    if not query.window:
+        return float(ends)
+    hidden = max(
+        0, -(-(query.window - query.past) // QUERY_TILE)
+    )  # blocks before the first whose window ends
+    behind = max(0, blocks - hidden)
+    begins = behind * ((query.past - query.window + 1) // KEY_TILE)
+    begins += step * (behind * (hidden + blocks - 1) // 2)
+    return float(ends - begins)
 
 
 def _most_keys(query: PrefillAttention) -> int:
