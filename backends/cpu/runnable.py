@@ -6,6 +6,7 @@ import ctypes
 import platform
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from infc.backends.cpu.guarded_memory import GuardedMemory
 from infc.backends.cpu.kernels.kv_layout import kv_layout_of
 from infc.backends.cpu.lowering import abi
 from infc.backends.cpu.probe import host_features
-from infc.backends.cpu.target import missing_features
+from infc.backends.cpu.target import isa_of, missing_features
 from infc.backends.cpu.team import Team
 from infc.diagnostics import Code, InternalError, UserError
 from infc.target.backend import LoadedPrograms
@@ -78,7 +79,7 @@ class CpuKV:
 
 def _check_host(target: Target) -> None:
     """Raises UserError (INF4005) where this host cannot run programs for a target."""
-    architecture, here = str(target.backend_facts["triple"]).partition("-")[0], platform.machine()
+    architecture, here = isa_of(target).triple.partition("-")[0], platform.machine()
     compiled_for = [f"compiled for {target.name}"]
     if architecture != here:
         raise UserError(
@@ -98,6 +99,42 @@ def _check_host(target: Target) -> None:
         )
 
 
+def _own_info(library: ctypes.CDLL) -> dict[str, int]:
+    """What the programs say of themselves, by field of the ABI; empty where they say nothing."""
+    try:
+        numbers = (ctypes.c_int64 * len(abi.INFO_FIELDS)).in_dll(library, "infc_info")
+    except ValueError:
+        return {}
+    return dict(zip(abi.INFO_FIELDS, numbers, strict=True))
+
+
+def _check_signature(signature: Mapping[str, Any], info: Mapping[str, int], held: int) -> None:
+    """The programs read and write as far as they say themselves: what the artifact says of them
+    must be that.
+
+    Raises:
+        UserError: INF4003 where it is not, or where there are fewer bytes of weights.
+    """
+    prefill, decode = signature["max_tokens"]
+    stated = {
+        "vocab_size": signature["vocab_size"],
+        "max_context": signature["max_context"],
+        "max_slots": signature["max_slots"],
+        "max_threads": signature["max_threads"],
+        "max_top_k": signature["max_top_k"],
+        "prefill_max_tokens": prefill,
+        "decode_max_tokens": decode,
+        "kv_bytes": kv_layout_of(signature).total_bytes,
+    }
+    wrong = signature.get("info") != info or any(info[name] != n for name, n in stated.items())
+    if wrong or held < info["weight_bytes"]:
+        raise UserError(
+            Code.ARTIFACT_DAMAGED,
+            "the programs are not those that manifest.json describes",
+            hint="copy or compile the artifact again",
+        )
+
+
 class CpuRunnable:
     """Implements `infc.target.runnable.Runnable`."""
 
@@ -105,18 +142,19 @@ class CpuRunnable:
         _check_host(programs.target)
         self._check = programs.check
         self.signature = dict(programs.signature)
-        self.info: dict[str, int] = self.signature["info"]
+        self._library = ctypes.CDLL(str(programs.extract("model.so")))
+        self.info = _own_info(self._library)
+        self._weights = np.frombuffer(programs.weights, np.uint8)
+        _check_signature(self.signature, self.info, self._weights.size)
         self.vocab_size: int = self.signature["vocab_size"]
         self.limits = limits_of(self.signature)
         self.kv_shape = kv_shape_of(self.signature)
-        self._library = ctypes.CDLL(str(programs.extract("model.so")))
         self._functions = {
             phase: getattr(self._library, f"infc_{phase.name.lower()}") for phase in Phase
         }
         for function in self._functions.values():
             function.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
             function.restype = ctypes.c_int32
-        self._weights = np.frombuffer(programs.weights, np.uint8)
         if self._weights.ctypes.data % 64:
             raise InternalError("the packed weights are not mapped at a 64-byte boundary")
         self._frames = {

@@ -40,6 +40,7 @@ from infc.driver.prediction import (
     scaled_work,
 )
 from infc.driver.quality import sample_text
+from infc.driver.sections import check_sections
 from infc.driver.simulated_rows import (
     SimulatedProgram,
     layout_rows,
@@ -80,6 +81,7 @@ def explain(path: str | Path, *, threads: int | None = None) -> Explanation:
         UserError: the artifact cannot be opened.
     """
     artifact = open_artifact(path)
+    check_sections(artifact)
     manifest = artifact.manifest
     unmeasured = ""
     try:

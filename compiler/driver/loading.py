@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from infc.artifact import Artifact, open_artifact
-from infc.diagnostics import Code, UserError
+from infc.driver.sections import check_sections
 from infc.driver.threads import default_threads
-from infc.ir.version import DIALECT_VERSION
 from infc.runtime.session import Session
 from infc.runtime.split import SplitRunnable
 from infc.runtime.tokenizer import Tokenizer
@@ -33,6 +32,7 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Sess
     from infc.driver.fit import check_host  # which needs `members_of`
 
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    check_sections(opened)
     check_host(opened)
     runnable = load_runnable(opened)
     if threads is None:
@@ -57,16 +57,10 @@ def load_runnable(artifact: Artifact) -> Runnable:
     Raises:
         UserError: the artifact is of another version, or not for this host.
     """
-    manifest = artifact.manifest
-    if manifest.dialect_version != DIALECT_VERSION:
-        raise UserError(
-            Code.ARTIFACT_VERSION,
-            f"expected dialect version {DIALECT_VERSION}, got {manifest.dialect_version}",
-            location=str(artifact.path),
-            hint="compile the model again with this infc",
-        )
+    check_sections(artifact)
+    targets = artifact.manifest.targets
     decode = _load_phase(artifact, "decode")
-    if manifest.targets["prefill"] == manifest.targets["decode"]:
+    if targets["prefill"] == targets["decode"]:
         return decode
     return SplitRunnable(_load_phase(artifact, "prefill"), decode)
 

@@ -11,6 +11,7 @@ from infc.artifact import Artifact
 from infc.cost.ahead import with_fetching_ahead
 from infc.cost.estimate import Estimate, total
 from infc.cost.roofline import Work, estimate_work
+from infc.driver.sections import check_sections
 from infc.target.backend import CallPrediction, PredictingBackend
 from infc.target.discovery import load_backend
 from infc.target.schema import Target
@@ -67,8 +68,13 @@ def predict(
     """Predictions of generation for both phases; None where the artifact holds no estimate.
 
     Args:
-        output: what calls are asked for: the best token, or the logits of all.
+        output: what calls are asked for: the best token, or the logits of all. Backends that
+            predict whole calls take the best token for both.
+
+    Raises:
+        UserError: as `check_sections`.
     """
+    check_sections(artifact)
     return _predict(artifact, None, prompt_tokens, new_tokens, threads, output)
 
 
@@ -82,6 +88,7 @@ def predict_on(
     output: Output = "argmax",
 ) -> dict[str, PhasePrediction | None]:
     """As `predict`, of both phases on another target than the artifact was compiled for."""
+    check_sections(artifact)
     return _predict(artifact, target, prompt_tokens, new_tokens, threads, output)
 
 

@@ -9,10 +9,11 @@ import pytest
 from dataflow_programs import MACHINE, NO_ARGS, image, image_of
 
 from infc.backends.dataflow.isa import Instruction, Op, Unit
+from infc.backends.dataflow.program import Image, Region
 from infc.backends.dataflow.simulator.errors import Fault, SimulationError
 from infc.backends.dataflow.simulator.execute import execute
 from infc.backends.dataflow.simulator.memory import Memory
-from infc.diagnostics import InternalError
+from infc.diagnostics import InternalError, UserError
 
 
 def refusal(programs: dict[str, str]) -> SimulationError:
@@ -203,3 +204,28 @@ def test_calls_start_afresh() -> None:
     for call in (1, 2):
         execute(made, MACHINE, memory, NO_ARGS)
         assert memory.sram[0].view(np.float32)[:3].tolist() == [0, call, 0]
+
+
+def with_far_memory(end_bytes: int) -> Image:
+    made = image({"0 load": "mov to=r1 a=1"})
+    end = Region(None, made.chips - 1, "far0", end_bytes - 64, 64, "zero", 0)
+    return replace(made, regions=[*made.regions, end])
+
+
+def test_far_memories_may_be_larger_than_the_host() -> None:
+    far = Memory.of(with_far_memory(1 << 40)).far[0]
+    assert far.shape[1] == 1 << 40
+    far[-1, -64:] = 7
+    assert far[-1, -64:].sum() == 7 * 64
+    assert not far[-1, -(1 << 20) : -64].any()
+
+
+def test_far_memories_beyond_all_addresses() -> None:
+    with pytest.raises(UserError) as caught:
+        Memory.of(with_far_memory(1 << 58))
+    text = str(caught.value)
+    assert text.startswith(
+        "error[INF4005]: the memories of the simulated machine take 262144 TiB of addresses, "
+        "which this host does not give: "
+    )
+    assert text.endswith("\n   = hint: lift the limit on this process's addresses (ulimit -v)")

@@ -1,9 +1,10 @@
 """Calibrating a machine: what the fit finds, what is kept, and what predictions make of it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from infc.backends.cpu.target import resolve_cpu
 from infc.cli import main
 from infc.cost.calibrated import call_columns
 from infc.cost.kernels.machine import machine_of
-from infc.cost.kernels.threaded import THREADED, seen_keys
+from infc.cost.kernels.threaded import SIZES, THREADED, seen_keys
 from infc.cost.machine_profile import (
     MachineProfile,
     calibrated_target,
@@ -189,6 +190,30 @@ def test_speeds_are_those_of_the_undisturbed_machine() -> None:
     assert found.bytes_per_s == {1: 10e9, 2: 10e9, 4: 30e9}
     assert found.operations_per_s == 100e9
     assert [thread_counts(n) for n in (1, 2, 6)] == [[1], [1, 2], [1, 2, 4, 6]]
+
+
+class Recorded(dict[str, Any]):
+    """Columns that note what they are asked for."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__({name: np.ones(1) for name in names})
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def items(self) -> Any:
+        return [(name, self[name]) for name in self]
+
+
+@pytest.mark.parametrize("name", THREADED)
+def test_formulas_ask_for_the_sizes_they_say(machine: Target, name: str) -> None:
+    of_a_call = {"threads", "bytes", "bytes_per_s", "peak", "vector_peak", "barrier_seconds"}
+    columns = Recorded({*SIZES[name], *of_a_call})
+    constants = {spec.name: spec.high for spec in THREADED[name].constants}
+    THREADED[name].times(columns, machine_of(machine), constants)
+    assert columns.asked - of_a_call == SIZES[name]
 
 
 @given(st.integers(1, 40), st.integers(0, 60), st.integers(0, 50))

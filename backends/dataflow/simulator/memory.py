@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Self, TypeAlias
 
@@ -12,10 +13,13 @@ from infc.backends.dataflow.program import Image, Space
 from infc.backends.dataflow.simulator.compiled import bare_part
 from infc.backends.dataflow.simulator.errors import Fault
 from infc.backends.dataflow.simulator.walk import Ints
-from infc.diagnostics import InternalError
+from infc.diagnostics import Code, InternalError, UserError
+from infc.diagnostics.quantities import human_bytes
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
+_MAP_NORESERVE: Final = 0x4000
+"""Of Linux; `mmap` names it from Python 3.13 on."""
 LINE_BYTES: Final = 64
 """Far addresses count lines of this many bytes."""
 _FAR: Final[tuple[Space, ...]] = ("far0", "far1")
@@ -74,7 +78,7 @@ class Memory:
             if region.space != "sram":
                 end = region.address_bytes + region.size_bytes
                 ends[region.space] = max(ends[region.space], -(-end // LINE_BYTES) * LINE_BYTES)
-        far0, far1 = (np.zeros((image.chips, ends[space]), np.uint8) for space in _FAR)
+        far0, far1 = (_untouched(image.chips, ends[space]) for space in _FAR)
         return cls(np.zeros((image.cores, image.sram_bytes), np.uint8), (far0, far1))
 
     def places(self) -> Places:
@@ -84,6 +88,28 @@ class Memory:
                 raise InternalError("expected memory as contiguous arrays of uint8, got others")
         (sram, sram_bytes), *far = ((a.ctypes.data, a.shape[1]) for a in (self.sram, *self.far))
         return Places(sram, sram_bytes, *far[0], *far[1])
+
+
+def _untouched(chips: int, size_bytes: int) -> Bytes:
+    """Zeros `uint8[chips, size_bytes]` that take no memory of the host before they are written, nor
+    a promise of it: the far memories of many chips are larger than it.
+
+    Raises:
+        UserError: the host has not as many addresses for this process (INF4005).
+    """
+    if not chips * size_bytes:
+        return np.zeros((chips, size_bytes), np.uint8)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    try:
+        mapped = mmap.mmap(-1, chips * size_bytes, flags=flags)
+    except (OSError, OverflowError, MemoryError, ValueError) as error:
+        raise UserError(
+            Code.ARTIFACT_HOST,
+            f"the memories of the simulated machine take {human_bytes(chips * size_bytes)} of "
+            f"addresses, which this host does not give: {error}",
+            hint="lift the limit on this process's addresses (ulimit -v)",
+        ) from None
+    return np.frombuffer(mapped, np.uint8).reshape(chips, size_bytes)
 
 
 class Places(NamedTuple):

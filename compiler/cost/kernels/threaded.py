@@ -295,4 +295,23 @@ THREADED: Final = {
     )
 }
 """By name. `blocked-product` stages weights as bf16, `staged-product` as 8-bit integers,
-`float-product` as float32."""
+`float-product` as float32. `SIZES` are what their formulas ask of a kernel."""
+
+_PRODUCT_SIZES = ("rows", "height", *(f"weights_{kind}" for kind in WEIGHT_KINDS))
+_MANY_SIZES = (*_PRODUCT_SIZES, "columns", "gated")
+_ATTENTION_SIZES = ("rows", "context", "window", "heads", "head_dim")
+_ROW_SIZES = ("rows", "row_operations", "row_bytes", "replicated")
+SIZES: Final[Mapping[str, frozenset[str]]] = {
+    name: frozenset(sizes)
+    for name, sizes in {
+        STREAM: _PRODUCT_SIZES,
+        HEAD_SEARCH: (*_PRODUCT_SIZES, "first_bytes", "second_bytes", "whole_bytes"),
+        "blocked-product": _MANY_SIZES,
+        "staged-product": tuple(name for name in _MANY_SIZES if name != "weights_float"),
+        "float-product": ("rows", "weights_float"),
+        "row-attention": (*_ATTENTION_SIZES, "units", "caches", "position_bytes"),
+        "tile-attention": (*_ATTENTION_SIZES, "kv_heads"),
+        "rows": _ROW_SIZES,
+        "rotary": _ROW_SIZES,
+    }.items()
+}
