@@ -64,9 +64,12 @@ def _stdout_failures() -> Iterator[None]:
         raise ReaderLeft from error
     except OSError as error:
         abandon_stdout()
-        raise UserError(
-            Code.OUTPUT, f"standard output could not be written: {error.strerror}"
-        ) from error
+        raise stdout_error(error) from error
+
+
+def stdout_error(error: OSError) -> UserError:
+    """Why stdout takes no more (INF4006)."""
+    return UserError(Code.OUTPUT, f"standard output could not be written: {error.strerror}")
 
 
 def abandon_stdout() -> None:

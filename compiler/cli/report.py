@@ -6,11 +6,17 @@ import os
 import traceback
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 import click
 
-from infc.cli.output import ReaderLeft, abandon_stdout, flush_stdout, print_json
+from infc.cli.output import (
+    ReaderLeft,
+    abandon_stdout,
+    flush_stdout,
+    print_json,
+    stdout_error,
+)
 from infc.diagnostics import Diagnostic, InfcError, InternalError, UserError
 
 
@@ -49,12 +55,23 @@ def run_reporting(command: Callable[[], object], *, as_json: bool) -> int:
             _print_json_error(error.diagnostic, error.diagnostic.message)
         return Exit.USER_ERROR
     except Exception as error:
+        if _wrote_help(error):
+            abandon_stdout()
+            _print_diagnostic(stdout_error(error).diagnostic)
+            return Exit.USER_ERROR
         diagnostic = _internal(error)
         traceback.print_exc()
         _print_diagnostic(diagnostic)
         if as_json:
             _print_json_error(diagnostic, diagnostic.message)
         return Exit.INTERNAL_ERROR
+
+
+def _wrote_help(error: Exception) -> TypeGuard[OSError]:
+    """Whether click failed to write a text of its own, its help for instance, to stdout."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inner = frames[-1].f_code if frames else None
+    return isinstance(error, OSError) and inner == click.echo.__code__
 
 
 def _internal(error: Exception) -> Diagnostic:

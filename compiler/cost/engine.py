@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from infc.cost.kernels.classes import ConstantSpec
 from infc.cost.kernels.profile import Constant, Residuals, dump_toml
+from infc.cost.kernels.queries import DTYPE_BYTES
 from infc.diagnostics import Code, Problem, UserError
 from infc.target.schema import Facts
 
@@ -119,6 +120,9 @@ class EngineProfile(Facts):
                 found.append(f"expected the constants {', '.join(specs)}, got {key!r}")
             else:
                 found += _disagreements(constant, specs[key])
+        for dtype in (*self.cache_dtypes, *self.cache_dtypes.values()):
+            if dtype not in DTYPE_BYTES:
+                found.append(f"expected cache_dtypes of {', '.join(DTYPE_BYTES)}, got {dtype!r}")
         if set(self.residuals) != {TTFT, TPOT}:
             got = ", ".join(self.residuals) or "none"
             found.append(f"expected residuals of {TTFT} and {TPOT}, got {got}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
@@ -193,5 +194,6 @@ def cached_compile(model: str | Path, *, progress: Progress | None = None) -> Ar
             return open_artifact(path)
         except UserError:
             # Damaged or of another version: made again below.
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # compiling says what is the matter with the folder
+                path.unlink()
     return compile(model, progress=progress)

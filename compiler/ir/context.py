@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from itertools import accumulate
+from typing import Final
 
 from infc.diagnostics import Code, UserError
 from infc.ir.mlir import ir, irdl
@@ -24,12 +27,27 @@ def context() -> Iterator[ir.Context]:
         yield current
 
 
+_BRACKET: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|[{(\[\])}]')
+"""A bracket, or a string, which may have some in it."""
+_NESTING: Final = dict.fromkeys("{([", 1) | dict.fromkeys("})]", -1)
+_DEEPEST: Final = 200
+"""Brackets in one another: MLIR's parser calls itself for each, and has no limit of its own."""
+
+
 def parse(text: str, *, name: str = "-") -> ir.Module:
     """Parse a module in the current context.
 
     Raises:
         UserError: INF2001 with MLIR's own diagnostics, line and column.
     """
+    steps = (_NESTING.get(match[0], 0) for match in _BRACKET.finditer(text))
+    depth = max(accumulate(steps), default=0)
+    if depth > _DEEPEST:
+        raise UserError(
+            Code.IR_SYNTAX,
+            f"the IR is nested too deeply: expected at most {_DEEPEST} brackets, got {depth}",
+            location=name,
+        )
     try:
         return ir.Module.parse(text)
     except ir.MLIRError as error:

@@ -67,7 +67,7 @@ def parse_target(text: str, *, location: str) -> Target:
 def make_target(document: Mapping[str, object], *, location: str) -> Target:
     """A target from a document in the form of a target file; errors name `location`."""
     plain, notes = plain_facts(document, location=location)
-    with schema_errors(plain, location=location):
+    with schema_errors(plain, notes, location=location):
         return Target.model_validate(
             plain | {"sources": notes.sources, "assumptions": notes.assumptions}
         )
@@ -86,10 +86,10 @@ def read_toml(text: str, *, location: str) -> dict[str, Any]:
 def plain_facts(
     document: Mapping[str, object], *, location: str
 ) -> tuple[dict[str, object], Notes]:
-    """A document without what it says about origins, and that apart.
+    """A document without what it says about origins, and that apart, with what is wrong with it.
 
     Raises:
-        UserError: a fact has no source, or says several things (INF3002); all are listed.
+        UserError: it is nested too deeply (INF3002).
     """
     notes = Notes()
     try:
@@ -98,21 +98,26 @@ def plain_facts(
         raise UserError(
             Code.TARGET_FORMAT, "the target file is nested too deeply", location=location
         ) from error
-    if notes.problems or not isinstance(plain, dict):
+    if not isinstance(plain, dict):
         raise _report(notes.problems, location)
     return plain, notes
 
 
 @contextmanager
-def schema_errors(plain: object, *, location: str) -> Iterator[None]:
-    """What the schema refuses in a document becomes one UserError (INF3002) that lists it all."""
+def schema_errors(plain: object, notes: Notes, *, location: str) -> Iterator[None]:
+    """What the schema refuses in a document, and what was found before, becomes one UserError
+    (INF3002) that lists it all."""
+    problems = list(notes.problems)
+    known = {problem.location for problem in problems}
     try:
         yield
     except ValidationError as error:
-        problems = [
+        found = [
             Problem(_sentence(item["msg"]), _path(item["loc"], plain) or None)
             for item in error.errors(include_url=False)
         ]
+        problems += [problem for problem in found if problem.location not in known]
+    if problems:
         raise _report(problems, location) from None
 
 

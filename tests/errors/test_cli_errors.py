@@ -221,9 +221,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_under_stdout() -> None:
+@pytest.mark.parametrize("command", [("explain", "INF5003"), ("--help",), ("run", "--help")])
+def test_a_full_disk_under_stdout(command: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
-        process = start("explain", "INF5003", stdout=full)
+        process = start(*command, stdout=full)
         _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (
         1,

@@ -222,3 +222,14 @@ def test_options() -> None:
     with context(), pytest.raises(UserError) as caught:
         CompileOptions.from_module(parse("module {}"))
     assert str(caught.value) == "error[INF2001]: the module carries no infc.options"
+
+
+def test_brackets_beyond_what_the_parser_can_bear() -> None:
+    """MLIR calls itself for each, and the process would end."""
+    assert refused("module {" * 20_000 + "}" * 20_000) == (
+        "error[INF2001]: the IR is nested too deeply: expected at most 200 brackets, got 20000\n"
+        "  --> dump.mlir"
+    )
+    with context():
+        parse("module {" * 200 + "}" * 200)
+        parse('module attributes {infc.note = "' + "{" * 1000 + '"} {}')

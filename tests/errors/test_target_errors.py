@@ -67,6 +67,20 @@ def test_facts_without_a_source_are_listed() -> None:
     assert "(memories.hbm.efficiency.high)\n" in report
 
 
+def test_missing_sources_hide_no_other_finding() -> None:
+    text = GOOD.replace("launch_ns = 1", 'launch_ns = { value = 1, source = "" }').replace(
+        '"3TB/s"', '"3TB"'
+    )
+    assert rendered(text.replace('kind = "gpu"', 'kind = "toaster"')) == (
+        "error[INF3002]: the target file has 3 problems\n"
+        "  --> toy.toml\n"
+        "   - expected source as text (launch_ns)\n"
+        "   - input should be 'cpu', 'gpu', 'dataflow' or 'model-only' (kind)\n"
+        "   - expected a number and one of B/s, kB/s, MB/s, GB/s, TB/s, PB/s, KiB/s, MiB/s, GiB/s, "
+        "TiB/s, Mbit/s, Gbit/s, Tbit/s, got '3TB' (memories.hbm.bandwidth_bytes_per_s)"
+    )
+
+
 def test_a_fact_says_one_thing() -> None:
     text = GOOD.replace("launch_ns = 1", 'launch_ns = { value = 1, unknown = "x", note = "y" }')
     assert rendered(text) == (

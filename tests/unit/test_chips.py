@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from infc.backends.chips import BACKEND
+from infc.diagnostics import UserError
 from infc.target.discovery import find_link, find_target
 from infc.target.links import LinkOption, with_link
 from infc.target.schema import Target
@@ -107,6 +109,22 @@ def test_a_memory_that_is_not_the_largest_may_hold_the_model() -> None:
 
 def optical() -> LinkOption:
     return find_link("teraphy")
+
+
+def test_an_optical_link_with_the_name_of_another() -> None:
+    target = find_target("nvidia-h100-sxm")
+    between = target.link("machines")
+    assert between is not None
+    option = optical()
+    named = replace(option, link=option.link.model_copy(update={"name": between.name}))
+    with pytest.raises(UserError) as caught:
+        with_link(target, named)
+    assert str(caught.value) == (
+        f"error[INF3002]: target 'nvidia-h100-sxm' has a link {between.name!r} already, which "
+        "joins other things\n"
+        f"  --> {option.location}\n"
+        "   = hint: give the link in the file another name"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if find_target(name).count > 1])

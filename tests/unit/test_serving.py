@@ -337,10 +337,11 @@ class TestEngineProfiles:
         text = text.replace("[constants.queue_share]", "[constants.queue_shares]")
         text = text.replace("value = 0.9\n", "value = 1.5\n")
         text = text.replace(f"[residuals.{TTFT}]", "[residuals.later]")
+        text = text.replace("[cache_dtypes]", '[cache_dtypes]\nf16 = "fp9"')
         with pytest.raises(UserError) as caught:
             parse_engine(text, location="vllm.toml")
         assert str(caught.value) == (
-            "error[INF3006]: the engine profile has 4 problems\n"
+            "error[INF3006]: the engine profile has 5 problems\n"
             "  --> vllm.toml\n"
             "   - missing constant 'queue_share'\n"
             "   - expected the constants layer_seconds, launch_share, collective_share, "
@@ -348,6 +349,7 @@ class TestEngineProfiles:
             "memory_share, reserved_bytes, got "
             "'queue_shares'\n"
             "   - memory_share must be between 0.3 and 1 1, got 1.5\n"
+            "   - expected cache_dtypes of f32, bf16, f16, fp8, int8, fp4, got 'fp9'\n"
             f"   - expected residuals of {TTFT} and {TPOT}, got later, {TPOT}"
         )
 

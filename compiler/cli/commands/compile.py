@@ -165,7 +165,8 @@ def compile_command(
     check_pass_name(remarks_of)
     remarks: list[Remark] = []
     verified: list[str] = []
-    path = output if output is not None else Path(model.resolve().with_suffix(".infc").name)
+    # The root of the file system has no name.
+    path = output or Path(model.resolve().name or "model").with_suffix(".infc")
     tuning = None if tune is None else driver.Tuning(tune)
     start = time.perf_counter()
     with progress_bar() as progress:
