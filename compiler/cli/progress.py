@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, float], None]
-"""`progress(stage, fraction)`: what is being done, and how much of all is done, 0.0 to 1.0."""
+from infc.diagnostics.progress import Progress
 
 
 @contextmanager

@@ -11,7 +11,7 @@ measured again.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
@@ -30,15 +30,13 @@ from infc.cost.kernels.threaded import HEAD_SEARCH, STREAM, THREADED
 from infc.cost.machine_profile import MachineProfile, Speeds, with_speeds
 from infc.cost.roofline import Work, estimate_work
 from infc.diagnostics import Code, UserError
+from infc.diagnostics.progress import Progress
 from infc.driver.calibration_model import trace_rows
 from infc.driver.calibration_set import calibration_kernels
 from infc.driver.calibration_text import HeadTimes, fit_heads, trace_heads
 from infc.target.backend import Backend, KernelMapping, KernelSummary, MeasuringBackend
 from infc.target.discovery import resolve_target
 from infc.target.schema import Target
-
-Progress = Callable[[str, float], None]
-"""`progress(stage, fraction)`: what is being done, and how much of all is done, 0.0 to 1.0."""
 
 _SPEED_PASSES: Final = 150
 _REPETITIONS: Final = 32

@@ -10,6 +10,7 @@ from infc.cost.calibrations import load_calibrations
 from infc.cost.deployment import DeploymentEstimate
 from infc.cost.disaggregation import Side, decode_part, disaggregate, prefill_part
 from infc.diagnostics import Code, UserError
+from infc.diagnostics.progress import Progress
 from infc.driver.estimation import Deployment, Model, Setup, again, check_setup, deploy
 from infc.target.schema import Target
 
@@ -46,9 +47,19 @@ class Comparison:
 
 
 def compare(
-    model: Model, targets: Sequence[tuple[str, Target]], setup: Setup, *, curves: bool
+    model: Model,
+    targets: Sequence[tuple[str, Target]],
+    setup: Setup,
+    *,
+    curves: bool,
+    progress: Progress | None = None,
 ) -> Comparison:
     """A model on each of some named targets; what cannot be is left out with its reason.
+
+    Args:
+        model, targets, setup: what, on which, how.
+        curves: with more and more requests at a time, too.
+        progress: is told the target at work and the part of all that is done.
 
     Raises:
         UserError: the setup means nothing on any target (INF5001).
@@ -57,12 +68,19 @@ def compare(
     rows: list[Deployment] = []
     left_out: list[tuple[str, str]] = []
     measured = load_calibrations()
-    for name, target in targets:
+    drawn: dict[str, Sequence[Deployment]] = {}
+    for number, (name, target) in enumerate(targets):
+        if progress is not None:
+            progress(name, number / len(targets))
         try:
-            rows.append(deploy(model, target, setup, name, measured))
+            row = deploy(model, target, setup, name, measured)
         except UserError as error:
             left_out.append((name, error.diagnostic.message))
-    return Comparison(rows, left_out, {row.name: _curve(row) for row in rows} if curves else {})
+            continue
+        rows.append(row)
+        if curves:
+            drawn[row.name] = _curve(row)
+    return Comparison(rows, left_out, drawn)
 
 
 def ranked(comparison: Comparison, objective: str) -> list[Deployment]:

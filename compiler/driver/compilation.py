@@ -13,10 +13,11 @@ from typing import Any
 from infc.artifact import Artifact, open_artifact, write_artifact
 from infc.artifact.output import check_output, output_error
 from infc.diagnostics import Code, UserError
+from infc.diagnostics.progress import Progress
 from infc.driver.artifact_cache import cache_path
 from infc.driver.artifact_contents import facts, program_members, tokenizer_members
 from infc.driver.oracle import Oracle
-from infc.driver.target_compilation import Compiled, Progress, TargetCompiler
+from infc.driver.target_compilation import Compiled, TargetCompiler
 from infc.driver.tuning import Tuning
 from infc.frontends import open_model
 from infc.frontends.source import ModelSource

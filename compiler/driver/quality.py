@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from infc.artifact import Artifact
 from infc.diagnostics import Code, UserError
+from infc.diagnostics.progress import Progress
 from infc.driver.compilation import compile
 from infc.driver.loading import load
-from infc.driver.target_compilation import Progress
 from infc.runtime.session import Session
 
 MAX_TOKENS = 192

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from infc.artifact.output import output_error
 from infc.diagnostics import Code, InfcError, UserError
+from infc.diagnostics.progress import Progress
 from infc.driver.dumps import check_weights, device_of, read_dump, rest_of
 from infc.driver.fit import check_plan_fits
 from infc.driver.importing import import_model
@@ -30,9 +31,6 @@ from infc.pipeline.passes import PassContext, Pipeline, Remark
 from infc.target.backend import Backend, EmulatingBackend, Programs
 from infc.target.discovery import resolve_target
 from infc.target.schema import Target
-
-Progress = Callable[[str, float], None]
-"""`progress(stage, fraction)`: what is being done, and how much of all is done, 0.0 to 1.0."""
 
 _TUNING_FRACTION = 0.3
 """About where the schedule is chosen."""

@@ -221,6 +221,19 @@ def test_the_fewest_devices_that_hold_the_model_are_taken() -> None:
     assert "does not fit" in comparison.left_out[0][1]
 
 
+def test_a_comparison_says_how_far_it_is(small: Model) -> None:
+    said: list[tuple[str, float]] = []
+    targets = [(name, find_target(name)) for name in ("nvidia-a100", "groq-lpu-v1", "nvidia-h200")]
+    compare(
+        small,
+        targets,
+        Setup(Workload(1, 64, 16), devices=1),
+        curves=True,
+        progress=lambda stage, done: said.append((stage, done)),
+    )
+    assert said == [("nvidia-a100", 0.0), ("groq-lpu-v1", 1 / 3), ("nvidia-h200", 2 / 3)]
+
+
 def test_several_values_sweep() -> None:
     report = printed(
         *(SMALL, "--target", "nvidia-h200", "--devices", "1"),
@@ -337,6 +350,21 @@ def test_model_files_are_estimated_on_processors_too(tiny: Path, model: str, tar
         assert "weights take the bytes of the file, in f32" in notes
     else:
         assert f"the programs are those that infc compile makes of this file for {target}" in notes
+
+
+def test_programs_are_planned_for_the_requests_that_find_room(tiny: Path) -> None:
+    target = with_figures(find_target("cpu:x86-64-v3"), {"dram.size": "64MiB"})
+    model = read_model(tiny / "tiny")
+    crowd, more = (
+        deploy(model, target, Setup(Workload(1, 64, 64, concurrency=users))).estimate
+        for users in (5_000, 1_000_000_000)
+    )
+    capacity = target.memory("dram").size_bytes
+    for found in (crowd, more):
+        assert not found.fit.fits
+        assert 0.97 * capacity < found.memory.total <= 1.03 * capacity
+    assert more.running == pytest.approx(crowd.running, rel=0.03)
+    assert more.tokens_per_s == pytest.approx(crowd.tokens_per_s, rel=0.03)
 
 
 def test_a_processor_converts_what_it_cannot_compute_in(small: Model) -> None:

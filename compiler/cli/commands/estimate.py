@@ -156,6 +156,7 @@ def estimate_command(
     weight is read and no hardware is needed.
     """
     from infc.cli.estimate_plot import check_plot
+    from infc.cli.progress import progress_bar
     from infc.cost.workload import Workload
     from infc.driver import comparison, estimation
     from infc.driver.candidates import candidates, read_settings
@@ -193,7 +194,8 @@ def estimate_command(
     if not side_by_side and not automatic:
         _show(read, estimation.deploy(read, chosen[0][1], setup), as_json)
         return
-    found = comparison.compare(read, chosen, setup, curves=plot is not None)
+    with progress_bar() as progress:
+        found = comparison.compare(read, chosen, setup, curves=plot is not None, progress=progress)
     if automatic:
         _show(read, comparison.best(found, objective), as_json, found, objective)
     else:
