@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from infc.backends.cpu.kernels.layouts import layout_for
 from infc.cost.kernels.threaded import HEAD_SEARCH, STREAM, WEIGHT_KINDS
+from infc.cost.roofline import Way
 from infc.ir.kv_storage import position_bytes
 from infc.target.backend import KernelMapping, KernelSummary
 
@@ -17,21 +18,38 @@ _STREAMED_PAIR = 2
 def kernel_class(kernel: KernelSummary, mapping: KernelMapping) -> str:
     """The name of the class, or nothing."""
     if kernel.kind in ("matmul", "head"):
-        return _product_class(kernel, mapping)
+        return _product_class(kernel, mapping, kernel.typical_rows)
     if kernel.kind == "attention":
         return "tile-attention" if mapping.get("tiles") else "row-attention"
     return kernel.kind if kernel.kind in ("rows", "rotary") else ""
 
 
-def _product_class(kernel: KernelSummary, mapping: KernelMapping) -> str:
-    if kernel.kind == "head" and kernel.typical_rows == 1:
+def kernel_ways(kernel: KernelSummary, mapping: KernelMapping) -> tuple[Way, ...]:
+    """Of a product whose weights stream past few rows and are staged for many; else nothing."""
+    if kernel.kind != "matmul" or kernel.rows == 1:
+        return ()
+    ways = tuple(
+        Way(rows, name, _height(name, mapping))
+        for rows in (1, max(2, int(mapping["row_tile"])))
+        for name in [_product_class(kernel, mapping, rows)]
+    )
+    return () if ways[0].kernel == ways[1].kernel else ways
+
+
+def _product_class(kernel: KernelSummary, mapping: KernelMapping, rows: int) -> str:
+    if kernel.kind == "head" and rows == 1:
         return HEAD_SEARCH
     if "bf16" in kernel.operations:
         return "blocked-product"
-    tiled = int(mapping["col_tile"]) > 0 and kernel.typical_rows >= int(mapping["row_tile"])
-    if not tiled or kernel.typical_rows == 1:
+    if rows == 1 or int(mapping["col_tile"]) == 0 or rows < int(mapping["row_tile"]):
         return STREAM
     return "staged-product" if "int8" in kernel.operations else "float-product"
+
+
+def _height(name: str, mapping: KernelMapping) -> int:
+    """Rows that share a pass over the weights in calls of a class."""
+    tile, staged = int(mapping["row_tile"]), int(mapping["col_tile"])
+    return _STREAMED_PAIR if name in (STREAM, HEAD_SEARCH) and staged else tile
 
 
 def kernel_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, float]:
@@ -64,13 +82,11 @@ def _product_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, f
     for n, k, storage in kernel.matrices:
         kinds[_kind(storage)] += n * k
     columns = sum(n for n, _, _ in kernel.matrices)
-    tile, staged = int(mapping["row_tile"]), int(mapping["col_tile"])
-    streamed = _product_class(kernel, mapping) in (STREAM, HEAD_SEARCH)
-    height = (tile if staged == 0 else _STREAMED_PAIR) if streamed else tile
+    name = _product_class(kernel, mapping, kernel.typical_rows)
     return {
         **{f"weights_{kind}": count for kind, count in kinds.items()},
         "rows": float(kernel.typical_rows),
-        "height": float(height),
+        "height": float(_height(name, mapping)),
         "columns": float(columns),
         "gated": float(bool(kernel.gate)),
     }

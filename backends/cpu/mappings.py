@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from infc.backends.cpu.codegen.amx import TILE_ROWS
 from infc.backends.cpu.codegen.isa import Isa
-from infc.backends.cpu.kernel_sizes import kernel_class, kernel_sizes
+from infc.backends.cpu.kernel_sizes import kernel_class, kernel_sizes, kernel_ways
 from infc.backends.cpu.kernels import attention, matmul
 from infc.backends.cpu.kernels.bounded_layout import BoundedLayout
 from infc.backends.cpu.kernels.layouts import layout_for, packed_bytes
@@ -166,6 +166,7 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
         barriers=0 if replicated else 1,
         kernel=name,
         sizes=sizes,
+        ways=kernel_ways(kernel, mapping),
         speed=_speed(kernel, mapping, target),
     )
 

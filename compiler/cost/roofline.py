@@ -23,6 +23,21 @@ from infc.target.schema import ComputeUnit, Memory, Target
 
 
 @dataclass(frozen=True)
+class Way:
+    """How calls of a kernel run that have some number of rows or more.
+
+    Attributes:
+        rows: the fewest of them.
+        kernel: the class that such calls are of.
+        height: rows that share a pass over the weights.
+    """
+
+    rows: int
+    kernel: str
+    height: int
+
+
+@dataclass(frozen=True)
 class Work:
     """What a kernel or a program asks of a machine.
 
@@ -34,6 +49,8 @@ class Work:
         kernel: the class that it is one call of; empty where it is none, or several.
         sizes: that the class asks for.
         speed: how many times as fast as usual it is said to be, by whoever made the kernel.
+        ways: by their fewest rows, where calls with more rows run another way; empty where all run
+            alike. `kernel` and `sizes` are those of this work's own rows.
         ahead: how its weights are fetched while units wait, where they are; see `infc.cost.ahead`.
             It changes no time of the kernel, but that of the program.
     """
@@ -45,6 +62,7 @@ class Work:
     kernel: str = ""
     sizes: Mapping[str, float] = field(default_factory=dict)
     speed: float = 1.0
+    ways: tuple[Way, ...] = ()
     ahead: Ahead | None = None
 
 

@@ -265,7 +265,11 @@ def sized_work(kernel: Mapping[str, Any], phase: str, turn: Turns) -> Work:
     if "context" in sizes:
         sizes["context"] = turn.context
         sizes["caches"] = turn.tokens if _has_a_cache_each(kernel, phase) else 1
-    return Work(work.bytes, work.operations, 0, work.barriers, kernel["class"], sizes)
+    name = kernel["class"]
+    for way in kernel.get("ways", ()):
+        if way["rows"] <= turn.tokens:
+            name, sizes["height"] = way["kernel"], way["height"]
+    return Work(work.bytes, work.operations, 0, work.barriers, name, sizes)
 
 
 def scaled_work(kernel: Mapping[str, Any], phase: str, calls: int, tokens: int) -> Work:

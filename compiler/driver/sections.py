@@ -97,6 +97,12 @@ class _Ahead(_Section):
     bytes_per_s: Count
 
 
+class _Way(_Section):
+    rows: Count
+    kernel: str
+    height: Count
+
+
 class _Kernel(_Section):
     kernel: str
     kind: str
@@ -110,6 +116,7 @@ class _Kernel(_Section):
     outputs: list[str]
     mapping: dict[str, Any]
     sizes: dict[str, Amount] = {}
+    ways: list[_Way] = []
     ahead: _Ahead | None = None
 
 
@@ -200,23 +207,24 @@ def _contradictions(
         )
     if target is None:
         return
+    for name in sorted(target.kernels.keys() & THREADED.keys()):
+        for spec in THREADED[name].constants:
+            value = target.kernels[name].constants.get(spec.name, -1.0)
+            if not spec.low <= value <= spec.high:
+                wanted = f"expected {spec.name} of {spec.low:g} to {spec.high:g}"
+                yield Problem(wanted, f"targets.{phase}.kernels.{name}")
     memories = {memory.name for memory in target.memories}
     for kernel in kernels:
         where = f"cost_estimate.{phase}.{kernel['kernel']}"
         for name in kernel["bytes"].keys() - memories:
             yield Problem(f"the target has no memory {name!r}", f"{where}.bytes")
-        name = kernel.get("class", "")
-        fitted = target.kernels.get(name)
-        if fitted is not None and name not in THREADED:
-            yield Problem(f"there is no class {name!r}", f"{where}.class")
-        elif fitted is not None:
-            for spec in THREADED[name].constants:
-                value = fitted.constants.get(spec.name, -1.0)
-                if not spec.low <= value <= spec.high:
-                    wanted = f"expected {spec.name} of {spec.low:g} to {spec.high:g}"
-                    yield Problem(wanted, f"targets.{phase}.kernels.{name}")
-            for size in sorted(SIZES[name] - kernel.get("sizes", {}).keys()):
-                yield Problem(f"its class asks for {size}", f"{where}.sizes")
+        ways = [way["kernel"] for way in kernel.get("ways", ())]
+        for name in dict.fromkeys((kernel.get("class", ""), *ways)):
+            if name in target.kernels and name not in THREADED:
+                yield Problem(f"there is no class {name!r}", f"{where}.class")
+            elif name in target.kernels:
+                for size in sorted(SIZES[name] - kernel.get("sizes", {}).keys()):
+                    yield Problem(f"class {name} asks for {size}", f"{where}.sizes")
 
 
 def _listed(error: ValidationError, prefix: str) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
     func @k1_matmul ... {infc.kernel = "matmul"}
       -->  ... {infc.kernel = "matmul", infc.mapping = {row_tile = 6, col_tile = 2, ...},
-                infc.work = {rows, bytes, operations, barriers, class, sizes, ahead}}
+                infc.work = {rows, bytes, operations, barriers, class, sizes, ways, ahead}}
 
 Requires: fused kernels. Guarantees: every kernel has a mapping; all row kernels of a program share
 their partition, so that a value is in one space wherever it is used. Does not handle: measuring
@@ -53,7 +53,11 @@ def _classed(work: Work) -> dict[str, object]:
     """The class of the cost model that a kernel belongs to, and its sizes; nothing without one."""
     if not work.kernel:
         return {}
-    return {"class": work.kernel, "sizes": {name: round(s) for name, s in work.sizes.items()}}
+    return {
+        "class": work.kernel,
+        "sizes": {name: round(size) for name, size in work.sizes.items()},
+        **({"ways": [asdict(way) for way in work.ways]} if work.ways else {}),
+    }
 
 
 def best_mapping(summary: KernelSummary, ctx: PassContext) -> tuple[KernelMapping, Work]:

@@ -136,7 +136,8 @@ def test_classes_of_kernels_and_their_constants(path: Path) -> None:
 
     assert report(path, change) == listed(
         "expected overlap of 1 to 8 (targets.decode.kernels.row-attention)",
-        f"its class asks for caches (cost_estimate.decode.{kernel_name(path, 'attention')}.sizes)",
+        "class row-attention asks for caches "
+        f"(cost_estimate.decode.{kernel_name(path, 'attention')}.sizes)",
         f"there is no class 'dance' (cost_estimate.decode.{kernel_name(path, 'argmax')}.class)",
     )
 
