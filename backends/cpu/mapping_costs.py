@@ -27,9 +27,8 @@ from infc.target.schema import Memory, Target
 _VECTOR_BYTES: Final = 64
 _LANES: Final = 16
 _OVERLAP: Final = 3.0
-"""Exponent: memory and arithmetic, or a cache and arithmetic, work mostly at the same time."""
-_PAIR_OVERLAP: Final = 2.0
-"""The same of tiles that sum pairs of products in 16 bits (Zen 3, own measurement)."""
+"""Exponent: memory and arithmetic, or a cache and arithmetic, work mostly at the same time; also as
+measured on Zen 3, with twelve products under seven tiles each."""
 _LOOP: Final = 3.0
 """Instructions of a turn of a loop: two pointers, and the branch."""
 _INSTRUCTION_BYTES: Final = 7
@@ -64,9 +63,9 @@ _NIBBLE: Final = 4
 """Bits."""
 _SCALED: Final = 3.0
 """Instructions that scale a group's dots and add them to a sum."""
-_KEPT: Final = 1.5
-"""Instructions that a sum costs each time it leaves the registers for a group: a load and a store,
-with little waiting."""
+_KEPT: Final = 1.2
+"""Instructions that a float sum costs each time it leaves the registers for a group: a load and a
+store, with little waiting."""
 _AGAIN: Final = 2.0
 """The same at each step, of what does not fit beside the sums in 16 bits."""
 _STEP: Final = 4
@@ -167,9 +166,9 @@ def _cache(target: Target, name: str) -> Memory:
     return next((m for m in target.memories if m.name == name), target.memories[-1])
 
 
-def _together(*parts: float, overlap: float = _OVERLAP) -> float:
+def _together(*parts: float) -> float:
     longest = max(*parts, 1e-30)
-    return float(longest * sum((part / longest) ** overlap for part in parts) ** (1 / overlap))
+    return float(longest * sum((part / longest) ** _OVERLAP for part in parts) ** (1 / _OVERLAP))
 
 
 @dataclass(frozen=True)
@@ -303,16 +302,16 @@ def _tiled(
         per_row, panel_bytes = spec.k / _STEP, PANEL_ROWS * spec.k
     count = rows * panels * per_row
     usual = machine.compute(count * dots)
-    arithmetic = machine.compute(count * (dots + loads + spilt + loops))
+    # The last tile does some rows of the one before again.
+    done = count * math.ceil(rows / high) * high / rows if spec.activation == "a8" else count
+    arithmetic = machine.compute(done * (dots + loads + spilt + loops))
     far = 0.0
     if wide * panel_bytes > machine.near_bytes / 2:
         far = machine.near(math.ceil(rows / high) * panels * panel_bytes)
+    own = _together(arithmetic, far)
     if spec.activation == "a8" and isa.dot_i8 == "avx2":
-        own = _together(arithmetic, far, overlap=_PAIR_OVERLAP)
         # Rows come from the second cache, once for each tile of panels.
         own += machine.near(rows * panels * spec.k / wide)
-    else:
-        own = _together(arithmetic, far)
     return usual, own, _panel_deal(mapping, panels, machine)
 
 
@@ -330,10 +329,8 @@ def _pair_step(
     fitting = steps_in_16_bits(layout.bits if planes == 1 else _NIBBLE)
     widened = 2.0 * planes / min(fitting, steps)
     loads = planes * (1.0 / high + machine.width / wide)
-    # Sums in 16 bits and in float, and in between those of earlier parts of the group.
-    kinds = 2 if planes == 1 and fitting >= steps else 3
     cells, others = high * wide, wide + 3.0 * machine.width  # and a row, and two products
-    spilt = _KEPT * max(0.0, kinds * cells + others - machine.registers) / (cells * steps)
+    spilt = _KEPT * max(0.0, 2 * cells + others - machine.registers) / (cells * steps)
     spilt += _AGAIN * max(0.0, cells + others - machine.registers) / cells
     return 2.0 * planes, loads, spilt, widened + _SCALED / steps
 

@@ -116,6 +116,7 @@ def _check_signature(signature: Mapping[str, Any], info: Mapping[str, int], held
         UserError: INF4003 where it is not, or where there are fewer bytes of weights.
     """
     prefill, decode = signature["max_tokens"]
+    prefill_rows, decode_rows = signature["max_logit_rows"]
     stated = {
         "vocab_size": signature["vocab_size"],
         "max_context": signature["max_context"],
@@ -123,7 +124,9 @@ def _check_signature(signature: Mapping[str, Any], info: Mapping[str, int], held
         "max_threads": signature["max_threads"],
         "max_top_k": signature["max_top_k"],
         "prefill_max_tokens": prefill,
+        "prefill_max_logit_rows": prefill_rows,
         "decode_max_tokens": decode,
+        "decode_max_logit_rows": decode_rows,
         "kv_bytes": kv_layout_of(signature).total_bytes,
     }
     wrong = signature.get("info") != info or any(info[name] != n for name, n in stated.items())
@@ -131,7 +134,7 @@ def _check_signature(signature: Mapping[str, Any], info: Mapping[str, int], held
         raise UserError(
             Code.ARTIFACT_DAMAGED,
             "the programs are not those that manifest.json describes",
-            hint="copy or compile the artifact again",
+            hint="compile the model again",
         )
 
 

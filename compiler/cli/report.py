@@ -70,8 +70,10 @@ def run_reporting(command: Callable[[], object], *, as_json: bool) -> int:
 def _wrote_help(error: Exception) -> TypeGuard[OSError]:
     """Whether click failed to write a text of its own, its help for instance, to stdout."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    inner = frames[-1].f_code if frames else None
-    return isinstance(error, OSError) and inner == click.echo.__code__
+    if not isinstance(error, OSError) or not frames:
+        return False
+    inner = frames[-1]
+    return inner.f_code == click.echo.__code__ and not inner.f_locals.get("err")
 
 
 def _internal(error: Exception) -> Diagnostic:

@@ -22,7 +22,8 @@ class MemoryUse:
 
     Attributes:
         weights: of its share of the model.
-        kv_cache: of all requests that run at a time, each at its full length.
+        kv_cache: of all requests that run at a time, each at its full length, or with half of its
+            output where others wait for room.
         activations: of the largest step.
         reserved: that the engine keeps for other things.
     """

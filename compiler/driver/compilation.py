@@ -17,6 +17,7 @@ from infc.diagnostics.progress import Progress
 from infc.driver.artifact_cache import cache_path
 from infc.driver.artifact_contents import facts, program_members, tokenizer_members
 from infc.driver.oracle import Oracle
+from infc.driver.sections import check_sections
 from infc.driver.target_compilation import Compiled, TargetCompiler
 from infc.driver.tuning import Tuning
 from infc.frontends import open_model
@@ -192,9 +193,11 @@ def cached_compile(model: str | Path, *, progress: Progress | None = None) -> Ar
         source.close()
     if path.exists():
         try:
-            return open_artifact(path)
+            kept = open_artifact(path)
+            check_sections(kept)
+            return kept
         except UserError:
-            # Damaged or of another version: made again below.
+            # Damaged, of another version or of another infc: made again below.
             with suppress(OSError):  # compiling says what is the matter with the folder
                 path.unlink()
     return compile(model, progress=progress)

@@ -119,13 +119,13 @@ def _predict(
 def prefill_turns(prompt: int, chunk: int, past: int = 0) -> list[Turns]:
     """A prompt in pieces of a call's size, behind so many positions; of a very long one several
     pieces stand for those around them, but the last for itself."""
-    whole = (prompt - 1) // chunk
+    whole = max(0, prompt - 1) // chunk
     size = max(1, -(-whole // _PREFILL_SAMPLES))
     groups = [(first, min(size, whole - first)) for first in range(0, whole, size)]
     turns = [
         Turns(count, chunk, past + chunk * (first + count // 2 + 1)) for first, count in groups
     ]
-    return [*turns, Turns(1, prompt - whole * chunk, past + prompt)]
+    return [*turns, Turns(1, prompt - whole * chunk, past + prompt)] if prompt else []
 
 
 def decode_turns(prompt: int, new_tokens: int) -> list[Turns]:
@@ -267,7 +267,7 @@ def sized_work(kernel: Mapping[str, Any], phase: str, turn: Turns) -> Work:
         sizes["caches"] = turn.tokens if _has_a_cache_each(kernel, phase) else 1
     name = kernel["class"]
     for way in kernel.get("ways", ()):
-        if way["rows"] <= turn.tokens:
+        if way["rows"] <= sizes["rows"]:
             name, sizes["height"] = way["kernel"], way["height"]
     return Work(work.bytes, work.operations, 0, work.barriers, name, sizes)
 

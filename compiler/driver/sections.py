@@ -23,6 +23,8 @@ from infc.target.schema import Target
 
 _PHASES: Final = ("prefill", "decode")
 _SHOWN_PROBLEMS: Final = 8
+_OF_A_CALL: Final = {"caches"}
+"""Sizes that predictions set for each call."""
 
 Size = Annotated[int, Field(ge=0, lt=1 << 62)]
 Count = Annotated[int, Field(ge=1, lt=1 << 62)]
@@ -80,11 +82,27 @@ class _Transfer(_Placed):
     load: str
 
 
+class _Staging(_Section):
+    model_config = ConfigDict(extra="forbid")
+
+    seconds: Amount
+    lower_bound_seconds: Amount
+    stall_seconds: Amount
+    moved_bytes: Size
+    scratchpad_bytes: Size
+
+
 class _Function(_Section):
+    """All others are spaces too."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Space] = Field(init=False)
+
     arena: _Space
     thread: _Space
     buffers: list[_Buffer]
     transfers: list[_Transfer] = []
+    staging: _Staging | None = None
 
 
 class _Plan(_Section):
@@ -166,7 +184,7 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[Problem]:
     try:
         _Sections.model_validate({name: manifest[name] for name in _Sections.model_fields})
     except ValidationError as error:
-        yield from _listed(error, "")
+        yield from _listed(error)
         return
     for phase in _PHASES:
         target: Target | None = None
@@ -176,7 +194,7 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[Problem]:
             try:
                 target = Target.from_json(json.dumps(manifest["targets"][phase]))
             except ValidationError as error:
-                yield from _listed(error, f"targets.{phase}.")
+                yield from _listed(error, "targets", phase)
         if phase not in manifest["programs"]:
             yield Problem("field required", f"programs.{phase}")
         else:
@@ -223,13 +241,12 @@ def _contradictions(
             if name in target.kernels and name not in THREADED:
                 yield Problem(f"there is no class {name!r}", f"{where}.class")
             elif name in target.kernels:
-                for size in sorted(SIZES[name] - kernel.get("sizes", {}).keys()):
+                for size in sorted(SIZES[name] - _OF_A_CALL - kernel.get("sizes", {}).keys()):
                     yield Problem(f"class {name} asks for {size}", f"{where}.sizes")
 
 
-def _listed(error: ValidationError, prefix: str) -> Iterator[Problem]:
+def _listed(error: ValidationError, *prefix: str) -> Iterator[Problem]:
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         message = item["msg"].removeprefix("Value error, ")
-        yield Problem(
-            message[:1].lower() + message[1:], prefix + ".".join(map(str, item["loc"])) or None
-        )
+        path = ".".join(map(str, (*prefix, *item["loc"])))
+        yield Problem(message[:1].lower() + message[1:], path or None)

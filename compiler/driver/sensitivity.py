@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from infc.cost.kernels.queries import DTYPE_BYTES
+from infc.diagnostics import UserError
 from infc.driver.estimation import Deployment, again
 from infc.target.changes import with_scaled
 from infc.target.schema import Target
@@ -36,7 +37,10 @@ def sensitivity(deployment: Deployment) -> list[Sensitivity]:
     before = deployment.estimate
     found = []
     for figure, change in _figures(deployment):
-        target = with_scaled(deployment.target, figure, 1.0 + change)
+        try:
+            target = with_scaled(deployment.target, figure, 1.0 + change)
+        except UserError:
+            continue  # beyond all plausible machines
         after = again(deployment, target)
         found.append(
             Sensitivity(

@@ -1,7 +1,8 @@
 """Time on the target's own clock, of artifacts whose machine is simulated.
 
 A simulated machine's phases are not run to be timed: what each call takes follows from the programs
-and the call's arguments. Long decoding is timed at a few contexts that stand for all.
+and the call's arguments. Of long prompts and long decoding a few calls are timed
+that stand for all.
 """
 
 from __future__ import annotations

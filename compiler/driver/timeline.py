@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from infc.artifact import Artifact
 from infc.diagnostics import Code, UserError
+from infc.driver.prediction import Turns
 from infc.driver.simulation import greedy_call, simulated_side, turns_of
 from infc.runtime.session import Session
 from infc.target.runnable import Phase
@@ -58,9 +59,14 @@ def write_timeline(file: BinaryIO, session: Session, prompt_tokens: int) -> int:
             continue
         if side not in machines:
             machines.append(side)
-        call = greedy_call(session, phase, turns, turns[0])
+        chunk = session.limits.max_tokens[Phase.PREFILL]
+        if phase is Phase.PREFILL and prompt_tokens > chunk:
+            first = Turns(1, chunk, chunk)  # of a long prompt a later one may stand for it
+        else:
+            first = turns[0]
+        call = greedy_call(session, phase, turns, first)
         line = side.timeline(phase, call, most_events=MOST_EVENTS)
-        for event in _placed(line, phase, turns[0].tokens, start, machines.index(side)):
+        for event in _placed(line, phase, first.tokens, start, machines.index(side)):
             if event["ph"] == "M":
                 names[json.dumps(event)] = event
             else:

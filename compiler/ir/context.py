@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
-from itertools import accumulate
 from typing import Final
 
 from infc.diagnostics import Code, UserError
@@ -27,11 +26,27 @@ def context() -> Iterator[ir.Context]:
         yield current
 
 
-_BRACKET: Final = re.compile(r'"(?:[^"\\\n]|\\.)*"|[{(\[\])}]')
-"""A bracket, or a string, which may have some in it."""
-_NESTING: Final = dict.fromkeys("{([", 1) | dict.fromkeys("})]", -1)
+_TOKEN: Final = re.compile(
+    r'//[^\n]*|"(?:[^"\\\n]|\\.)*"?|->|[<>]=|(?:-[ \t]*){200}|[{(\[<]|[})\]>]'
+)
+"""What counts for how deep a text is nested, and what only looks so: comments, strings, closed or
+not, arrows and comparisons."""
 _DEEPEST: Final = 200
-"""Brackets in one another: MLIR's parser calls itself for each, and has no limit of its own."""
+"""Brackets in one another, or signs in a row: MLIR's parser calls itself for each of these."""
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in {"{", "(", "[", "<"}:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in {"}", ")", "]", ">"}:
+            depth = max(0, depth - 1)
+        elif token[0] == "-" and token != "->":
+            return _DEEPEST + 1
+    return deepest
 
 
 def parse(text: str, *, name: str = "-") -> ir.Module:
@@ -40,12 +55,10 @@ def parse(text: str, *, name: str = "-") -> ir.Module:
     Raises:
         UserError: INF2001 with MLIR's own diagnostics, line and column.
     """
-    steps = (_NESTING.get(match[0], 0) for match in _BRACKET.finditer(text))
-    depth = max(accumulate(steps), default=0)
-    if depth > _DEEPEST:
+    if _depth(text) > _DEEPEST:
         raise UserError(
             Code.IR_SYNTAX,
-            f"the IR is nested too deeply: expected at most {_DEEPEST} brackets, got {depth}",
+            f"the IR is nested too deeply: expected at most {_DEEPEST} brackets in one another",
             location=name,
         )
     try:

@@ -108,7 +108,6 @@ def schema_errors(plain: object, notes: Notes, *, location: str) -> Iterator[Non
     """What the schema refuses in a document, and what was found before, becomes one UserError
     (INF3002) that lists it all."""
     problems = list(notes.problems)
-    known = {problem.location for problem in problems}
     try:
         yield
     except ValidationError as error:
@@ -116,7 +115,7 @@ def schema_errors(plain: object, notes: Notes, *, location: str) -> Iterator[Non
             Problem(_sentence(item["msg"]), _path(item["loc"], plain) or None)
             for item in error.errors(include_url=False)
         ]
-        problems += [problem for problem in found if problem.location not in known]
+        problems += [problem for problem in found if problem.location not in notes.unread]
     if problems:
         raise _report(problems, location) from None
 
@@ -138,11 +137,13 @@ class Notes:
         sources: where they come from.
         assumptions: why they were chosen where no figure is known, or that they are not known.
         problems: facts that say neither.
+        unread: paths of facts that cannot be read, whose value is missing therefore.
     """
 
     sources: dict[str, str] = field(default_factory=dict)
     assumptions: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
 
 
 def _strip(node: object, path: str, sourced: bool, notes: Notes) -> object:
@@ -176,6 +177,7 @@ def _strip_fact(fact: Mapping[str, object], path: str, sourced: bool, notes: Not
                 path,
             )
         )
+        notes.unread.add(path)
         return None
     if not (_note(fact, path, ("source", "assumption", "unknown"), notes) or sourced):
         notes.problems.append(Problem("expected a source, got a fact without one", path))

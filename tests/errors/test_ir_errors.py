@@ -224,12 +224,35 @@ def test_options() -> None:
     assert str(caught.value) == "error[INF2001]: the module carries no infc.options"
 
 
-def test_brackets_beyond_what_the_parser_can_bear() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "module {" * 20_000 + "}" * 20_000,
+        "tuple<" * 200_000,
+        "// " + ")" * 20_000 + "\n" + "module {" * 20_000,
+        ")" * 20_000 + "module {" * 20_000,
+        "#map = affine_map<(d0) -> (" + "-" * 300_000 + "d0)>",
+        "#map = affine_map<(d0) -> (" + "- " * 300_000 + "d0)>",
+    ],
+    ids=["regions", "types", "comment", "closers", "signs", "spaced"],
+)
+def test_brackets_beyond_what_the_parser_can_bear(text: str) -> None:
     """MLIR calls itself for each, and the process would end."""
-    assert refused("module {" * 20_000 + "}" * 20_000) == (
-        "error[INF2001]: the IR is nested too deeply: expected at most 200 brackets, got 20000\n"
+    assert refused(text) == (
+        "error[INF2001]: the IR is nested too deeply: expected at most 200 brackets in one "
+        "another\n"
         "  --> dump.mlir"
     )
+
+
+def test_brackets_that_are_none() -> None:
     with context():
         parse("module {" * 200 + "}" * 200)
         parse('module attributes {infc.note = "' + "{" * 1000 + '"} {}')
+        parse("module { // " + "{" * 1000 + "\n}")
+        parse("".join(f"#map{i} = affine_map<(d0) -> (d0)>\n" for i in range(300)) + "module {}")
+
+
+def test_a_string_without_an_end_is_read_once() -> None:
+    """To look for its end from each of its quotes takes minutes."""
+    assert "the IR does not parse" in refused('module attributes {infc.note = "' + r"\"" * 50_000)

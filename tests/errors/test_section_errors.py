@@ -71,11 +71,14 @@ def test_entries_that_cannot_be_read_are_listed(path: Path) -> None:
         del sections["programs"]["decode"]["max_context"]
         sections["kv_layout"]["kv_dtype"] = "f64"
         sections["cost_estimate"]["prefill"][0]["launches"] = 0
-        sections["memory_plan"]["decode"]["plans"]["main"]["arena"]["height_bytes"] = "big"
+        plans = sections["memory_plan"]["decode"]["plans"]
+        plans["main"]["arena"]["height_bytes"] = "big"
+        plans["layer0"]["heap"] = {"height_bytes": 4}
 
     assert report(path, change) == listed(
         "field required (programs.decode.max_context)",
         "input should be 'f32', 'f16', 'bf16' or 'int8' (kv_layout.kv_dtype)",
+        "field required (memory_plan.decode.plans.layer0.heap.lower_bound_bytes)",
         "input should be a valid integer (memory_plan.decode.plans.main.arena.height_bytes)",
         "input should be greater than or equal to 1 (cost_estimate.prefill.0.launches)",
     )
@@ -130,13 +133,13 @@ def test_classes_of_kernels_and_their_constants(path: Path) -> None:
         target["sources"]["kernels"] = "nowhere"
         for kernel in sections["cost_estimate"]["decode"]:
             if kernel["kind"] == "attention":
-                del kernel["sizes"]["caches"]
+                del kernel["sizes"]["units"]
             if kernel["kind"] == "argmax":
                 kernel["class"] = "dance"
 
     assert report(path, change) == listed(
         "expected overlap of 1 to 8 (targets.decode.kernels.row-attention)",
-        "class row-attention asks for caches "
+        "class row-attention asks for units "
         f"(cost_estimate.decode.{kernel_name(path, 'attention')}.sizes)",
         f"there is no class 'dance' (cost_estimate.decode.{kernel_name(path, 'argmax')}.class)",
     )
@@ -152,17 +155,18 @@ def test_programs_of_another_manifest(path: Path, name: str) -> None:
         infc.load(changed(path, change))
     assert str(caught.value) == (
         "error[INF4003]: the programs are not those that manifest.json describes\n"
-        "   = hint: copy or compile the artifact again"
+        "   = hint: compile the model again"
     )
 
 
-@pytest.mark.parametrize("name", ["max_context", "max_slots", "max_threads", "vocab_size"])
+@pytest.mark.parametrize("name", ["max_context", "max_slots", "max_logit_rows", "vocab_size"])
 def test_limits_beyond_those_of_the_programs(path: Path, name: str) -> None:
     """More than the programs were compiled for would be read and written behind their memory."""
 
     def change(sections: dict[str, Any]) -> None:
         for program in sections["programs"].values():
-            program[name] += 1
+            most = program[name]
+            program[name] = [n + 1 for n in most] if isinstance(most, list) else most + 1
         if name in sections["kv_layout"]:
             sections["kv_layout"][name] += 1
 

@@ -81,6 +81,15 @@ def test_missing_sources_hide_no_other_finding() -> None:
     )
 
 
+def test_a_fact_without_a_source_may_be_wrong_besides() -> None:
+    text = GOOD.replace('source = "the data sheet"\n', "").replace('"3TB/s"', '"3TB"')
+    report = rendered(text.replace('["cores"]', '["core"]'))
+    assert report.startswith("error[INF3002]: the target file has 12 problems\n")
+    where = "memories.hbm.bandwidth_bytes_per_s"
+    assert f"   - expected a source, got a fact without one ({where})\n" in report
+    assert f"got '3TB' ({where})" in report
+
+
 def test_a_fact_says_one_thing() -> None:
     text = GOOD.replace("launch_ns = 1", 'launch_ns = { value = 1, unknown = "x", note = "y" }')
     assert rendered(text) == (

@@ -1,10 +1,9 @@
 """Calibrating a machine: what the fit finds, what is kept, and what predictions make of it."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -193,28 +192,16 @@ def test_speeds_are_those_of_the_undisturbed_machine() -> None:
     assert [thread_counts(n) for n in (1, 2, 6)] == [[1], [1, 2], [1, 2, 4, 6]]
 
 
-class Recorded(dict[str, Any]):
-    """Columns that note what they are asked for."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        super().__init__({name: np.ones(1) for name in names})
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.asked.add(name)
-        return super().__getitem__(name)
-
-    def items(self) -> Any:
-        return [(name, self[name]) for name in self]
-
-
 @pytest.mark.parametrize("name", THREADED)
 def test_formulas_ask_for_the_sizes_they_say(machine: Target, name: str) -> None:
     of_a_call = {"threads", "bytes", "bytes_per_s", "peak", "vector_peak", "barrier_seconds"}
-    columns = Recorded({*SIZES[name], *of_a_call})
+    columns = {column: np.ones(1) for column in (*SIZES[name], *of_a_call)}
     constants = {spec.name: spec.high for spec in THREADED[name].constants}
     THREADED[name].times(columns, machine_of(machine), constants)
-    assert columns.asked - of_a_call == SIZES[name]
+    for size in SIZES[name]:
+        fewer = {column: ones for column, ones in columns.items() if column != size}
+        with pytest.raises(KeyError, match=size):
+            THREADED[name].times(fewer, machine_of(machine), constants)
 
 
 @given(st.integers(1, 40), st.integers(0, 60), st.integers(0, 50))
@@ -358,6 +345,9 @@ def test_few_rows_are_predicted_as_they_run() -> None:
     for rows, (name, height) in ((1, streamed), (3, streamed), (4, staged), (32, staged)):
         few = sized_work(record, "decode", Turns(1, rows, 100))
         assert (few.kernel, few.sizes["height"], few.sizes["rows"]) == (name, height, rows)
+    # A prompt's head works on one row, however many tokens there are.
+    head = {**record, "rows": 1, "sizes": {**work.sizes, "rows": 1}}
+    assert sized_work(head, "prefill", Turns(1, 100, 100)).kernel == "stream-product"
     one = product(1, [(2048, 1024, "q8_0")], "int8")
     assert backend.work(one, mapping, target).ways == ()
 

@@ -157,6 +157,16 @@ def test_a_unit_that_draws_all_of_a_memory_is_not_made_to_draw_more(small: Model
     assert "memory.dram.unit_bandwidth" not in figures
 
 
+def test_figures_at_the_end_of_what_is_plausible() -> None:
+    report = printed(
+        *(SMALL, "--target", "nvidia-h100-sxm", "--devices", "1"),
+        *("--set", "memory.hbm.bandwidth=1000PB/s"),
+    )
+    figures = {row["figure"] for row in report["sensitivity"]}
+    assert "memory.hbm.size" in figures
+    assert "memory.hbm.bandwidth" not in figures
+
+
 def test_compare_shows_every_chip_or_why_not() -> None:
     report = printed(LARGE, "--compare", "--dtype", "fp8")
     shown = {row["target"] for row in report["comparison"]}

@@ -323,11 +323,14 @@ def _add_group(
     """
     floats = b.vec(LANES, b.f32)
     panels = [b.at(staged, column * tile.panel_bytes) for column in range(tile.columns)]
-    starts = [b.const(0, b.vec(LANES, b.i32))] * tile.rows
-    if tile.dots.zero_point:
-        starts = [b.splat(b.load(correction, b.i32, 4)) for correction, _ in terms]
+
+    def start(row: int) -> Value:
+        if not tile.dots.zero_point:
+            return b.const(0, b.vec(LANES, b.i32))
+        return b.splat(b.load(terms[row][0], b.i32, 4))
+
     staged_codes = [b.at(panel, tile.codes_offset) for panel in panels]
-    dots = tile.dots.emit(b, staged_codes, [codes for codes, _ in rows], starts, tile.group)
+    dots = tile.dots.emit(b, staged_codes, [codes for codes, _ in rows], start, tile.group)
     scales = [b.load(p, floats, _VECTOR_BYTES) for p in panels]
     for row, (_, scale_at) in enumerate(rows):
         scale = b.splat(b.load(scale_at, b.f32, 4))
@@ -339,3 +342,5 @@ def _add_group(
                 minima = b.load(b.at(panels[column], _VECTOR_BYTES), floats, _VECTOR_BYTES)
                 weighted = b.splat(b.load(terms[row][1], b.f32, 4))
                 sums[cell] = b.fma(minima, weighted, sums[cell])
+        own = slice(row * tile.columns, (row + 1) * tile.columns)
+        sums[own] = tile.dots.settled(b, sums[own])

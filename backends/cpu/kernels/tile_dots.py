@@ -1,12 +1,12 @@
 """How a tile of many rows multiplies staged codes: one form for each dot product instruction.
 
-A form says how the codes of a group are staged and what instructions make `starts + codes . x` of
+A form says how the codes of a group are staged and what instructions make `start + codes . x` of
 them. The dots are exact in 32 bits, so all forms give the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from infc.backends.cpu.codegen.builder import LANES, Builder, Value
@@ -59,7 +59,7 @@ class TileDots:
         b: Builder,
         panels: Sequence[Value],
         rows: Sequence[Value],
-        starts: Sequence[Value],
+        start: Callable[[int], Value],
         group: int,
     ) -> list[Value]:
         """The dots of one group, `vector<16xi32>` row by row, panel by panel.
@@ -67,15 +67,19 @@ class TileDots:
         Args:
             panels: pointers to the staged codes of the group.
             rows: pointers to the a8 codes of the group, 16-byte aligned.
-            starts: what the dots of each row start from, `vector<16xi32>`.
+            start: makes what the dots of a row start from, `vector<16xi32>`, where it is wanted.
             group: numbers along k.
         """
         signed = self.zero_point == 0
-        dots = [start for start in starts for _ in panels]
+        dots = [first for first in map(start, range(len(rows))) for _ in panels]
         for step in range(group // STEP):
             operands = _step_operands(b, panels, rows, step)
             dots = [emit_dot(b, d, *o, signed) for d, o in zip(dots, operands, strict=True)]
         return dots
+
+    def settled(self, b: Builder, sums: Sequence[Value]) -> list[Value]:
+        """The float sums of a row behind a group, `vector<16xf32>`, before the next row's."""
+        return list(sums)
 
 
 class _Octets(TileDots):
@@ -102,7 +106,7 @@ class _Octets(TileDots):
         b: Builder,
         panels: Sequence[Value],
         rows: Sequence[Value],
-        starts: Sequence[Value],
+        start: Callable[[int], Value],
         group: int,
     ) -> list[Value]:
         dots = []
@@ -142,10 +146,10 @@ class _Narrow(TileDots):
         b: Builder,
         panels: Sequence[Value],
         rows: Sequence[Value],
-        starts: Sequence[Value],
+        start: Callable[[int], Value],
         group: int,
     ) -> list[Value]:
-        dots = [start for start in starts for _ in panels]
+        dots: list[Value] = []
         steps, fitting = group // STEP, steps_in_16_bits(self.bits)
         for plane in range(self.planes):
             codes = [b.at(panel, plane * PANEL_ROWS * group) for panel in panels]
@@ -157,8 +161,15 @@ class _Narrow(TileDots):
                     both = zip(sums, pairs, strict=True)
                     sums = b.settled([b.add(*pair) for pair in both] if sums else pairs)
                 parts = [b.add_pairs(part, 1 << (plane * self.bits)) for part in sums]
-                dots = [b.add(*pair) for pair in zip(dots, parts, strict=True)]
+                dots = [b.add(*each) for each in zip(dots, parts, strict=True)] if dots else parts
+        if self.zero_point:
+            # Late: what a row starts from would wait on the stack for all sums in 16 bits.
+            starts = [first for first in map(start, range(len(rows))) for _ in panels]
+            dots = [b.add(*pair) for pair in zip(dots, starts, strict=True)]
         return dots
+
+    def settled(self, b: Builder, sums: Sequence[Value]) -> list[Value]:
+        return b.settled(sums)
 
 
 def tile_dots_for(isa: Isa, layout: PackedLayout) -> TileDots:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from infc.cli.output import print_json
+from infc.cli.output import print_json, write_text
 from infc.cli.tables import print_table
 
 EPILOG = """\b
@@ -42,7 +42,7 @@ def targets_command(as_json: bool) -> None:
         ],
     )
     if providers:
-        click.echo()
+        write_text("\n")
         print_table(
             ["kernels from", "for", "available", "reason"],
             [[p.name, p.backend, "yes" if p.available else "no", p.reason] for p in providers],
