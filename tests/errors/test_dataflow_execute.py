@@ -228,4 +228,6 @@ def test_far_memories_beyond_all_addresses() -> None:
         "error[INF4005]: the memories of the simulated machine take 262144 TiB of addresses, "
         "which this host does not give: "
     )
-    assert text.endswith("\n   = hint: lift the limit on this process's addresses (ulimit -v)")
+    assert text.endswith(
+        "\n   = hint: lift the limit on addresses (ulimit -v, vm.overcommit_memory)"
+    )

@@ -107,7 +107,7 @@ def _untouched(chips: int, size_bytes: int) -> Bytes:
             Code.ARTIFACT_HOST,
             f"the memories of the simulated machine take {human_bytes(chips * size_bytes)} of "
             f"addresses, which this host does not give: {error}",
-            hint="lift the limit on this process's addresses (ulimit -v)",
+            hint="lift the limit on addresses (ulimit -v, vm.overcommit_memory)",
         ) from None
     return np.frombuffer(mapped, np.uint8).reshape(chips, size_bytes)
 

@@ -76,9 +76,8 @@ def score_tiles(query: PrefillAttention) -> float:
     ends += -(-(query.past + query.length) // KEY_TILE)
     if not query.window:
         return float(ends)
-    hidden = max(
-        0, -(-(query.window - query.past) // QUERY_TILE)
-    )  # blocks before the first whose window ends
+    # Blocks before the first one whose window ends.
+    hidden = max(0, -(-(query.window - query.past) // QUERY_TILE))
     behind = max(0, blocks - hidden)
     begins = behind * ((query.past - query.window + 1) // KEY_TILE)
     begins += step * (behind * (hidden + blocks - 1) // 2)

@@ -295,7 +295,7 @@ THREADED: Final = {
     )
 }
 """By name. `blocked-product` stages weights as bf16, `staged-product` as 8-bit integers,
-`float-product` as float32. `SIZES` are what their formulas ask of a kernel."""
+`float-product` as float32."""
 
 _PRODUCT_SIZES = ("rows", "height", *(f"weights_{kind}" for kind in WEIGHT_KINDS))
 _MANY_SIZES = (*_PRODUCT_SIZES, "columns", "gated")
@@ -315,3 +315,4 @@ SIZES: Final[Mapping[str, frozenset[str]]] = {
         "rotary": _ROW_SIZES,
     }.items()
 }
+"""What the formula of a class asks of a kernel, beside what a call has."""
