@@ -129,7 +129,7 @@ def _check_signature(signature: Mapping[str, Any], info: Mapping[str, int], held
         "decode_max_logit_rows": decode_rows,
         "kv_bytes": kv_layout_of(signature).total_bytes,
     }
-    wrong = signature.get("info") != info or any(info[name] != n for name, n in stated.items())
+    wrong = signature.get("info") != info or any(info.get(name) != n for name, n in stated.items())
     if wrong or held < info["weight_bytes"]:
         raise UserError(
             Code.ARTIFACT_DAMAGED,

@@ -34,7 +34,7 @@ def load(artifact: str | Path | Artifact, *, threads: int | None = None) -> Sess
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     check_sections(opened)
     check_host(opened)
-    runnable = load_runnable(opened)
+    runnable = _load_programs(opened)
     if threads is None:
         threads = available_threads(runnable)
     return Session(runnable, load_tokenizer(opened), threads=threads, digest=opened.manifest.digest)
@@ -58,6 +58,10 @@ def load_runnable(artifact: Artifact) -> Runnable:
         UserError: the artifact is of another version, or not for this host.
     """
     check_sections(artifact)
+    return _load_programs(artifact)
+
+
+def _load_programs(artifact: Artifact) -> Runnable:
     targets = artifact.manifest.targets
     decode = _load_phase(artifact, "decode")
     if targets["prefill"] == targets["decode"]:
