@@ -2,9 +2,10 @@
 
 Each model is compiled with the machine's profile (`infc calibrate` first; without one the figures
 of the machine's class predict), and runs in turns with the others: prefill of prompts and decode
-after them. Before and after every sample a probe reads and multiplies, so that a slow moment of a
+after them. Before and after every phase a probe reads and multiplies, so that a slow moment of a
 shared machine can be told from a wrong prediction: `scaled` predictions are those of a machine with
-the part of its bandwidth and of its peak that the probe got on average.
+the bandwidth that the probe got on average, where that is less than the profile's, and the part of
+its peak.
 
 Decoding is greedy. A model of random weights (`--random`) decodes with all logits: what its best
 tokens need of the vocabulary head is not what a language model's do.
@@ -17,6 +18,7 @@ import json
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +32,7 @@ from rich.table import Table
 
 import infc
 from infc.artifact import Artifact, open_artifact
+from infc.cost.peaks import memory_bandwidth
 from infc.diagnostics import UserError
 from infc.driver import load, predict
 from infc.driver.prediction import Output, predict_on
@@ -45,20 +48,20 @@ PHASES = ("prefill", "decode")
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt and the tokens after it.
+    """One phase, once.
 
     Attributes:
-        seconds: by phase.
-        read_share, int8_share: of the fastest read and product, what the probe got on average, the
-            mean of before and after.
+        bytes_per_s: that the probe read on average, the mean of before and after.
+        int8_share: of the fastest product, what it got on average, likewise.
         busy: share of all processor time that was used meanwhile, by anybody.
     """
 
     model: str
     threads: int
+    phase: str
     prompt: int
-    seconds: dict[str, float]
-    read_share: float
+    seconds: float
+    bytes_per_s: float
     int8_share: float
     busy: float
 
@@ -74,37 +77,59 @@ def prompt_tokens(session: Session, count: int, seed: int) -> list[int]:
     return [text[(start + i) % len(text)] for i in range(count)]
 
 
-def run_sample(
+def run_samples(
     name: str, session: Session, prompt: int, tokens: int, output: Output, probe: Probe, seed: int
-) -> Sample:
+) -> list[Sample]:
     """Measure both phases once."""
     ids = prompt_tokens(session, prompt, seed)
     sampler = Sampler(SamplingOptions(temperature=0.0))
-    before = probe.run(session.threads)
-    busy, total = busy_ticks()
-    start = time.perf_counter()
-    if output == "argmax":
-        session.prefill_next(ids, sampler)
-    else:
-        session.prefill(ids)
-    middle = time.perf_counter()
-    for i in range(tokens):
+
+    def prefill() -> None:
         if output == "argmax":
-            session.next_token(sampler)
+            session.prefill_next(ids, sampler)
         else:
-            session.decode(ids[i % len(ids)])
-    end = time.perf_counter()
-    busy_after, total_after = busy_ticks()
-    after = probe.run(session.threads)
+            session.prefill(ids)
+
+    def decode() -> None:
+        for i in range(tokens):
+            if output == "argmax":
+                session.next_token(sampler)
+            else:
+                session.decode(ids[i % len(ids)])
+
+    samples = []
+    before = probe.run(session.threads)
+    for phase, run in zip(PHASES, (prefill, decode), strict=True):
+        busy, total = busy_ticks()
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        busy_after, total_after = busy_ticks()
+        after = probe.run(session.threads)
+        probed = [machine_share(found) for found in (before, after)]
+        samples.append(
+            Sample(
+                model=name,
+                threads=session.threads,
+                phase=phase,
+                prompt=prompt,
+                seconds=seconds,
+                bytes_per_s=sum(read for read, _ in probed) / 2,
+                int8_share=sum(product for _, product in probed) / 2,
+                busy=(busy_after - busy) / max(1, total_after - total),
+            )
+        )
+        before = after
     session.reset()
-    return Sample(
-        name,
-        session.threads,
-        prompt,
-        {"prefill": middle - start, "decode": end - middle},
-        *(((before[s] or 1.0) + (after[s] or 1.0)) / 2.0 for s in ("read_share", "int8_share")),
-        (busy_after - busy) / max(1, total_after - total),
-    )
+    return samples
+
+
+def machine_share(found: dict[str, float | None]) -> tuple[float, float]:
+    """Bytes a second read on average, and the part of the fastest product."""
+    read, share = found["read_bytes_per_s"], found["read_share"]
+    assert read is not None
+    assert share is not None
+    return read * share, found["int8_share"] or 1.0
 
 
 def disturbed(target: Target, read_share: float, int8_share: float) -> Target:
@@ -138,39 +163,40 @@ def summarise(
     """Medians of the samples of one model on so many threads, beside the predictions."""
     rows = []
     target = Target.from_json(json.dumps(artifact.manifest.targets["decode"]))
-    for prompt in sorted({sample.prompt for sample in samples}):
-        own = [sample for sample in samples if sample.prompt == prompt]
+    for prompt, phase in product(PROMPTS, PHASES):
+        own = [sample for sample in samples if (sample.prompt, sample.phase) == (prompt, phase)]
         threads = own[0].threads
         asked = {"prompt_tokens": prompt, "new_tokens": tokens, "threads": threads}
-        raw = predict(artifact, **asked, output=output)
-        shares = [median(getattr(s, name) for s in own) for name in ("read_share", "int8_share")]
-        scaled = predict_on(artifact, disturbed(target, *shares), **asked, output=output)
-        for phase in PHASES:
-            expected, then = raw[phase], scaled[phase]
-            assert expected is not None
-            assert then is not None
-            times = [sample.seconds[phase] for sample in own]
-            rows.append(
-                {
-                    "model": own[0].model,
-                    "threads": threads,
-                    "phase": phase,
-                    "prompt": prompt,
-                    "output": output,
-                    "measured": median(times),
-                    "least": min(times),
-                    "predicted": expected.seconds,
-                    "low": expected.seconds_low,
-                    "high": expected.seconds_high,
-                    "scaled": then.seconds,
-                    "error": expected.seconds / median(times) - 1.0,
-                    "error_to_least": expected.seconds / min(times) - 1.0,
-                    "error_scaled": then.seconds / median(times) - 1.0,
-                    "read_share": shares[0],
-                    "int8_share": shares[1],
-                    "busy": median(sample.busy for sample in own),
-                }
-            )
+        peak = memory_bandwidth(target.holding_memory(), target, threads)
+        read_share = min(1.0, median(sample.bytes_per_s for sample in own) / peak)
+        int8_share = median(sample.int8_share for sample in own)
+        expected = predict(artifact, **asked, output=output)[phase]
+        slower = disturbed(target, read_share, int8_share)
+        then = predict_on(artifact, slower, **asked, output=output)[phase]
+        assert expected is not None
+        assert then is not None
+        times = [sample.seconds for sample in own]
+        rows.append(
+            {
+                "model": own[0].model,
+                "threads": threads,
+                "phase": phase,
+                "prompt": prompt,
+                "output": output,
+                "measured": median(times),
+                "least": min(times),
+                "predicted": expected.seconds,
+                "low": expected.seconds_low,
+                "high": expected.seconds_high,
+                "scaled": then.seconds,
+                "error": expected.seconds / median(times) - 1.0,
+                "error_to_least": expected.seconds / min(times) - 1.0,
+                "error_scaled": then.seconds / median(times) - 1.0,
+                "read_share": read_share,
+                "int8_share": int8_share,
+                "busy": median(sample.busy for sample in own),
+            }
+        )
     return rows
 
 
@@ -236,11 +262,11 @@ def main(
                 console.print(f"round {round_} of {rounds}, {count} threads", highlight=False)
                 for prompt in PROMPTS:
                     for name, session in sessions.items():
-                        sample = run_sample(
+                        found = run_samples(
                             name, session, prompt, tokens, outputs[name], probe, round_
                         )
                         if round_:  # the first one maps pages and wakes threads
-                            samples.append(sample)
+                            samples += found
             for name, opened in artifacts.items():
                 own = [s for s in samples if (s.model, s.threads) == (name, count)]
                 rows += summarise(opened, own, tokens, outputs[name])

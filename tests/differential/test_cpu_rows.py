@@ -4,6 +4,7 @@ import ctypes
 import functools
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -278,13 +279,17 @@ def test_an_append_of_what_is_not_finite_poisons_its_own_key(isa: str, name: str
 
 @functools.cache
 def barrier_library(isa: str) -> ctypes.CDLL:
-    """`race(state, cells, misses, thread, threads, rounds)`.
+    """`race(state, cells, misses, thread, threads, rounds)` and `meet(state, thread, threads)`.
 
-    In every round a thread writes its cell, waits, and counts the cells of others that lag.
+    In every round of a race a thread writes its cell, waits, and counts the cells of others that
+    lag.
     """
 
     def emit(b: Builder) -> None:
         emit_barrier(b)
+        with b.function("meet", [b.ptr, b.i64, b.i64], private=False) as arguments:
+            b.call(BARRIER_NAME, arguments)
+            b.ret()
         types = [*[b.ptr] * 3, *[b.i64] * 3]
         with b.function("race", types, private=False) as values:
             state, cells, misses, thread, threads, rounds = values
@@ -332,6 +337,34 @@ def test_barrier_keeps_threads_together_whatever_their_number() -> None:
         for one in running:
             one.join()
         assert misses.tolist() == [0] * threads
+
+
+@pytest.mark.parametrize(("fewer", "slept"), [(0, 2048), (2048, 3072), (3072, 3584), (3584, 3584)])
+def test_threads_that_slept_at_a_barrier_spin_half_as_long_at_the_next(
+    fewer: int, slept: int
+) -> None:
+    meet = barrier_library(next(iter(ISAS))).meet
+    state = np.zeros(BARRIER_BYTES // 4, dtype=np.int32)
+    arrived, generation, sleepers, fewer_spins = 0, 16, 17, 18
+    state[fewer_spins] = fewer
+    waiting = threading.Thread(target=meet, args=(pointer(state), *map(ctypes.c_int64, (1, 2))))
+    waiting.start()
+    while not state[sleepers]:
+        time.sleep(0.001)
+    assert (state[arrived], state[generation], state[fewer_spins]) == (1, 0, slept)
+    meet(pointer(state), ctypes.c_int64(0), ctypes.c_int64(2))
+    waiting.join()
+    assert state[[arrived, generation, sleepers, fewer_spins]].tolist() == [0, 1, 0, slept - 16]
+
+
+def test_a_meeting_lets_threads_spin_a_little_longer_up_to_the_most() -> None:
+    meet = barrier_library(next(iter(ISAS))).meet
+    state = np.zeros(BARRIER_BYTES // 4, dtype=np.int32)
+    state[18] = 40
+    for left in (24, 8, 0, 0):
+        state[0] = 1  # as if the other thread had arrived
+        meet(pointer(state), ctypes.c_int64(0), ctypes.c_int64(2))
+        assert state[18] == left
 
 
 # ---- stack -------------------------------------------------------------------------------------

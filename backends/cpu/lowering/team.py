@@ -3,7 +3,7 @@
     caller:  infc_lead(team, phase, call, threads)     meets, runs as thread 0, meets again
     helper:  infc_help(team, thread, threads)          the same for every call, until dismissed
 
-A helper that waits for its next call waits as at any barrier: it spins, yields, then sleeps. So a
+A helper that waits for its next call waits as at any barrier: it spins, then sleeps. So a
 call that follows soon after another one finds its threads awake and starts within a microsecond.
 """
 
