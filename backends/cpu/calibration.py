@@ -24,7 +24,7 @@ from infc.cost.machine_profile import (
 from infc.diagnostics import Code, UserError
 from infc.target.schema import Target
 
-FORMAT = 3
+FORMAT = 4
 """Raised when constants change their meaning: profiles of before are then not found."""
 
 

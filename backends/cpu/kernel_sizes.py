@@ -94,6 +94,4 @@ def _product_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, f
 
 def _kind(storage: str) -> str:
     layout = layout_for(storage)
-    if layout.is_float:
-        return "float"
-    return {8: "8bit", 4: "4bit"}.get(layout.bits, "odd")
+    return "float" if layout.is_float else f"{layout.bits}bit"

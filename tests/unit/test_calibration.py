@@ -48,7 +48,8 @@ PLANTED: Mapping[str, Mapping[str, float]] = {
         "dot_share": 0.5,
         "unpack_8bit": 1.0,
         "unpack_4bit": 3.0,
-        "unpack_odd": 6.0,
+        "unpack_6bit": 7.0,
+        "unpack_5bit": 6.0,
         "unpack_float": 2.0,
         "overlap": 3.0,
         "call_seconds": 2e-6,
@@ -57,17 +58,18 @@ PLANTED: Mapping[str, Mapping[str, float]] = {
         "dot_share": 0.4,
         "stage_8bit": 8.0,
         "stage_4bit": 12.0,
-        "stage_odd": 20.0,
+        "stage_6bit": 21.0,
+        "stage_5bit": 20.0,
         "stage_float": 4.0,
         "gate_operations": 30.0,
         "call_seconds": 3e-6,
     },
     "staged-product": {
-        "byte_share": 0.4,
-        "narrow_share": 0.9,
-        "stage_8bit": 2.0,
-        "stage_4bit": 3.0,
-        "stage_odd": 5.0,
+        "share_8bit": 0.4,
+        "share_6bit": 0.6,
+        "share_5bit": 0.7,
+        "share_4bit": 0.9,
+        "stage_codes": 3.0,
         "gate_operations": 60.0,
         "call_seconds": 3e-6,
     },
@@ -152,13 +154,13 @@ def test_the_fit_finds_what_was_planted(machine: Target, profile: MachineProfile
         assert float(times.seconds[0]) == pytest.approx(row.seconds, rel=0.03), row
     stream = profile.kernels.classes["stream-product"].values
     assert stream["memory_share"] == pytest.approx(0.85, rel=0.02)
-    assert profile.kernels.classes["blocked-product"].values["stage_odd"] == pytest.approx(20, 0.1)
+    assert profile.kernels.classes["blocked-product"].values["stage_5bit"] == pytest.approx(20, 0.1)
 
 
 def test_short_codes_are_multiplied_at_a_rate_of_their_own() -> None:
     machine = resolve_cpu("cpu:x86-64-v3")
     fitted = fit_machine(machine, planted_rows(machine), SPEEDS).classes["staged-product"].values
-    for name in ("byte_share", "narrow_share", "gate_operations"):
+    for name in ("share_8bit", "share_6bit", "share_5bit", "share_4bit", "gate_operations"):
         assert fitted[name] == pytest.approx(PLANTED["staged-product"][name], rel=0.05), name
 
 
@@ -210,10 +212,14 @@ def test_seen_keys_counts_pairs(rows: int, past: int, window: int) -> None:
     assert seen_keys(*arrays)[0] == pytest.approx(expected)
 
 
-def test_measurements_tell_each_constant_of_blocked_products(machine: Target) -> None:
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [("cpu:x86-64-amx", "blocked-product"), ("cpu:x86-64-v3", "staged-product")],
+)
+def test_measurements_tell_each_constant_of_products_of_many_rows(spec: str, name: str) -> None:
     """Of relative changes of the constants none, and no mixture, leaves all times as they are: at
     5% of noise in each measurement the least known one is known to a half."""
-    name = "blocked-product"
+    machine = resolve_cpu(spec)
     rows = [row for row in planted_rows(machine) if row.work.kernel == name]
     columns = call_columns([(row.work, row.threads) for row in rows], machine)
     kernel_class, facts = THREADED[name], machine_of(machine)
@@ -401,7 +407,7 @@ def test_a_model_tells_what_its_head_takes(
 
     def heads(model: Path, spec: str, counts: list[int]) -> list[HeadTimes]:
         asked.append((model, spec, counts))
-        sizes = {f"weights_{kind}": 0.0 for kind in ("4bit", "odd", "float")}
+        sizes = {f"weights_{kind}": 0.0 for kind in ("6bit", "5bit", "4bit", "float")}
         sizes |= {"weights_8bit": 1e8, "rows": 1, "height": 2}
         sizes |= {"whole_bytes": 1e8, "first_bytes": 5e7, "second_bytes": 5e7}
         work = Work({"dram": 5e7}, {"int8": 2e8}, kernel="head-search", sizes=sizes)

@@ -32,8 +32,9 @@ from infc.cost.kernels.classes import (
 )
 from infc.cost.kernels.machine import Machine
 
-WEIGHT_KINDS: Final = ("8bit", "4bit", "odd", "float")
-"""How weights lie packed: codes of a byte, of half a byte, of other bits, and floats."""
+WEIGHT_KINDS: Final = ("8bit", "6bit", "5bit", "4bit", "float")
+"""How weights lie packed: codes of so many bits, and floats. Codes of 5 and 6 bits cost more than
+those of half a byte, and not alike: those of 6 also have a scale for each 16 numbers, not 32."""
 STREAM: Final = "stream-product"
 HEAD_SEARCH: Final = "head-search"
 _CALL = ConstantSpec(
@@ -78,17 +79,13 @@ _HEAD = (
 )
 _GATE = ConstantSpec("gate_operations", "operations", 0.0, 400.0, "for the activation of a gate")
 _BLOCKED = (_DOTS, *_kinds("stage", 128.0), _GATE, _CALL)
-_SHARES: Final = {"8bit": "byte_share", "4bit": "narrow_share", "odd": "narrow_share"}
-"""AVX2 multiplies codes of fewer than 8 bits with fewer instructions."""
+_STAGED_KINDS: Final = tuple(kind for kind in WEIGHT_KINDS if kind != "float")
 _STAGED = (
     *(
-        ConstantSpec(name, "1", 0.05, 2.0, f"share of the peak that products of {codes} reach")
-        for name, codes in (
-            ("byte_share", "8-bit codes"),
-            ("narrow_share", "shorter codes"),
-        )
+        ConstantSpec(f"share_{kind}", "1", 0.05, 2.0, f"share of the peak of products ({kind})")
+        for kind in _STAGED_KINDS
     ),
-    *_kinds("stage", 128.0, tuple(_SHARES)),
+    ConstantSpec("stage_codes", "operations", 0.0, 128.0, "vector operations to stage a weight"),
     _GATE,
     _CALL,
 )
@@ -182,12 +179,12 @@ def blocked_times(rows: Columns, machine: Machine, constants: Values) -> Times:
 
 
 def staged_times(rows: Columns, machine: Machine, constants: Values) -> Times:
-    """The same with integers, of which short ones may be multiplied faster."""
+    """The same with integers, of which AVX2 multiplies short ones with fewer instructions."""
     dots, staging = np.zeros_like(rows["rows"]), np.zeros_like(rows["rows"])
-    for kind, share in _SHARES.items():
+    for kind in _STAGED_KINDS:
         weights = rows[f"weights_{kind}"]
-        dots = dots + 2.0 * _padded(rows) * weights / constants[share]
-        staging = staging + weights * constants[f"stage_{kind}"]
+        dots = dots + 2.0 * _padded(rows) * weights / constants[f"share_{kind}"]
+        staging = staging + weights * constants["stage_codes"]
     return _many_rows(rows, constants, dots, staging)
 
 
