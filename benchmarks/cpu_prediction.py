@@ -115,7 +115,7 @@ def run_samples(
                 prompt=prompt,
                 seconds=seconds,
                 bytes_per_s=sum(read for read, _ in probed) / 2,
-                int8_share=sum(product for _, product in probed) / 2,
+                int8_share=sum(part for _, part in probed) / 2,
                 busy=(busy_after - busy) / max(1, total_after - total),
             )
         )
