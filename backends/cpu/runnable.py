@@ -31,6 +31,7 @@ from infc.target.runnable import (
     limits_of,
 )
 from infc.target.schema import Target
+from infc.target.signature import other_programs
 
 _NO_FLAG = ctypes.c_int32(0)
 _NEVER = ctypes.addressof(_NO_FLAG)
@@ -131,11 +132,7 @@ def _check_signature(signature: Mapping[str, Any], info: Mapping[str, int], held
     }
     wrong = signature.get("info") != info or any(info.get(name) != n for name, n in stated.items())
     if wrong or held < info["weight_bytes"]:
-        raise UserError(
-            Code.ARTIFACT_DAMAGED,
-            "the programs are not those that manifest.json describes",
-            hint="compile the model again",
-        )
+        raise other_programs()
 
 
 class CpuRunnable:

@@ -7,7 +7,7 @@ runs it does not wait for MLIR.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from infc.backends.cuda.target import cuda_targets, resolve_cuda
 from infc.target.backend import (
@@ -24,7 +24,6 @@ from infc.target.schema import Target, TargetStatus
 
 if TYPE_CHECKING:
     from infc.backends.cuda.runnable import CudaRunnable
-    from infc.backends.cuda.signature import CudaSignature
     from infc.cost.roofline import Work
     from infc.ir.mlir import ir
     from infc.ir.types import TensorType
@@ -106,15 +105,17 @@ class CudaBackend:
 
     def code_use(self, signature: Mapping[str, Any], phase: str) -> Sequence[CodeUse]:
         """Registers, spills and shared memory of what a program launches."""
-        from infc.backends.cuda.signature import code_use
+        from infc.backends.cuda.signature import CudaSignature, code_use
+        from infc.target.signature import read_signature
 
-        return code_use(cast("CudaSignature", signature), phase)
+        return code_use(read_signature(CudaSignature, signature), phase)
 
     def code_notes(self, signature: Mapping[str, Any], phase: str) -> Sequence[str]:
         """Why a step is not one kernel, and that nobody assembled the programs."""
-        from infc.backends.cuda.signature import code_notes
+        from infc.backends.cuda.signature import CudaSignature, code_notes
+        from infc.target.signature import read_signature
 
-        return code_notes(cast("CudaSignature", signature), phase)
+        return code_notes(read_signature(CudaSignature, signature), phase)
 
     def emulator(self, module: ir.Module, target: Target) -> Emulator | str:
         """The lockstep interpreter, for models that it is quick enough for."""

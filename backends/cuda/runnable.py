@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from infc.target.runnable import (
     kv_shape_of,
     limits_of,
 )
+from infc.target.signature import read_signature
 
 
 class CudaKV:
@@ -78,13 +79,13 @@ class CudaRunnable:
     def __init__(self, programs: LoadedPrograms, device: Device) -> None:
         self._check = programs.check
         self.device = device
-        self.signature = dict(programs.signature)
-        own = cast(CudaSignature, self.signature)
+        signature = programs.signature
+        self._own = own = read_signature(CudaSignature, signature)
         check_architecture(own["arch"], device.facts)
-        self.vocab_size: int = self.signature["vocab_size"]
-        self.limits = limits_of(self.signature)
-        self.kv_shape = kv_shape_of(self.signature)
-        self.kv_layout = kv_layout_of(self.signature)
+        self.vocab_size: int = signature["vocab_size"]
+        self.limits = limits_of(signature)
+        self.kv_shape = kv_shape_of(signature)
+        self.kv_layout = kv_layout_of(signature)
         self._lock = threading.Lock()
         phases = {phase: own["phases"][phase.name.lower()] for phase in Phase}
 
@@ -134,7 +135,7 @@ class CudaRunnable:
     @property
     def planned_bytes(self) -> int:
         """Bytes of arena the plan takes, with one block's own part, the larger of both programs."""
-        phases = cast(CudaSignature, self.signature)["phases"].values()
+        phases = self._own["phases"].values()
         return max(program["arena_bytes"] + program["thread_bytes"] for program in phases)
 
     @property
@@ -145,7 +146,7 @@ class CudaRunnable:
     @property
     def notes(self) -> tuple[str, ...]:
         """Why a step that could be one kernel is not one here."""
-        whole = cast(CudaSignature, self.signature)["phases"]["decode"]["persistent"]
+        whole = self._own["phases"]["decode"]["persistent"]
         if whole is None or self.is_persistent(Phase.DECODE):
             return ()
         return (

@@ -8,9 +8,13 @@ Beside what the signature of every backend has (`vocab_size`, `max_tokens`, `max
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Annotated, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from infc.target.backend import CodeUse
+from infc.target.signature import Count, Phases, Size
 
 
 class Entry(TypedDict):
@@ -26,9 +30,9 @@ class Entry(TypedDict):
 
     module: str
     entry: str
-    threads: int
-    shared_bytes: int
-    ctas_per_sm: int
+    threads: Count
+    shared_bytes: Size
+    ctas_per_sm: Count
 
 
 class Launch(Entry):
@@ -44,7 +48,7 @@ class Launch(Entry):
     """
 
     kernel: str
-    offsets: list[int]
+    offsets: list[Size]
     rows: Literal["t", "r"]
     outputs: list[str]
 
@@ -64,11 +68,11 @@ class PhaseProgram(TypedDict):
         kernels: names of the kernels in the order of the trace.
     """
 
-    arena_bytes: int
-    thread_bytes: int
-    scratch_bytes: int
-    counter_bytes: int
-    launches: list[Launch]
+    arena_bytes: Size
+    thread_bytes: Size
+    scratch_bytes: Size
+    counter_bytes: Size
+    launches: Annotated[list[Launch], Field(min_length=1)]
     persistent: Entry | None
     reason: str
     kernels: list[str]
@@ -85,8 +89,8 @@ class CudaSignature(TypedDict):
     """
 
     arch: str
-    phases: dict[str, PhaseProgram]
-    functions: dict[str, dict[str, int]]
+    phases: Phases[PhaseProgram]
+    functions: dict[str, dict[str, Size]]
 
 
 def code_use(signature: CudaSignature, phase: str) -> Sequence[CodeUse]:

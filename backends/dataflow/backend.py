@@ -112,9 +112,12 @@ class DataflowBackend:
     ) -> CallPrediction:
         """One call of the programs, by the analytic model of the machine."""
         from infc.backends.dataflow.prediction import predict_call
+        from infc.backends.dataflow.signature import DataflowSignature
+        from infc.target.signature import read_signature
 
+        timed = read_signature(DataflowSignature, signature)["timed"]
         return predict_call(
-            signature["timed"][phase],
+            timed[phase],
             target,
             tokens=tokens,
             position=position,

@@ -70,34 +70,36 @@ def emit_programs(
     machine = Machine.of(target)
     packer = Packer(weights, _types(module))
     model = emit_model(module, machine, mapping, factor=cache(packer.factor))
-    stages = model.mappings["decode"].stages
     return Programs(
         members={f"{phase}.dfx": write_image(image) for phase, image in model.images.items()},
         write_weights=partial(packer.write, model.weights),
         weight_bytes=model.weights.size_bytes,
-        signature={
-            **signature,
-            "stages": [
-                [stage.area.core(i, (machine.rows, machine.cols)) for i in range(stage.area.size)]
-                for stage in stages
-            ],
-            "cache_bytes": model.cache.size_bytes,
-            "cache_starts": [
-                [model.cache.offsets["kv", number, i] for i in range(stage.area.size)]
-                for number, stage in enumerate(stages)
-            ],
-            "cache_layers": [
-                list(model.emitted["decode"].cache_layers[layer])
-                for layer in range(len(signature["capacity"]))
-            ],
-            "planned_bytes": max(e.height_bytes for e in model.emitted.values()),
-            "timed": {
-                phase: {"sketch": model.sketches[phase].record(), "mapping": mapping.record()}
-                for phase, mapping in model.mappings.items()
-            },
-            "sram": {phase: _sram_plans(e.plans) for phase, e in model.emitted.items()},
-        },
+        signature={**signature, **_own_signature(model, machine)},
     )
+
+
+def _own_signature(model: EmittedModel, machine: Machine) -> dict[str, Any]:
+    """The entries that `signature.DataflowSignature` names."""
+    stages = model.mappings["decode"].stages
+    layers = model.emitted["decode"].cache_layers
+    return {
+        "stages": [
+            [stage.area.core(i, (machine.rows, machine.cols)) for i in range(stage.area.size)]
+            for stage in stages
+        ],
+        "cache_bytes": model.cache.size_bytes,
+        "cache_starts": [
+            [model.cache.offsets["kv", number, i] for i in range(stage.area.size)]
+            for number, stage in enumerate(stages)
+        ],
+        "cache_layers": [list(layers[layer]) for layer in range(len(layers))],
+        "planned_bytes": max(e.height_bytes for e in model.emitted.values()),
+        "timed": {
+            phase: {"sketch": model.sketches[phase].record(), "mapping": mapping.record()}
+            for phase, mapping in model.mappings.items()
+        },
+        "sram": {phase: _sram_plans(e.plans) for phase, e in model.emitted.items()},
+    }
 
 
 def emit_model(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from infc.backends.dataflow.image import Image
 from infc.backends.dataflow.machine import Machine
+from infc.backends.dataflow.signature import DataflowSignature, LocalPlanRecord
 from infc.target.simulated import (
     LocalBuffer,
     LocalPlan,
@@ -19,7 +19,7 @@ from infc.target.simulated import (
 _TIERS = {"far0": 0, "far1": 1}
 
 
-def layout_of(image: Image, machine: Machine, signature: Mapping[str, Any]) -> MachineLayout:
+def layout_of(image: Image, machine: Machine, signature: DataflowSignature) -> MachineLayout:
     """From the image's regions, and what the signature says of stages."""
     in_cores: defaultdict[int, Counter[str]] = defaultdict(Counter)
     in_channels: defaultdict[tuple[int, int, int], Counter[str]] = defaultdict(Counter)
@@ -30,7 +30,7 @@ def layout_of(image: Image, machine: Machine, signature: Mapping[str, Any]) -> M
             tier = _TIERS[region.space]
             channel = region.address_bytes // machine.far[tier].channel_bytes
             in_channels[region.chip, tier, channel][region.kind] += region.size_bytes
-    stages: list[list[int]] = signature["stages"]
+    stages = signature["stages"]
     stage_of = {core: number for number, cores in enumerate(stages) for core in cores}
     layers = Counter(stage for stage, _ in signature["cache_layers"])
     cores = []
@@ -54,7 +54,7 @@ def layout_of(image: Image, machine: Machine, signature: Mapping[str, Any]) -> M
     )
 
 
-def local_plans(signature: Mapping[str, Any], phase: str) -> list[LocalPlan]:
+def local_plans(plans: Sequence[LocalPlanRecord]) -> list[LocalPlan]:
     """What was planned for the stages' SRAM."""
     return [
         LocalPlan(
@@ -63,5 +63,5 @@ def local_plans(signature: Mapping[str, Any], phase: str) -> list[LocalPlan]:
             plan["lower_bound_bytes"],
             [LocalBuffer(*buffer) for buffer in plan["buffers"]],
         )
-        for plan in signature["sram"][phase]
+        for plan in plans
     ]

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping as Named
-from typing import Any
 
 from infc.backends.dataflow.cost.amounts import Amounts
 from infc.backends.dataflow.cost.constants import fitted
 from infc.backends.dataflow.cost.predict import call_cost
-from infc.backends.dataflow.cost.sketch import Sketch
 from infc.backends.dataflow.machine import Machine
-from infc.backends.dataflow.partition import Mapping
+from infc.backends.dataflow.signature import Timed
 from infc.cost.estimate import Estimate, binding_resource
 from infc.target.backend import CallPrediction
 from infc.target.schema import Target
 
 
 def predict_call(
-    record: Named[str, Any], target: Target, *, tokens: int, position: int, logit_rows: int
+    timed: Timed, target: Target, *, tokens: int, position: int, logit_rows: int
 ) -> CallPrediction:
     """One call; longer ones than the program takes at once are cut as they are when they run.
 
     Args:
-        record: `sketch` and `mapping` of the program.
+        timed: the program.
         target: that it was made for, or the same machine with other figures.
         tokens: of the call.
         position: of the first one.
         logit_rows: whose logits are wanted.
     """
-    sketch, mapping = Sketch.read(record["sketch"]), Mapping.read(record["mapping"])
+    sketch, mapping = timed["sketch"], timed["mapping"]
     machine, known = Machine.of(target), fitted()
     most = min(sketch.most["t"], mapping.max_tokens)
     seconds, by_resource = 0.0, dict[str, float]()

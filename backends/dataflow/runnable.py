@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from infc.backends.dataflow.codegen.kv_home import KVHome
 from infc.backends.dataflow.image import Image, read_image
 from infc.backends.dataflow.layout import layout_of, local_plans
 from infc.backends.dataflow.machine import Machine
+from infc.backends.dataflow.signature import DataflowSignature
 from infc.backends.dataflow.simulator.execute import Executor
 from infc.backends.dataflow.simulator.memory import Memory
 from infc.backends.dataflow.timed_calls import call_timeline, simulate_call
@@ -26,11 +27,13 @@ from infc.target.runnable import (
     Cancellation,
     KVBlock,
     KVCache,
+    KVShape,
     OutputKind,
     Phase,
     kv_shape_of,
     limits_of,
 )
+from infc.target.signature import other_programs, read_signature
 from infc.target.simulated import LocalPlan, MachineLayout, SimulatedCall, Timeline
 
 U8 = NDArray[np.uint8]
@@ -93,24 +96,25 @@ class CacheLayout:
         homes: of each layer.
     """
 
-    def __init__(self, signature: Mapping[str, Any], machine: Machine) -> None:
-        self.size_bytes: int = signature["cache_bytes"]
-        self._starts: list[list[int]] = signature["cache_starts"]
-        self._layers: list[list[int]] = signature["cache_layers"]
-        kinds = [
-            KVType(
-                signature["kv_dtype"],
-                signature["kv_heads"],
-                signature["head_dim"],
-                capacity,
-                window,
-            )
-            for capacity, window in zip(signature["capacity"], signature["windows"], strict=True)
-        ]
+    def __init__(self, signature: DataflowSignature, shape: KVShape, machine: Machine) -> None:
+        self.size_bytes = signature["cache_bytes"]
+        self._starts, self._layers = signature["cache_starts"], signature["cache_layers"]
+        stages = len(self._starts) if all(self._starts) else 0
+        if len(self._layers) != len(shape.capacity) or max(self._layers)[0] >= stages:
+            raise other_programs()
         self.homes = [
-            KVHome.of(kind, len(self._starts[stage]), machine)
-            for kind, (stage, _) in zip(kinds, self._layers, strict=True)
+            KVHome.of(
+                KVType(shape.dtype, shape.kv_heads, shape.head_dim, capacity, window or 0),
+                len(self._starts[stage]),
+                machine,
+            )
+            for capacity, window, (stage, _) in zip(
+                shape.capacity, shape.windows, self._layers, strict=True
+            )
         ]
+        for home, (stage, offset) in zip(self.homes, self._layers, strict=True):
+            if max(self._starts[stage]) + offset + home.layer_bytes > self.size_bytes:
+                raise other_programs()
 
     def places(self, layer: int, positions: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
         """(row, head, byte of the keys, byte of the values) of some positions."""
@@ -178,18 +182,32 @@ class DataflowRunnable:
         self.vocab_size: int = signature["vocab_size"]
         self.limits = limits_of(signature)
         self.kv_shape = kv_shape_of(signature)
-        self.planned_bytes: int = signature["planned_bytes"]
+        self._own = read_signature(DataflowSignature, signature)
+        self.planned_bytes = self._own["planned_bytes"]
         self._check = programs.check
-        self._signature = signature
         self._machine = Machine.of(programs.target)
-        self._layout = CacheLayout(signature, self._machine)
+        self._layout = CacheLayout(self._own, self.kv_shape, self._machine)
         self._weights = np.frombuffer(programs.weights, np.uint8)
         self._images: dict[Phase, Image] = {}
         for phase in Phase:
             name = f"{phase.name.lower()}.dfx"
             self._images[phase] = read_image(bytes(programs.member(name)), name)
+            self._check_image(self._images[phase])
         # Filled when they first run: how long they take needs no memories.
         self._programs: dict[Phase, _Program] = {}
+
+    def _check_image(self, image: Image) -> None:
+        """Raise UserError (INF4003) unless all that the image takes and gives is there."""
+        held = {"weights": len(self._weights), "table": len(self._weights)}
+        held["kv"] = self._layout.size_bytes
+        for region in image.regions:
+            stop = region.source_offset + region.size_bytes
+            if region.kind in held and stop > held[region.kind]:
+                raise other_programs()
+        for output in image.outputs:
+            columns = output.first_column + output.columns
+            if output.kind == "logits" and columns > self.vocab_size:
+                raise other_programs()
 
     def new_kv(self) -> DataflowKV:
         """An empty cache of every layer."""
@@ -256,11 +274,11 @@ class DataflowRunnable:
 
     def layout(self, phase: Phase) -> MachineLayout:
         """See `infc.target.simulated`."""
-        return layout_of(self._images[phase], self._machine, self._signature)
+        return layout_of(self._images[phase], self._machine, self._own)
 
     def local_plans(self, phase: Phase) -> list[LocalPlan]:
         """See `infc.target.simulated`."""
-        return local_plans(self._signature, phase.name.lower())
+        return local_plans(self._own["sram"][phase.name.lower()])
 
     def _arguments(self, phase: Phase, call: Call) -> list[NDArray[np.int32]]:
         parts, _ = self._cut(phase, call)

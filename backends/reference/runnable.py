@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import get
@@ -24,6 +25,13 @@ from infc.target.runnable import (
     kv_shape_of,
     limits_of,
 )
+from infc.target.signature import Size, other_programs, read_signature
+
+
+class ReferenceSignature(TypedDict):
+    """The signature's own field: offset and bytes of each weight, by name."""
+
+    weights: dict[str, tuple[Size, Size]]
 
 
 class ReferenceRunnable:
@@ -37,7 +45,9 @@ class ReferenceRunnable:
         self.planned_bytes = 0
         self._check = programs.check
         self._weights = programs.weights
-        self._table = signature["weights"]
+        self._table = read_signature(ReferenceSignature, signature)["weights"]
+        if any(offset + size > len(self._weights) for offset, size in self._table.values()):
+            raise other_programs()
         with context() as self._context:
             module = parse(str(programs.member("module.mlir"), "utf-8"), name="module.mlir")
             self._programs = {

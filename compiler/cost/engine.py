@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 from infc.cost.kernels.classes import ConstantSpec
 from infc.cost.kernels.profile import Constant, Residuals, dump_toml
 from infc.cost.kernels.queries import DTYPE_BYTES
-from infc.diagnostics import Code, Problem, UserError
+from infc.diagnostics import Code, UserError, count
+from infc.diagnostics.schema import schema_problems
 from infc.target.schema import Facts
 
 CONSTANTS: Final = (
@@ -172,14 +173,12 @@ def parse_engine(text: str, *, location: str) -> EngineProfile:
             Code.PROFILE_FORMAT, f"the engine profile is no valid TOML: {error}", location=location
         ) from error
     except ValidationError as error:
-        problems = [
-            Problem(line, ".".join(str(step) for step in item["loc"]) or None)
-            for item in error.errors(include_url=False)
-            for line in item["msg"].removeprefix("Value error, ").split("\n")
-        ]
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        problems = schema_problems(error)
     raise UserError(
-        Code.PROFILE_FORMAT, f"the engine profile has {count}", location=location, problems=problems
+        Code.PROFILE_FORMAT,
+        f"the engine profile has {count(len(problems), 'problem')}",
+        location=location,
+        problems=problems,
     )
 
 

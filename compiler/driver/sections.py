@@ -17,17 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from infc.artifact import Artifact
 from infc.cost.kernels.threaded import SIZES, THREADED
 from infc.diagnostics import Code, Problem, UserError
+from infc.diagnostics.schema import schema_problems
 from infc.ir.kv_storage import KV_DTYPES
 from infc.ir.version import DIALECT_VERSION
 from infc.target.schema import Target
+from infc.target.signature import Count, Size, wrong_entries
 
 _PHASES: Final = ("prefill", "decode")
-_SHOWN_PROBLEMS: Final = 8
 _OF_A_CALL: Final = {"caches"}
 """Sizes that predictions set for each call."""
 
-Size = Annotated[int, Field(ge=0, lt=1 << 62)]
-Count = Annotated[int, Field(ge=1, lt=1 << 62)]
 Amount = Annotated[float, Field(ge=0, le=1e30)]
 _OfPhases = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
@@ -171,20 +170,14 @@ def check_sections(artifact: Artifact) -> None:
     names = ("targets", *_Sections.model_fields)
     found = list(_problems({name: getattr(manifest, name) for name in names}))
     if found:
-        raise UserError(
-            Code.ARTIFACT_FORMAT,
-            f"{len(found)} entries of manifest.json are missing or wrong",
-            location=str(artifact.path),
-            problems=found[:_SHOWN_PROBLEMS],
-            hint="compile the model again with this infc",
-        )
+        raise wrong_entries(found, str(artifact.path))
 
 
 def _problems(manifest: Mapping[str, Any]) -> Iterator[Problem]:
     try:
         _Sections.model_validate({name: manifest[name] for name in _Sections.model_fields})
     except ValidationError as error:
-        yield from _listed(error)
+        yield from schema_problems(error)
         return
     for phase in _PHASES:
         target: Target | None = None
@@ -194,7 +187,7 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[Problem]:
             try:
                 target = Target.from_json(json.dumps(manifest["targets"][phase]))
             except ValidationError as error:
-                yield from _listed(error, "targets", phase)
+                yield from schema_problems(error, "targets", phase)
         if phase not in manifest["programs"]:
             yield Problem("field required", f"programs.{phase}")
         else:
@@ -243,10 +236,3 @@ def _contradictions(
             elif name in target.kernels:
                 for size in sorted(SIZES[name] - _OF_A_CALL - kernel.get("sizes", {}).keys()):
                     yield Problem(f"class {name} asks for {size}", f"{where}.sizes")
-
-
-def _listed(error: ValidationError, *prefix: str) -> Iterator[Problem]:
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
-        message = item["msg"].removeprefix("Value error, ")
-        path = ".".join(map(str, (*prefix, *item["loc"])))
-        yield Problem(message[:1].lower() + message[1:], path or None)

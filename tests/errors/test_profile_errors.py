@@ -127,7 +127,7 @@ def test_residuals(shipped: Profile) -> None:
     assert rendered(edited(shipped, name, r"low = .*", "low = 0.2")) == lines(
         "error[INF3006]: the profile has 1 problem",
         "  --> chip.toml",
-        "   - Input should be less than or equal to 0 (classes.elementwise.residuals.launch.low)",
+        "   - input should be less than or equal to 0 (classes.elementwise.residuals.launch.low)",
     )
 
 
@@ -135,7 +135,7 @@ def test_a_figure_that_is_none(shipped: Profile) -> None:
     assert rendered(edited(shipped, SHARE, r"value = .*", "value = nan")) == lines(
         "error[INF3006]: the profile has 1 problem",
         "  --> chip.toml",
-        "   - Input should be a finite number (classes.gemm-16bit.constants.memory_share.value)",
+        "   - input should be a finite number (classes.gemm-16bit.constants.memory_share.value)",
     )
 
 
@@ -144,7 +144,7 @@ def test_another_version(shipped: Profile) -> None:
     assert rendered(text) == lines(
         "error[INF3006]: the profile has 1 problem",
         "  --> chip.toml",
-        "   - Input should be 1 (schema_version)",
+        "   - input should be 1 (schema_version)",
     )
 
 

@@ -19,11 +19,15 @@ from infc.artifact import Artifact, open_artifact
 from infc.cost.kernels.threaded import THREADED
 from infc.diagnostics import UserError
 from infc.driver import predict
-from infc.driver.explanation import explain
+from infc.driver.explanation import explain, program_notes
 from infc.driver.sections import check_sections
 from infc.target.fitted import FittedClass
 
 SECTIONS = ("targets", "options", "programs", "kv_layout", "memory_plan", "cost_estimate")
+OTHER_PROGRAMS = (
+    "error[INF4003]: the programs are not those that manifest.json describes\n"
+    "   = hint: compile the model again"
+)
 ODD: tuple[Any, ...] = (None, -1, 0, 2**70, 1e308, "x", [], {}, True, [1], {"a": 1}, 0.5)
 
 
@@ -48,8 +52,10 @@ def report(path: Path, change: Callable[[dict[str, Any]], object]) -> str:
 
 
 def listed(*problems: str) -> str:
+    count = len(problems)
+    wrong = f"{count} entries of manifest.json are" if count > 1 else "1 entry of manifest.json is"
     return (
-        f"error[INF4002]: {len(problems)} entries of manifest.json are missing or wrong\n"
+        f"error[INF4002]: {wrong} missing or wrong\n"
         "  --> m.infc\n"
         + "".join(f"   - {problem}\n" for problem in problems)
         + "   = hint: compile the model again with this infc"
@@ -153,10 +159,7 @@ def test_programs_of_another_manifest(path: Path, name: str) -> None:
 
     with pytest.raises(UserError) as caught:
         infc.load(changed(path, change))
-    assert str(caught.value) == (
-        "error[INF4003]: the programs are not those that manifest.json describes\n"
-        "   = hint: compile the model again"
-    )
+    assert str(caught.value) == OTHER_PROGRAMS
 
 
 @pytest.mark.parametrize("name", ["max_context", "max_slots", "max_logit_rows", "vocab_size"])
@@ -172,6 +175,100 @@ def test_limits_beyond_those_of_the_programs(path: Path, name: str) -> None:
 
     with pytest.raises(UserError, match=r"INF4003.*the programs are not those that"):
         infc.load(changed(path, change))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(small_models: SmallModels) -> Callable[[str], Path]:
+    """Artifacts for backends whose signatures have entries of their own."""
+
+    def compiled(target: str) -> Path:
+        options = {"max_batch": 1} if target.startswith("dataflow") else {}
+        return small_models.artifact(small_models.model("llama2", "Q8_0"), target, **options)
+
+    return compiled
+
+
+def of_programs(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    """The same change of both programs."""
+    return lambda sections: [change(program) for program in sections["programs"].values()]
+
+
+def read_all(artifact: Artifact) -> None:
+    """Everything that reads a backend's own entries, and runs on any machine."""
+    predict(artifact, prompt_tokens=20, new_tokens=5, threads=1)
+    program_notes(artifact)
+    if artifact.manifest.targets["decode"]["backend"] != "cuda":
+        infc.load(artifact).prefill([1, 2, 3])
+
+
+WRONG: list[tuple[str, Callable[[dict[str, Any]], object], tuple[str, ...]]] = [
+    (
+        "reference",
+        lambda program: program["weights"].update({"token_embd.weight": [0, -1]}),
+        ("input should be greater than or equal to 0 (programs.weights.token_embd.weight.1)",),
+    ),
+    (
+        "dataflow:test",
+        lambda program: (
+            program.pop("planned_bytes"),
+            program["timed"].pop("prefill"),
+            program["timed"]["decode"]["sketch"].update(layers="x"),
+            program["timed"]["decode"]["mapping"]["stages"][0]["area"].pop("rows"),
+        ),
+        (
+            "field required (programs.planned_bytes)",
+            "input should be a valid array (programs.timed.decode.sketch.layers)",
+            "field required (programs.timed.decode.mapping.stages.0.area.rows)",
+        ),
+    ),
+    (
+        "cuda:sm_90a",
+        lambda program: (
+            program["phases"].update(late=program["phases"].pop("decode")),
+            program["phases"]["prefill"]["launches"][0].update(rows="z", threads=0),
+        ),
+        (
+            "input should be greater than or equal to 1 "
+            "(programs.phases.prefill.launches.0.threads)",
+            "input should be 't' or 'r' (programs.phases.prefill.launches.0.rows)",
+            "string should match pattern '^(prefill|decode)$' (programs.phases.late.[key])",
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("target", "change", "problems"), WRONG, ids=[each[0] for each in WRONG])
+def test_entries_of_a_backend_are_checked(
+    elsewhere: Callable[[str], Path],
+    target: str,
+    change: Callable[[dict[str, Any]], object],
+    problems: tuple[str, ...],
+) -> None:
+    with pytest.raises(UserError) as caught:
+        read_all(changed(elsewhere(target), of_programs(change)))
+    assert str(caught.value) == listed(*problems).replace("  --> m.infc\n", "")
+
+
+@pytest.mark.parametrize(
+    ("target", "change"),
+    [
+        (
+            "reference",
+            lambda program: program["weights"].update({"output.weight": [1, 1 << 40]}),
+        ),
+        ("dataflow:test", lambda program: program.update(cache_bytes=program["cache_bytes"] - 64)),
+        ("dataflow:test", lambda program: program["cache_layers"][0].__setitem__(0, 1)),
+        ("dataflow:test", lambda program: program["cache_layers"].pop()),
+        ("dataflow:test", lambda program: program.update(cache_starts=[[]])),
+        ("dataflow:test", lambda program: program.update(vocab_size=program["vocab_size"] - 1)),
+    ],
+)
+def test_programs_of_another_backends_manifest(
+    elsewhere: Callable[[str], Path], target: str, change: Callable[[dict[str, Any]], object]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        infc.load(changed(elsewhere(target), of_programs(change)))
+    assert str(caught.value) == OTHER_PROGRAMS
 
 
 def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -21,6 +21,7 @@ from infc.backends.dataflow.cost.sketch import Sketch
 from infc.backends.dataflow.emission import EmittedModel, emit_model
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.partition import Mapping
+from infc.backends.dataflow.signature import Timed
 from infc.backends.dataflow.simulator.timing import simulate_time
 from infc.driver.lowering import lower_model
 from infc.frontends.config_source import ConfigSource
@@ -28,6 +29,7 @@ from infc.ir.context import context
 from infc.ir.mlir import ir
 from infc.pipeline.options import CompileOptions
 from infc.pipeline.passes import Remark
+from infc.target.signature import read_signature
 
 PROMPT, NEW_TOKENS = 16, 32
 OPTIONS = CompileOptions(max_context=64, chunk=16, prompt=PROMPT, new_tokens=NEW_TOKENS)
@@ -198,8 +200,9 @@ def test_sketches_and_mappings_survive_json(tmp_path: Path) -> None:
     lowered = Lowered("gemma3", "q4_0", "dataflow:test-sram", tmp_path)
     model = emit_model(lowered.module, lowered.machine)
     for phase, sketch in model.sketches.items():
-        assert Sketch.read(json.loads(json.dumps(sketch.record()))) == sketch
         mapping = model.mappings[phase]
+        record = {"sketch": sketch.record(), "mapping": mapping.record()}
+        assert read_signature(Timed, record) == {"sketch": sketch, "mapping": mapping}
         assert Mapping.read(json.loads(json.dumps(mapping.record()))) == mapping
 
 

@@ -47,18 +47,6 @@ class Step:
     matrices: tuple[tuple[int, str], ...] = ()
     kind: str = ""
 
-    @classmethod
-    def read(cls, record: Mapping[str, Any]) -> Self:
-        """What `Sketch.record` made of it."""
-        return cls(
-            **{
-                **record,
-                "takes": tuple(record["takes"]),
-                "makes": tuple(record["makes"]),
-                "matrices": tuple((n, storage) for n, storage in record["matrices"]),
-            }
-        )
-
 
 @dataclass(frozen=True)
 class Sketch:
@@ -97,22 +85,9 @@ class Sketch:
         )
 
     def record(self) -> dict[str, Any]:
-        """As JSON values: lists in place of tuples."""
+        """As JSON values: lists in place of tuples; `signature.Timed` reads them."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return found
-
-    @classmethod
-    def read(cls, record: Mapping[str, Any]) -> Self:
-        """What `record` made."""
-        return cls(
-            record["phase"],
-            record["most"],
-            tuple(record["ropes"]),
-            tuple(map(Step.read, record["head"])),
-            tuple(tuple(map(Step.read, steps)) for steps in record["bodies"]),
-            tuple(record["layers"]),
-            tuple(map(Step.read, record["tail"])),
-        )
 
 
 def _ropes(layers: Sequence[CallSite]) -> tuple[int, ...]:

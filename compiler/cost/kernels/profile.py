@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError, model_validator
 from infc.cost.kernels.classes import KernelClass
 from infc.cost.kernels.machine import Machine
 from infc.cost.kernels.registry import EVERY_CLASS
-from infc.diagnostics import Code, Problem, UserError
+from infc.diagnostics import Code, UserError, count
+from infc.diagnostics.schema import schema_problems
 from infc.target.schema import Facts, Target
 
 F = TypeVar("F", bound=Facts)
@@ -175,15 +176,10 @@ def parse_toml(text: str, schema: type[F], *, location: str, hint: str | None = 
     try:
         return schema.model_validate(document)
     except ValidationError as error:
-        problems = [
-            Problem(line, ".".join(str(step) for step in item["loc"]) or None)
-            for item in error.errors(include_url=False)
-            for line in item["msg"].removeprefix("Value error, ").split("\n")
-        ]
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        problems = schema_problems(error)
     raise UserError(
         Code.PROFILE_FORMAT,
-        f"the profile has {count}",
+        f"the profile has {count(len(problems), 'problem')}",
         location=location,
         problems=problems,
         hint=hint,
