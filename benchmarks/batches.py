@@ -1,10 +1,11 @@
 """Decode steps of several sequences at once on this machine: tokens a second by batch.
 
-The decode program is called with one token of each of 1 to 32 sequences behind a context, batches
-in turns, and a probe measures the machine before each round. The floor of a step is what its
-products take at least: their weights' bytes at the bandwidth of that moment, or their operations at
-the int8 peak where that is longer; caches are not in it. Beside it stands what the cost model
-predicts (`infc calibrate` first), of the program that was compiled for 32.
+The decode program is called with one token of each of 1 to 32 sequences behind a context of natural
+text (of one sequence, a head that may skip rows reads what the text is worth), batches in turns,
+and a probe measures the machine before each round. The floor of a step is what its products take at
+least: their weights' bytes at the bandwidth of that moment, or their operations at the int8 peak
+where that is longer; caches are not in it. Beside it stands what the cost model predicts (`infc
+calibrate` first), of the program that was compiled for 32.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ import click
 import numpy as np
 from machine import describe_machine
 from measure import Probe
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 import infc
-from infc.artifact import open_artifact
-from infc.driver.loading import load_runnable
+from infc.artifact import Artifact, open_artifact
+from infc.driver.loading import load_runnable, load_tokenizer
 from infc.driver.prediction import Turns, greedy_kernels, program_seconds
+from infc.driver.quality import sample_text
 from infc.target.runnable import Call, KVCache, OutputKind, Phase, Runnable
 from infc.target.schema import Target
+
+Ids = NDArray[np.int32]
 
 HERE = Path(__file__).resolve().parent
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -37,11 +42,39 @@ STEPS = 8
 """Steps of a batch in a round."""
 
 
-def decode_call(batch: int, position: int) -> Call:
-    """One token of each of `batch` sequences at a position; each asks for its best next token."""
+def texts_of(artifact: Artifact, length: int) -> Ids:
+    """int32 `[32, length]`: natural text, which begins elsewhere for each sequence."""
+    tokenizer = load_tokenizer(artifact)
+    if tokenizer is None:
+        raise click.ClickException(f"{artifact.path}: the model has no tokenizer")
+    begin, *text = tokenizer.encode(sample_text())
+    starts = np.arange(max(BATCHES)) * len(text) // max(BATCHES)
+    return np.array([[begin, *np.resize(np.roll(text, -s), length - 1)] for s in starts], np.int32)
+
+
+def fill(runnable: Runnable, kv: KVCache, ids: Ids, threads: int) -> None:
+    """Put the tokens of each sequence into its slot of the cache."""
+    chunk = runnable.limits.max_tokens[0]
+    for slot, tokens in enumerate(ids):
+        for start in range(0, len(tokens), chunk):
+            part = tokens[start : start + chunk]
+            call = Call(
+                tokens=part,
+                row_offsets=np.array([0, len(part)], np.int32),
+                slots=np.array([slot], np.int32),
+                positions=np.arange(start, start + len(part), dtype=np.int32),
+                logit_rows=np.zeros(0, np.int32),
+                output=OutputKind.ARGMAX,
+            )
+            runnable.run(Phase.PREFILL, call, kv, threads=threads)
+
+
+def decode_call(tokens: Ids, position: int) -> Call:
+    """One token of each of some sequences at a position; each asks for its best next token."""
+    batch = len(tokens)
     rows = np.arange(batch, dtype=np.int32)
     return Call(
-        tokens=1000 + 37 * rows,
+        tokens=tokens,
         row_offsets=np.arange(batch + 1, dtype=np.int32),
         slots=rows,
         positions=np.full(batch, position, np.int32),
@@ -51,12 +84,12 @@ def decode_call(batch: int, position: int) -> Call:
 
 
 def step_seconds(
-    runnable: Runnable, kv: KVCache, batch: int, context: int, threads: int
+    runnable: Runnable, kv: KVCache, ids: Ids, context: int, threads: int
 ) -> list[float]:
     """Seconds of steps behind a context, behind one that is not counted."""
     found = []
-    for step in range(1 + STEPS):
-        call = decode_call(batch, context + step)
+    for position in range(context, context + 1 + STEPS):
+        call = decode_call(np.ascontiguousarray(ids[:, position]), position)
         start = time.perf_counter()
         runnable.run(Phase.DECODE, call, kv, threads=threads)
         found.append(time.perf_counter() - start)
@@ -77,13 +110,14 @@ def main(model: Path, context: int, threads: int, rounds: int, output: Path | No
         infc.compile(model, max_batch=most, batch=most, max_context=context + 64, output=made)
         artifact = open_artifact(made)
         runnable = load_runnable(artifact)
-        kv = runnable.new_kv()
+        kv, ids = runnable.new_kv(), texts_of(artifact, context + 1 + STEPS)
+        fill(runnable, kv, ids[:, :context], threads)
         seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         machines = []
         for _ in range(rounds):
             machines.append(probe.run(threads))
             for batch, found in seconds.items():
-                found += step_seconds(runnable, kv, batch, context, threads)
+                found += step_seconds(runnable, kv, ids[:batch], context, threads)
     kernels = greedy_kernels(artifact, "decode")
     target = Target.from_json(json.dumps(artifact.manifest.targets["decode"]))
     predicted = {

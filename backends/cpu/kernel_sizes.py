@@ -25,12 +25,14 @@ def kernel_class(kernel: KernelSummary, mapping: KernelMapping) -> str:
 
 
 def kernel_ways(kernel: KernelSummary, mapping: KernelMapping) -> tuple[Way, ...]:
-    """Of a product whose weights stream past few rows and are staged for many; else nothing."""
-    if kernel.kind != "matmul" or kernel.rows == 1:
+    """Of a product whose weights stream past few rows and are staged for many, and of a head, which
+    is searched for one row; else nothing."""
+    if kernel.kind not in ("matmul", "head") or kernel.rows == 1:
         return ()
+    several = 2 if kernel.kind == "head" else max(2, int(mapping["row_tile"]))
     ways = tuple(
-        Way(rows, name, _height(name, mapping))
-        for rows in (1, max(2, int(mapping["row_tile"])))
+        Way(rows, name, _height(kernel, name, mapping))
+        for rows in (1, several)
         for name in [_product_class(kernel, mapping, rows)]
     )
     return () if ways[0].kernel == ways[1].kernel else ways
@@ -41,19 +43,23 @@ def _product_class(kernel: KernelSummary, mapping: KernelMapping, rows: int) -> 
         return HEAD_SEARCH
     if "bf16" in kernel.operations:
         return "blocked-product"
-    if rows == 1 or int(mapping["col_tile"]) == 0 or rows < int(mapping["row_tile"]):
+    few = rows == 1 or (kernel.kind == "matmul" and rows < int(mapping["row_tile"]))
+    if few or int(mapping["col_tile"]) == 0:
         return STREAM
     return "staged-product" if "int8" in kernel.operations else "float-product"
 
 
-def _height(name: str, mapping: KernelMapping) -> int:
-    """Rows that share a pass over the weights in calls of a class."""
+def _height(kernel: KernelSummary, name: str, mapping: KernelMapping) -> int:
+    """Rows that share a pass over the weights in calls of a class; those of a head are multiplied
+    one by one with what is in registers, none in vain."""
+    if kernel.kind == "head":
+        return 1
     tile, staged = int(mapping["row_tile"]), int(mapping["col_tile"])
-    return _STREAMED_PAIR if name in (STREAM, HEAD_SEARCH) and staged else tile
+    return _STREAMED_PAIR if name == STREAM and staged else tile
 
 
 def kernel_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, float]:
-    """The sizes that the class asks for, but the planes of a head that is searched."""
+    """The sizes that the class asks for, but the planes of a head."""
     if kernel.kind in ("matmul", "head"):
         return _product_sizes(kernel, mapping)
     rows = float(kernel.typical_rows)
@@ -86,7 +92,7 @@ def _product_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, f
     return {
         **{f"weights_{kind}": count for kind, count in kinds.items()},
         "rows": float(kernel.typical_rows),
-        "height": float(_height(name, mapping)),
+        "height": float(_height(kernel, name, mapping)),
         "columns": float(columns),
         "gated": float(bool(kernel.gate)),
     }

@@ -17,7 +17,6 @@ from infc.backends.cpu.mapping_costs import mapping_speed
 from infc.backends.cpu.packing import planes_for
 from infc.backends.cpu.provided import SPEED, provided_candidates
 from infc.backends.cpu.target import isa_of
-from infc.cost.kernels.threaded import HEAD_SEARCH
 from infc.cost.roofline import Work
 from infc.ir.storage import STORAGE_TYPES
 from infc.ir.types import KVType
@@ -121,11 +120,12 @@ def _attention_candidates(kernel: KernelSummary, isa: Isa) -> Sequence[KernelMap
 
 
 def _head_planes(kernel: KernelSummary) -> tuple[float, float]:
-    """Both planes of a split matrix of which only the best products are wanted, as parts of what
-    the matrix takes in one plane: what is always read, and what is read of rows that survive."""
+    """Both planes of a split matrix of which only the best products of one row are wanted, as parts
+    of what the matrix takes in one plane: what is always read, and what is read of rows that
+    survive."""
     ((n, k, storage),) = kernel.matrices
     layout = planes_for(storage, k)
-    if layout is None or kernel.typical_rows > 1:
+    if layout is None:
         return 1.0, 0.0
     if isinstance(layout, BoundedLayout):
         return packed_bytes(layout.high, n, k) / packed_bytes(layout.whole, n, k), 1.0
@@ -145,8 +145,10 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
     """
     replicated = mapping.get("partition") == "replicate"
     cores = target.unit("cores").count if replicated else 1
+    weights = float(kernel.weight_bytes)
     first, second = _head_planes(kernel) if kernel.kind == "head" else (1.0, 0.0)
-    weights = kernel.weight_bytes * (first + _surviving_rows(kernel) * second)
+    if kernel.typical_rows == 1:
+        weights *= first + _surviving_rows(kernel) * second
     moved = weights + (kernel.activation_bytes if kernel.kind == "attention" else 0)
     operations = kernel.operations
     if mapping.get("tiles"):  # what is left in f32 is a few operations a score
@@ -156,7 +158,7 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
         operations = {**operations, "f32": operations.get("f32", 0.0) + STAGING * staged}
     name = kernel_class(kernel, mapping)
     sizes = kernel_sizes(kernel, mapping) if name else {}
-    if name == HEAD_SEARCH:
+    if kernel.kind == "head" and sizes:  # any call of one row is searched
         sizes["whole_bytes"] = float(kernel.weight_bytes)
         sizes["first_bytes"] = kernel.weight_bytes * first
         sizes["second_bytes"] = kernel.weight_bytes * second
