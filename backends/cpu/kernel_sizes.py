@@ -29,13 +29,12 @@ def kernel_ways(kernel: KernelSummary, mapping: KernelMapping) -> tuple[Way, ...
     is searched for one row; else nothing."""
     if kernel.kind not in ("matmul", "head") or kernel.rows == 1:
         return ()
-    several = 2 if kernel.kind == "head" else max(2, int(mapping["row_tile"]))
-    ways = tuple(
-        Way(rows, name, _height(kernel, name, mapping))
-        for rows in (1, several)
-        for name in [_product_class(kernel, mapping, rows)]
-    )
-    return () if ways[0].kernel == ways[1].kernel else ways
+    ways: list[Way] = []
+    for rows in (1, 2, max(2, int(mapping["row_tile"]))):
+        name = _product_class(kernel, mapping, rows)
+        if not ways or ways[-1].kernel != name:
+            ways.append(Way(rows, name, _height(kernel, name, mapping)))
+    return tuple(ways) if len(ways) > 1 else ()
 
 
 def _product_class(kernel: KernelSummary, mapping: KernelMapping, rows: int) -> str:
@@ -43,19 +42,23 @@ def _product_class(kernel: KernelSummary, mapping: KernelMapping, rows: int) -> 
         return HEAD_SEARCH
     if "bf16" in kernel.operations:
         return "blocked-product"
-    few = rows == 1 or (kernel.kind == "matmul" and rows < int(mapping["row_tile"]))
+    few = rows == 1 or (rows < int(mapping["row_tile"]) and not _codes_in_planes(kernel))
     if few or int(mapping["col_tile"]) == 0:
         return STREAM
     return "staged-product" if "int8" in kernel.operations else "float-product"
 
 
+def _codes_in_planes(kernel: KernelSummary) -> bool:
+    """Whether codes lie in two planes: several rows share what is put together (`head_rows`)."""
+    return (kernel.kind == "head" or kernel.split) and "int8" in kernel.operations
+
+
 def _height(kernel: KernelSummary, name: str, mapping: KernelMapping) -> int:
-    """Rows that share a pass over the weights in calls of a class; those of a head are multiplied
-    one by one with what is in registers, none in vain."""
-    if kernel.kind == "head":
-        return 1
+    """Rows that share a pass over the weights in calls of a class."""
     tile, staged = int(mapping["row_tile"]), int(mapping["col_tile"])
-    return _STREAMED_PAIR if name == STREAM and staged else tile
+    if name in (STREAM, HEAD_SEARCH):
+        return _STREAMED_PAIR if staged else tile
+    return 1 if _codes_in_planes(kernel) else tile  # no row of a tile is made in vain there
 
 
 def kernel_sizes(kernel: KernelSummary, mapping: KernelMapping) -> dict[str, float]:

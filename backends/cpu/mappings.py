@@ -145,10 +145,9 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
     """
     replicated = mapping.get("partition") == "replicate"
     cores = target.unit("cores").count if replicated else 1
-    weights = float(kernel.weight_bytes)
     first, second = _head_planes(kernel) if kernel.kind == "head" else (1.0, 0.0)
-    if kernel.typical_rows == 1:
-        weights *= first + _surviving_rows(kernel) * second
+    searched = kernel.weight_bytes * (first + _surviving_rows(kernel) * second)
+    weights = searched if kernel.typical_rows == 1 else kernel.weight_bytes
     moved = weights + (kernel.activation_bytes if kernel.kind == "attention" else 0)
     operations = kernel.operations
     if mapping.get("tiles"):  # what is left in f32 is a few operations a score
@@ -158,7 +157,8 @@ def kernel_work(kernel: KernelSummary, mapping: KernelMapping, target: Target) -
         operations = {**operations, "f32": operations.get("f32", 0.0) + STAGING * staged}
     name = kernel_class(kernel, mapping)
     sizes = kernel_sizes(kernel, mapping) if name else {}
-    if kernel.kind == "head" and sizes:  # any call of one row is searched
+    if kernel.kind == "head":  # whatever the rows that are usual: calls of one row search
+        sizes["searched_bytes"] = searched
         sizes["whole_bytes"] = float(kernel.weight_bytes)
         sizes["first_bytes"] = kernel.weight_bytes * first
         sizes["second_bytes"] = kernel.weight_bytes * second

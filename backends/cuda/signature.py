@@ -88,7 +88,7 @@ class CudaSignature(TypedDict):
             thread, bytes of its stack and of spilled registers.
     """
 
-    arch: str
+    arch: Annotated[str, Field(pattern=r"^sm_\d+a?$")]
     phases: Phases[PhaseProgram]
     functions: dict[str, dict[str, Size]]
 

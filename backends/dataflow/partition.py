@@ -10,6 +10,7 @@ from typing import Any, Self
 from infc.backends.dataflow.codegen.builder import Area
 from infc.backends.dataflow.machine import Machine
 from infc.diagnostics import InternalError
+from infc.target.signature import Count, Size
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Stage:
     """Consecutive layers and the cores that do them."""
 
     area: Area
-    first_layer: int
-    layers: int
+    first_layer: Size
+    layers: Size
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Mapping:
     """
 
     stages: tuple[Stage, ...]
-    max_tokens: int
-    max_logit_rows: int
-    ring_slots: int
-    slot_bytes: int
+    max_tokens: Count
+    max_logit_rows: Count
+    ring_slots: Size
+    slot_bytes: Size
     prefetch: bool = True
     near: bool = True
 

@@ -12,6 +12,7 @@ from infc.backends.dataflow.signature import Timed
 from infc.cost.estimate import Estimate, binding_resource
 from infc.target.backend import CallPrediction
 from infc.target.schema import Target
+from infc.target.signature import other_programs
 
 
 def predict_call(
@@ -25,8 +26,18 @@ def predict_call(
         tokens: of the call.
         position: of the first one.
         logit_rows: whose logits are wanted.
+
+    Raises:
+        UserError: INF4003, the sketch contradicts itself or the mapping.
     """
     sketch, mapping = timed["sketch"], timed["mapping"]
+    ends = [stage.first_layer + stage.layers for stage in mapping.stages]
+    if (
+        max(sketch.layers, default=0) >= len(sketch.bodies)
+        or max(ends, default=1 + len(sketch.layers)) > len(sketch.layers)
+        or not {"t", "r"} <= sketch.most.keys()
+    ):
+        raise other_programs()
     machine, known = Machine.of(target), fitted()
     most = min(sketch.most["t"], mapping.max_tokens)
     seconds, by_resource = 0.0, dict[str, float]()

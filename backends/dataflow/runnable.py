@@ -13,6 +13,7 @@ from infc.backends.dataflow.codegen.kv_home import KVHome
 from infc.backends.dataflow.image import Image, read_image
 from infc.backends.dataflow.layout import layout_of, local_plans
 from infc.backends.dataflow.machine import Machine
+from infc.backends.dataflow.needs import CACHE_FORMAT
 from infc.backends.dataflow.signature import DataflowSignature
 from infc.backends.dataflow.simulator.execute import Executor
 from infc.backends.dataflow.simulator.memory import Memory
@@ -100,7 +101,11 @@ class CacheLayout:
         self.size_bytes = signature["cache_bytes"]
         self._starts, self._layers = signature["cache_starts"], signature["cache_layers"]
         stages = len(self._starts) if all(self._starts) else 0
-        if len(self._layers) != len(shape.capacity) or max(self._layers)[0] >= stages:
+        if (
+            shape.dtype != CACHE_FORMAT
+            or len(self._layers) != len(shape.capacity)
+            or max(self._layers)[0] >= stages
+        ):
             raise other_programs()
         self.homes = [
             KVHome.of(
@@ -204,10 +209,9 @@ class DataflowRunnable:
             stop = region.source_offset + region.size_bytes
             if region.kind in held and stop > held[region.kind]:
                 raise other_programs()
-        for output in image.outputs:
-            columns = output.first_column + output.columns
-            if output.kind == "logits" and columns > self.vocab_size:
-                raise other_programs()
+        columns = [o.first_column + o.columns for o in image.outputs if o.kind == "logits"]
+        if columns and max(columns) != self.vocab_size:
+            raise other_programs()
 
     def new_kv(self) -> DataflowKV:
         """An empty cache of every layer."""

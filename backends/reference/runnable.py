@@ -61,6 +61,8 @@ class ReferenceRunnable:
         decode.known_weights = prefill.known_weights
 
     def _weight_bytes(self, name: str) -> NDArray[np.uint8]:
+        if name not in self._table:
+            raise other_programs()
         offset, size_bytes = self._table[name]
         return np.frombuffer(self._weights, np.uint8, size_bytes, offset)
 

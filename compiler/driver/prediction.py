@@ -275,17 +275,22 @@ def sized_work(kernel: Mapping[str, Any], phase: str, turn: Turns) -> Work:
 def scaled_work(kernel: Mapping[str, Any], phase: str, calls: int, tokens: int) -> Work:
     """A kernel's work for all calls of a phase, one launch a call.
 
-    Weights are read once a call, in decoding the cache of each sequence too; operations grow with
-    the tokens, those of attention in prefill with their square. Kernels that work on logit rows
-    keep their rows: only the last position's are made.
+    Weights are read once a call, in decoding the cache of each sequence too, a head that is
+    searched as far as its one row takes; operations grow with the tokens, those of attention in
+    prefill with their square. Kernels that work on logit rows keep their rows: only the last
+    position's are made.
     """
     rows = int(kernel["rows"])
     factor = tokens / rows if phase == "decode" or rows > 1 else 1.0
     if kernel["kind"] == "attention" and phase == "prefill":
         factor *= tokens / rows
     reads = tokens / rows if _has_a_cache_each(kernel, phase) else calls
+    sizes, moved = kernel.get("sizes", {}), kernel["bytes"]
+    if "searched_bytes" in sizes:
+        alone = tokens == calls if phase == "decode" else rows == 1
+        moved = dict.fromkeys(moved, sizes["searched_bytes" if alone else "whole_bytes"])
     return Work(
-        bytes={name: moved * reads for name, moved in kernel["bytes"].items()},
+        bytes={name: count * reads for name, count in moved.items()},
         operations={name: count * factor for name, count in kernel["operations"].items()},
         barriers=int(kernel["barriers"]) * calls,
     )

@@ -204,6 +204,10 @@ def _contradictions(
         yield Problem("expected what programs.decode says", "kv_layout")
     if len(program["windows"]) != len(program["capacity"]):
         yield Problem("expected as many windows as capacities", f"programs.{phase}")
+    for window, capacity in zip(program["windows"], program["capacity"], strict=False):
+        if not window and capacity < program["max_context"]:
+            yield Problem("expected a capacity of max_context", f"programs.{phase}")
+            break
     planned, kernels = manifest["memory_plan"].get(phase), manifest["cost_estimate"].get(phase)
     if (planned is None) != (kernels is None):
         yield Problem("expected a memory plan where there is a cost estimate", phase)

@@ -13,20 +13,21 @@ from infc.diagnostics import Code, Problem, UserError
 from infc.diagnostics.schema import schema_problems
 
 _T = TypeVar("_T")
-Signature = TypeVar("Signature", bound=Mapping[str, Any])
+_Entries = TypeVar("_Entries", bound=Mapping[str, Any])
 
 Size = Annotated[int, Field(ge=0, lt=1 << 62)]
 """A number of bytes, or of whatever there may be none of."""
 Count = Annotated[int, Field(ge=1, lt=1 << 62)]
+"""A number of what there is at least one of."""
 
-_PhaseName = Annotated[str, Field(pattern=r"^(prefill|decode)$")]
-Phases = Annotated[dict[_PhaseName, _T], Field(min_length=2)]
+PhaseName = Annotated[str, Field(pattern=r"^(prefill|decode)$")]
+Phases = Annotated[dict[PhaseName, _T], Field(min_length=2)]
 """An entry of both programs, by phase."""
 
 _SHOWN_PROBLEMS: Final = 8
 
 
-def read_signature(kind: type[Signature], signature: Mapping[str, Any]) -> Signature:
+def read_signature(kind: type[_Entries], signature: Mapping[str, Any]) -> _Entries:
     """The entries of a signature that `kind` names, each of the type that it says there.
 
     Args:
@@ -36,8 +37,9 @@ def read_signature(kind: type[Signature], signature: Mapping[str, Any]) -> Signa
     Raises:
         UserError: INF4002, an entry is missing or is something else.
     """
+    own = {name: signature[name] for name in kind.__annotations__ if name in signature}
     try:
-        found: Signature = _adapter(kind).validate_json(json.dumps(dict(signature)), strict=True)
+        found: _Entries = _adapter(kind).validate_json(json.dumps(own), strict=True)
     except ValidationError as error:
         raise wrong_entries(schema_problems(error, "programs")) from None
     return found

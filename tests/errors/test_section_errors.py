@@ -162,7 +162,7 @@ def test_programs_of_another_manifest(path: Path, name: str) -> None:
     assert str(caught.value) == OTHER_PROGRAMS
 
 
-@pytest.mark.parametrize("name", ["max_context", "max_slots", "max_logit_rows", "vocab_size"])
+@pytest.mark.parametrize("name", ["max_slots", "max_logit_rows", "vocab_size"])
 def test_limits_beyond_those_of_the_programs(path: Path, name: str) -> None:
     """More than the programs were compiled for would be read and written behind their memory."""
 
@@ -261,6 +261,7 @@ def test_entries_of_a_backend_are_checked(
         ("dataflow:test", lambda program: program["cache_layers"].pop()),
         ("dataflow:test", lambda program: program.update(cache_starts=[[]])),
         ("dataflow:test", lambda program: program.update(vocab_size=program["vocab_size"] - 1)),
+        ("dataflow:test", lambda program: program.update(vocab_size=program["vocab_size"] + 1)),
     ],
 )
 def test_programs_of_another_backends_manifest(
@@ -269,6 +270,34 @@ def test_programs_of_another_backends_manifest(
     with pytest.raises(UserError) as caught:
         infc.load(changed(elsewhere(target), of_programs(change)))
     assert str(caught.value) == OTHER_PROGRAMS
+
+
+@pytest.mark.parametrize(
+    ("target", "change"),
+    [
+        ("reference", lambda program: program["weights"].pop("token_embd.weight")),
+        ("dataflow:test", lambda program: program["timed"]["decode"]["sketch"].update(most={})),
+        ("dataflow:test", lambda program: program["timed"]["decode"]["sketch"].update(bodies=[])),
+        (
+            "dataflow:test",
+            lambda program: program["timed"]["prefill"]["mapping"]["stages"][0].update(layers=99),
+        ),
+    ],
+)
+def test_entries_that_contradict_each_other(
+    elsewhere: Callable[[str], Path], target: str, change: Callable[[dict[str, Any]], object]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        read_all(changed(elsewhere(target), of_programs(change)))
+    assert str(caught.value) == OTHER_PROGRAMS
+
+
+def test_a_context_beyond_the_caches(path: Path) -> None:
+    change = of_programs(lambda program: program.update(max_context=program["max_context"] + 1))
+    assert report(path, change) == listed(
+        "expected a capacity of max_context (programs.prefill)",
+        "expected a capacity of max_context (programs.decode)",
+    )
 
 
 def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

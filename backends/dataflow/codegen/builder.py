@@ -19,6 +19,7 @@ from infc.backends.dataflow.codegen.memory import Buffer, SramPlan
 from infc.backends.dataflow.codegen.stream import Stream
 from infc.backends.dataflow.isa import SEMAPHORES, Unit, chips, rectangle
 from infc.diagnostics import InternalError
+from infc.target.signature import Count, Size
 
 STAGE = "stage"
 """The semaphore that says that the stage before has sent its rows."""
@@ -57,12 +58,12 @@ class Area:
     A group on more than one chip has whole chips.
     """
 
-    chip: int
-    chip_count: int
-    row: int
-    col: int
-    rows: int
-    cols: int
+    chip: Size
+    chip_count: Count
+    row: Size
+    col: Size
+    rows: Count
+    cols: Count
 
     @property
     def size(self) -> int:

@@ -18,6 +18,7 @@ from infc.ir.attributes import get
 from infc.ir.mlir import ir
 from infc.ir.types import KVType, TensorType
 from infc.passes.walk import body
+from infc.target.signature import Count, PhaseName, Size
 
 PRODUCTS = "products"
 """The operation that stands for all products of one input in a kernel."""
@@ -41,10 +42,10 @@ class Step:
     op: str
     origin: str
     space: str
-    takes: tuple[int, ...]
-    makes: tuple[int, ...]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    matrices: tuple[tuple[int, str], ...] = ()
+    takes: tuple[Size, ...]
+    makes: tuple[Size, ...]
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    matrices: tuple[tuple[Count, str], ...] = ()
     kind: str = ""
 
 
@@ -61,12 +62,12 @@ class Sketch:
         layers: which of the bodies each layer is.
     """
 
-    phase: str
-    most: Mapping[str, int]
-    ropes: tuple[int, ...]
+    phase: PhaseName
+    most: Mapping[str, Count]
+    ropes: tuple[Size, ...]
     head: tuple[Step, ...]
     bodies: tuple[tuple[Step, ...], ...]
-    layers: tuple[int, ...]
+    layers: tuple[Size, ...]
     tail: tuple[Step, ...]
 
     @classmethod
