@@ -42,13 +42,13 @@ STEPS = 8
 """Steps of a batch in a round."""
 
 
-def texts_of(artifact: Artifact, length: int) -> Ids:
-    """int32 `[32, length]`: natural text, which begins elsewhere for each sequence."""
+def texts_of(artifact: Artifact, length: int, sequences: int) -> Ids:
+    """int32 `[sequences, length]`: natural text, which begins elsewhere for each of them."""
     tokenizer = load_tokenizer(artifact)
     if tokenizer is None:
         raise click.ClickException(f"{artifact.path}: the model has no tokenizer")
     begin, *text = tokenizer.encode(sample_text())
-    starts = np.arange(max(BATCHES)) * len(text) // max(BATCHES)
+    starts = np.arange(sequences) * len(text) // sequences
     return np.array([[begin, *np.resize(np.roll(text, -s), length - 1)] for s in starts], np.int32)
 
 
@@ -69,8 +69,8 @@ def fill(runnable: Runnable, kv: KVCache, ids: Ids, threads: int) -> None:
             runnable.run(Phase.PREFILL, call, kv, threads=threads)
 
 
-def decode_call(tokens: Ids, position: int) -> Call:
-    """One token of each of some sequences at a position; each asks for its best next token."""
+def decode_call(tokens: Ids, position: int, output: OutputKind = OutputKind.ARGMAX) -> Call:
+    """One token of each of some sequences at a position, and what each asks for."""
     batch = len(tokens)
     rows = np.arange(batch, dtype=np.int32)
     return Call(
@@ -79,7 +79,7 @@ def decode_call(tokens: Ids, position: int) -> Call:
         slots=rows,
         positions=np.full(batch, position, np.int32),
         logit_rows=rows,
-        output=OutputKind.ARGMAX,
+        output=output,
     )
 
 
@@ -110,7 +110,7 @@ def main(model: Path, context: int, threads: int, rounds: int, output: Path | No
         infc.compile(model, max_batch=most, batch=most, max_context=context + 64, output=made)
         artifact = open_artifact(made)
         runnable = load_runnable(artifact)
-        kv, ids = runnable.new_kv(), texts_of(artifact, context + 1 + STEPS)
+        kv, ids = runnable.new_kv(), texts_of(artifact, context + 1 + STEPS, most)
         fill(runnable, kv, ids[:, :context], threads)
         seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
         machines = []
