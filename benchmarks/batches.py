@@ -30,7 +30,7 @@ import infc
 from infc.artifact import Artifact, open_artifact
 from infc.driver.loading import load_runnable, load_tokenizer
 from infc.driver.prediction import Turns, greedy_kernels, program_seconds
-from infc.driver.quality import sample_text
+from infc.driver.sample_text import sample_text
 from infc.target.runnable import Call, KVCache, OutputKind, Phase, Runnable
 from infc.target.schema import Target
 

@@ -1,5 +1,6 @@
 """A driver that answers the command line from a fake model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from fake_model import ScriptedRunnable, make_tokenizer
 from infc.memory.fit import FitReport
 from infc.pipeline.passes import Remark
 from infc.runtime import Session
+from infc.target.runnable import Phase
 
 REMARKS = [
     Remark("fuse-kernels", 'loc("layers.0.rope")', "needs whole rows"),
@@ -18,11 +20,32 @@ REMARKS = [
 PROMPT_TOKENS = len(["<bos>", "H", "i"])
 
 
+class FakeProbe:
+    """Finds that the machine is as slow as it is told."""
+
+    unavailable = ""
+
+    def __init__(self, slowdowns: Mapping[str, float]) -> None:
+        self._slowdowns = slowdowns
+
+    def __enter__(self) -> "FakeProbe":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def begin(self) -> None: ...
+
+    def passed(self, phase: Phase, seconds: float) -> None: ...
+
+    def slowdowns(self) -> Mapping[str, float]:
+        return self._slowdowns
+
+
 class FakeDriver(SimpleNamespace):
     """`infc.driver` as the command line uses it; remembers what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__(calls=[], text="there", runnable=None, fit=None)
+        super().__init__(calls=[], text="there", runnable=None, fit=None, slowdowns={})
 
     def load(self, source: Any, *, threads: int | None = None) -> Session:
         self.calls.append(("load", source, threads))
@@ -46,11 +69,18 @@ class FakeDriver(SimpleNamespace):
         assert artifact is ARTIFACT
         return self.fit
 
-    def predict(self, artifact: Any, **workload: int) -> dict[str, Any]:
+    def DisturbanceProbe(self, artifact: Any, **calls: Any) -> Any:
+        self.calls.append(("DisturbanceProbe", artifact, sorted(calls)))
+        return FakeProbe(self.slowdowns)
+
+    def predict(
+        self, artifact: Any, *, slowdowns: Mapping[str, float] | None = None, **workload: int
+    ) -> dict[str, Any]:
         self.calls.append(("predict", artifact, workload))
+        slow = (slowdowns or {}).get("prefill", 1.0)
         estimate = SimpleNamespace(
-            seconds=0.25,
-            seconds_low=0.2,
+            seconds=0.25 * slow,
+            seconds_low=0.2 * slow,
             seconds_high=float("inf"),
             bytes=float(170 << 20),
             operations=3.4e9,

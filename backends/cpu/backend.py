@@ -7,6 +7,7 @@ runs it waits for neither MLIR nor LLVM.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from infc.target.backend import (
     API_VERSION,
     KernelMapping,
     KernelSummary,
+    KernelTimer,
     LoadedPrograms,
     Programs,
     WeightData,
@@ -98,19 +100,18 @@ class CpuBackend:
 
         return measurable(kernel)
 
-    def measure(
+    def timer(
         self,
         kernel: KernelSummary,
         mappings: Sequence[KernelMapping],
         target: Target,
         *,
         threads: int,
-        repetitions: int,
-    ) -> list[list[float]]:
+    ) -> AbstractContextManager[KernelTimer]:
         """The kernel alone on this host, with weights that come from memory."""
-        from infc.backends.cpu.measure import measure_kernels
+        from infc.backends.cpu.measure import kernel_timer
 
-        return measure_kernels(kernel, mappings, target, threads=threads, repetitions=repetitions)
+        return kernel_timer(kernel, mappings, target, threads=threads)
 
     def machine(self) -> Target:
         """This host without what was measured on it."""

@@ -11,9 +11,10 @@ import ctypes
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +44,7 @@ from infc.backends.cpu.measured import (
 from infc.backends.cpu.target import HOST
 from infc.backends.cpu.team import Team
 from infc.diagnostics import Code, UserError
-from infc.target.backend import KernelMapping, KernelSummary
+from infc.target.backend import KernelMapping, KernelSummary, KernelTimer
 from infc.target.schema import Target
 
 _LIBRARY_MAPPINGS = 16
@@ -61,47 +62,31 @@ def measurable(kernel: KernelSummary) -> bool:
     return kernel.kind in MEASURED and not kernel.split
 
 
-def measure_kernel(
-    kernel: KernelSummary,
-    mapping: KernelMapping,
-    target: Target,
-    *,
-    threads: int,
-    repetitions: int,
-    cold: bool = True,
-) -> list[float]:
-    """Seconds of each of `repetitions` calls under one mapping; see `measure_kernels`."""
-    return measure_kernels(
-        kernel, [mapping], target, threads=threads, repetitions=repetitions, cold=cold
-    )[0]
-
-
-def measure_kernels(
+@contextmanager
+def kernel_timer(
     kernel: KernelSummary,
     mappings: Sequence[KernelMapping],
     target: Target,
     *,
     threads: int,
-    repetitions: int,
     cold: bool = True,
-) -> list[list[float]]:
-    """Seconds of each of `repetitions` calls with the kernel's typical rows, for each mapping.
+) -> Iterator[KernelTimer]:
+    """Times calls of some mappings of a kernel, which take turns; see `KernelTimer`.
 
     Args:
         kernel: what is measured; `measurable`.
-        mappings: some of the kernel's candidates; they take turns.
+        mappings: some of the kernel's candidates.
         target: this host.
         threads: a call takes from the first one's start to the last one's end.
-        repetitions: calls that are counted.
         cold: weights, or the cache that attention reads, come from memory.
 
     Raises:
         UserError: the target is not this host (INF3004), or its code cannot be linked (INF3005).
     """
     with KernelBench(kernel, target, threads=threads, cold=cold) as bench:
-        for mapping in mappings:
-            bench.add(mapping)
-        return bench.time(range(len(mappings)), repetitions)
+        numbers = [bench.add(mapping) for mapping in mappings]
+        bench.build()
+        yield partial(bench.time, numbers)
 
 
 class KernelBench:

@@ -49,6 +49,7 @@ class MachineProfile(Facts):
         date: when, as YYYY-MM-DD.
         speeds: of memory and vector units.
         kernels: their constants.
+        quiet_seconds: of single kernels by class and name; see `FittedClass`.
     """
 
     schema_version: Literal[1] = 1
@@ -56,6 +57,7 @@ class MachineProfile(Facts):
     date: str
     speeds: Speeds
     kernels: Profile
+    quiet_seconds: Mapping[str, Mapping[str, float]] = Field(default_factory=dict)
 
 
 def with_speeds(target: Target, speeds: Speeds, source: str) -> Target:
@@ -97,7 +99,10 @@ def calibrated_target(target: Target, profile: MachineProfile) -> Target:
     source = f"infc calibrate, {profile.date}"
     fitted = {
         name: FittedClass(
-            constants=part.values, low=part.quantiles("any")[0], high=part.quantiles("any")[1]
+            constants=part.values,
+            low=part.quantiles("any")[0],
+            high=part.quantiles("any")[1],
+            quiet_seconds=profile.quiet_seconds.get(name, {}),
         )
         for name, part in profile.kernels.classes.items()
     }

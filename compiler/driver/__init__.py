@@ -3,8 +3,8 @@
 `compilation` is the way from a model to an artifact: `target_compilation` of each phase, from
 `importing` or one of `dumps`, then `artifact_contents`; `artifact_cache` is for those without a
 name. `oracle` is `--verify`, `loading` opens artifacts, `prediction` and `explanation` read what an
-artifact says about itself, `fit` compares it with a memory, `quality` measures what `--quantize`
-did.
+artifact says about itself, `disturbance` how disturbed the machine is meanwhile, `fit`
+compares it with a memory, `quality` measures what `--quantize` did.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infc.driver.calibration import Calibration, calibrate
     from infc.driver.compilation import cached_compile, compile
+    from infc.driver.disturbance import DisturbanceProbe
     from infc.driver.dumps import run_opt
     from infc.driver.explanation import explain, program_notes
     from infc.driver.explanation_rows import BufferRow, Explanation, KernelRow
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BufferRow",
     "Calibration",
+    "DisturbanceProbe",
     "Explanation",
     "KernelRow",
     "PhasePrediction",
@@ -47,6 +49,7 @@ __all__ = [
 _HOMES = {
     "BufferRow": "explanation_rows",
     "Calibration": "calibration",
+    "DisturbanceProbe": "disturbance",
     "Explanation": "explanation_rows",
     "KernelRow": "explanation_rows",
     "PhasePrediction": "prediction",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,11 @@ from infc.cost.kernels.machine import Machine, machine_of
 from infc.cost.kernels.profile import ClassProfile, FittedFacts, Profile, Residuals
 from infc.cost.kernels.threaded import HEAD_SEARCH, STREAM, THREADED
 from infc.cost.machine_profile import MachineProfile, Speeds, with_speeds
-from infc.cost.roofline import Work, estimate_work
+from infc.cost.roofline import Work
 from infc.diagnostics import Code, UserError
 from infc.diagnostics.progress import Progress
 from infc.driver.calibration_model import trace_rows
-from infc.driver.calibration_set import calibration_kernels
+from infc.driver.calibration_set import best_alone, calibration_kernels, kernel_name
 from infc.driver.calibration_text import HeadTimes, fit_heads, trace_heads
 from infc.target.backend import Backend, KernelMapping, KernelSummary, MeasuringBackend
 from infc.target.discovery import resolve_target
@@ -88,11 +88,24 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Measured:
-    """One kernel under one mapping on so many threads."""
+    """One kernel under one mapping on so many threads.
+
+    Attributes:
+        seconds: as the undisturbed machine takes.
+        mean_seconds: of all calls.
+        name: of a kernel of the calibration's set; else empty.
+    """
 
     work: Work
     threads: int
     seconds: float
+    mean_seconds: float
+    name: str = ""
+
+    @classmethod
+    def of(cls, work: Work, threads: int, calls: Sequence[float], name: str = "") -> Self:
+        """From the seconds of some calls."""
+        return cls(work, threads, float(np.quantile(calls, _QUIET)), float(np.mean(calls)), name)
 
 
 def calibrate(
@@ -130,16 +143,18 @@ def calibrate(
     heads = [] if model is None else trace_heads(Path(model), spec, counts)
     report("operations on rows", 0.05)
     rows = [
-        Measured(traced.work, traced.threads, float(np.quantile(traced.seconds, _QUIET)))
+        Measured.of(traced.work, traced.threads, traced.seconds)
         for traced in trace_rows(spec, counts)
     ]
     rows += _measure(backend, target, counts, speeds, report)
     report("fitting", 0.97)
+    kernels = fit_machine(target, rows, speeds)
     profile = MachineProfile(
         infc=version("infc"),
         date=datetime.date.today().isoformat(),
         speeds=speeds,
-        kernels=_with_heads(fit_machine(target, rows, speeds), heads, target, speeds),
+        kernels=_with_heads(kernels, heads, target, speeds),
+        quiet_seconds=quiet_seconds_of(kernels, rows, target),
     )
     return Calibration(backend.keep_profile(profile), profile, backend.resolve(spec))
 
@@ -188,37 +203,35 @@ class _Turn:
     work: Work
     threads: int
 
-    def seconds(self, backend: Calibrating, target: Target) -> float:
-        """As the undisturbed machine takes."""
-        [found] = backend.measure(
-            self.kernel,
-            [self.mapping],
-            target,
-            threads=self.threads,
-            repetitions=_REPETITIONS,
-        )
-        return float(np.quantile(found, _QUIET))
+    def measured(self, backend: Calibrating, target: Target) -> Measured:
+        """What its calls take."""
+        with backend.timer(self.kernel, [self.mapping], target, threads=self.threads) as timed:
+            [calls] = timed(_REPETITIONS)
+        name = kernel_name(self.kernel, self.threads)
+        return Measured.of(self.work, self.threads, calls, name)
 
 
 def _measure(
     backend: Calibrating, target: Target, counts: Sequence[int], speeds: Speeds, report: Progress
 ) -> list[Measured]:
     """Every kernel once, then again those that others seem to have disturbed: nothing but that
-    makes a kernel slower than its like, so the least time counts."""
+    makes a kernel slower than its like, so the least time counts. The mean stays that of the first
+    look, as those that were lucky were not looked at again."""
     turns = _turns(backend, target, counts)
-    seconds = [0.0] * len(turns)
+    rows: dict[int, Measured] = {}
     looked, again = 0, list(range(len(turns)))
     for look in range(1 + _SECOND_LOOKS):
         for number in again:
             turn = turns[number]
             share = min(1.0, looked / (1.5 * len(turns)))
             report(f"{turn.kernel.phase} {turn.kernel.kind}", 0.15 + 0.8 * share)
-            found = turn.seconds(backend, target)
-            seconds[number] = min(found, seconds[number] or found)
+            found = turn.measured(backend, target)
+            before = rows.setdefault(number, found)
+            rows[number] = replace(before, seconds=min(before.seconds, found.seconds))
             looked += 1
         if look < _SECOND_LOOKS:
-            again = _disturbed(target, turns, seconds, speeds)
-    return _rows(turns, seconds)
+            again = _disturbed(target, list(rows.values()), speeds)
+    return list(rows.values())
 
 
 def _turns(backend: Calibrating, target: Target, counts: Sequence[int]) -> list[_Turn]:
@@ -228,55 +241,53 @@ def _turns(backend: Calibrating, target: Target, counts: Sequence[int]) -> list[
         # Arithmetic grows with the threads and reads do not: these are measured with every count.
         one_of = number % len(counts) == number // len(counts) % len(counts)
         if kernel.phase == "decode" or one_of:
-            mapping = _best(backend, kernel, target, count)
-            # A kernel alone ends without a barrier; programs add theirs.
-            work = replace(backend.work(kernel, mapping, target), barriers=0)
+            mapping, work = best_alone(backend, kernel, target, count)
             turns.append(_Turn(kernel, mapping, work, count))
     return turns
 
 
-def _rows(turns: Sequence[_Turn], seconds: Sequence[float]) -> list[Measured]:
-    return [
-        Measured(turn.work, turn.threads, found) for turn, found in zip(turns, seconds, strict=True)
-    ]
+def _disturbed(target: Target, rows: Sequence[Measured], speeds: Speeds) -> list[int]:
+    """The numbers of those that took much longer than a first fit says."""
+    ratios = _ratios(fit_machine(target, rows, speeds), rows, target)
+    return [number for number, ratio in enumerate(ratios) if ratio > _SLOW]
 
 
-def _disturbed(
-    target: Target, turns: Sequence[_Turn], seconds: Sequence[float], speeds: Speeds
-) -> list[int]:
-    """The numbers of turns that took much longer than a first fit says."""
-    fitted = fit_machine(target, _rows(turns, seconds), speeds)
-    machine = machine_of(target)
-    slow = []
-    for number, turn in enumerate(turns):
-        if turn.work.kernel in fitted.classes:
-            columns = call_columns([(turn.work, turn.threads)], target)
-            values = fitted.classes[turn.work.kernel].values
-            times = THREADED[turn.work.kernel].times(columns, machine, values)
-            if seconds[number] > _SLOW * float(times.seconds[0]):
-                slow.append(number)
-    return slow
+def _ratios(fitted: Profile, rows: Sequence[Measured], target: Target) -> list[float]:
+    """How many times as long as a fit says each one took; 1 where there is none."""
+    machine, ratios = machine_of(target), []
+    for row in rows:
+        ratio = 1.0
+        if row.work.kernel in fitted.classes:
+            columns = call_columns([(row.work, row.threads)], target)
+            values = fitted.classes[row.work.kernel].values
+            times = THREADED[row.work.kernel].times(columns, machine, values)
+            ratio = row.seconds / float(times.seconds[0])
+        ratios.append(ratio)
+    return ratios
 
 
-def _best(
-    backend: Calibrating, kernel: KernelSummary, target: Target, threads: int
-) -> KernelMapping:
-    return min(
-        backend.candidates(kernel, target),
-        key=lambda mapping: (
-            estimate_work(backend.work(kernel, mapping, target), target, threads).mid
-        ),
-    )
+def quiet_seconds_of(
+    fitted: Profile, rows: Sequence[Measured], target: Target
+) -> dict[str, dict[str, float]]:
+    """Seconds of the set's kernels by class and name, without those that seem disturbed."""
+    found: dict[str, dict[str, float]] = {}
+    for row, ratio in zip(rows, _ratios(fitted, rows, target), strict=True):
+        if row.name and row.work.kernel in fitted.classes and ratio <= _SLOWEST:
+            found.setdefault(row.work.kernel, {})[row.name] = _rounded(row.seconds)
+    return {name: dict(sorted(own.items())) for name, own in sorted(found.items())}
 
 
 def fit_machine(target: Target, rows: Sequence[Measured], speeds: Speeds) -> Profile:
     """Constants of every class that was measured often enough."""
     machine = machine_of(target)
+    # A program takes the mean of its calls, and constants are those of calls that nobody disturbs.
+    quiet, mean = (sum(getattr(row, name) for row in rows) for name in ("seconds", "mean_seconds"))
+    usual = max(float(np.log(mean / quiet)), 0.0) if rows else 0.0
     classes = {}
     for name in THREADED:
         own = [row for row in rows if row.work.kernel == name]
         if len(own) >= _ROWS_TO_FIT:
-            classes[name] = _fit(name, own, target, speeds)
+            classes[name] = _fit(name, own, target, speeds, usual)
     return Profile(target=target.name, facts=FittedFacts.of(machine), classes=classes)
 
 
@@ -291,7 +302,9 @@ def _with_heads(
     return kernels.model_copy(update={"classes": {**kernels.classes, HEAD_SEARCH: searches}})
 
 
-def _fit(name: str, rows: Sequence[Measured], target: Target, speeds: Speeds) -> ClassProfile:
+def _fit(
+    name: str, rows: Sequence[Measured], target: Target, speeds: Speeds, usual: float
+) -> ClassProfile:
     kernel_class, machine = THREADED[name], machine_of(target)
     columns = call_columns([(row.work, row.threads) for row in rows], target)
     seconds = np.array([row.seconds for row in rows])
@@ -310,7 +323,7 @@ def _fit(name: str, rows: Sequence[Measured], target: Target, speeds: Speeds) ->
             "any": Residuals(
                 rows=len(rows),
                 low=-float(np.hypot(found.low, speeds.low)),
-                high=float(np.hypot(found.high, speeds.high)),
+                high=usual + float(np.hypot(found.high, speeds.high)),
             )
         },
     )

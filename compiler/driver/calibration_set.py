@@ -7,10 +7,12 @@ project is tested or measured with: a profile must predict models it has not see
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
+from infc.cost.roofline import Work, estimate_work
 from infc.ir.types import PRODUCT_DTYPES, storage_bytes
-from infc.target.backend import Backend, KernelSummary
+from infc.target.backend import Backend, KernelMapping, KernelSummary
 from infc.target.schema import Target
 
 _STREAMED: Final = (
@@ -86,6 +88,31 @@ def calibration_kernels(backend: Backend, target: Target) -> Iterator[KernelSumm
     step = 7  # coprime to most lengths: neighbours in time are not neighbours in the list
     for start in range(step):
         yield from kernels[start::step]
+
+
+def best_alone(
+    backend: Backend, kernel: KernelSummary, target: Target, threads: int
+) -> tuple[KernelMapping, Work]:
+    """The mapping that is timed, the same before and after calibrating, and its work: a kernel that
+    is timed alone ends without a barrier, programs add theirs."""
+    plain = target.model_copy(update={"kernels": {}})
+    mapping, work = min(
+        (
+            (mapping, backend.work(kernel, mapping, plain))
+            for mapping in backend.candidates(kernel, plain)
+        ),
+        key=lambda choice: estimate_work(choice[1], plain, threads).mid,
+    )
+    return mapping, replace(work, barriers=0, speed=1.0)
+
+
+def kernel_name(kernel: KernelSummary, threads: int) -> str:
+    """What a kernel of the set on so many threads is called."""
+    shape = "_".join(f"{storage}_{n}x{k}" for n, k, storage in kernel.matrices)
+    if not shape:
+        sizes = kernel.shapes
+        shape = f"{sizes['heads']}x{sizes['kv_heads']}x{sizes['head_dim']}_of_{sizes['context']}"
+    return f"{kernel.kind}_{shape}_rows_{kernel.typical_rows}_threads_{threads}"
 
 
 def _product(

@@ -39,7 +39,7 @@ from infc.driver.prediction import (
     program_seconds,
     scaled_work,
 )
-from infc.driver.quality import sample_text
+from infc.driver.sample_text import sample_text
 from infc.driver.sections import check_sections
 from infc.driver.simulated_rows import (
     SimulatedProgram,

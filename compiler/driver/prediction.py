@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from infc.artifact import Artifact
@@ -57,6 +58,22 @@ class Turns:
     context: int
 
 
+@dataclass(frozen=True)
+class Slowdown:
+    """How many times as long as predicted kernels took at some time.
+
+    Attributes:
+        classes: by class of kernel.
+        others: of all other kernels, and of calls themselves.
+    """
+
+    classes: Mapping[str, float] = field(default_factory=dict)
+    others: float = 1.0
+
+
+UNDISTURBED = Slowdown()
+
+
 def predict(
     artifact: Artifact,
     *,
@@ -64,18 +81,21 @@ def predict(
     new_tokens: int,
     threads: int,
     output: Output = "argmax",
+    slowdowns: Mapping[str, Slowdown] = MappingProxyType({}),
 ) -> dict[str, PhasePrediction | None]:
     """Predictions of generation for both phases; None where the artifact holds no estimate.
 
     Args:
         output: what calls are asked for: the best token, or the logits of all. Backends that
             predict whole calls take the best token for both.
+        slowdowns: of a machine that was disturbed, by phase; not for backends that predict whole
+            calls.
 
     Raises:
         UserError: as `check_sections`.
     """
     check_sections(artifact)
-    return _predict(artifact, None, prompt_tokens, new_tokens, threads, output)
+    return _predict(artifact, None, prompt_tokens, new_tokens, threads, output, slowdowns)
 
 
 def predict_on(
@@ -89,7 +109,7 @@ def predict_on(
 ) -> dict[str, PhasePrediction | None]:
     """As `predict`, of both phases on another target than the artifact was compiled for."""
     check_sections(artifact)
-    return _predict(artifact, target, prompt_tokens, new_tokens, threads, output)
+    return _predict(artifact, target, prompt_tokens, new_tokens, threads, output, {})
 
 
 def _predict(
@@ -99,6 +119,7 @@ def _predict(
     new_tokens: int,
     threads: int,
     output: Output,
+    slowdowns: Mapping[str, Slowdown],
 ) -> dict[str, PhasePrediction | None]:
     limits = artifact.manifest.programs["prefill"]
     chunk = int(limits["max_tokens"][0])
@@ -106,14 +127,23 @@ def _predict(
         "prefill": prefill_turns(prompt_tokens, chunk),
         "decode": decode_turns(prompt_tokens, new_tokens),
     }
-    targets = {
-        phase: target or Target.from_json(json.dumps(artifact.manifest.targets[phase]))
-        for phase in turns
-    }
     return {
-        phase: _predict_phase(artifact, phase, each, targets[phase], threads, output)
+        phase: _predict_phase(
+            artifact,
+            phase,
+            each,
+            target or phase_target(artifact, phase),
+            threads,
+            output,
+            slowdowns.get(phase, UNDISTURBED),
+        )
         for phase, each in turns.items()
     }
+
+
+def phase_target(artifact: Artifact, phase: str) -> Target:
+    """What a phase was compiled for."""
+    return Target.from_json(json.dumps(artifact.manifest.targets[phase]))
 
 
 def prefill_turns(prompt: int, chunk: int, past: int = 0) -> list[Turns]:
@@ -142,6 +172,7 @@ def _predict_phase(
     target: Target,
     threads: int,
     output: Output,
+    slowdown: Slowdown,
 ) -> PhasePrediction | None:
     kernels = kernels_for(artifact.manifest.cost_estimate.get(phase, []), output)
     if not kernels:
@@ -151,7 +182,7 @@ def _predict_phase(
     works = [(scaled_work(k, phase, calls, tokens), k["launches"]) for k in kernels]
     # A program takes all units of a machine but those of the host, which threads stand for.
     units = threads if target.kind == "cpu" else None
-    whole = program_seconds(kernels, phase, turns, target, units)
+    whole = program_seconds(kernels, phase, turns, target, units, slowdown)
     return PhasePrediction(
         seconds=whole.mid,
         seconds_low=whole.low,
@@ -168,14 +199,18 @@ def program_seconds(
     turns: Sequence[Turns],
     target: Target,
     threads: int | None,
+    slowdown: Slowdown = UNDISTURBED,
 ) -> Estimate:
     """All calls of a program, by its kernels; `threads` as in `estimate_work`."""
     calls = sum(turn.calls for turn in turns)
     estimates = [
-        kernel_seconds(kernel, phase, turns, target, threads).scale(kernel["launches"])
+        kernel_seconds(kernel, phase, turns, target, threads).scale(
+            kernel["launches"]
+            * slowdown.classes.get(class_of(kernel, phase, turns), slowdown.others)
+        )
         for kernel in kernels
     ]
-    launches = estimate_work(Work(launches=round(calls)), target, threads)
+    launches = estimate_work(Work(launches=round(calls)), target, threads).scale(slowdown.others)
     ahead = [
         (kernel, estimate, calls * kernel["launches"])
         for kernel, estimate in zip(kernels, estimates, strict=True)
@@ -254,6 +289,11 @@ def kernel_seconds(
     calls = round(sum(turn.calls for turn in turns))
     tokens = round(sum(turn.calls * turn.tokens for turn in turns))
     return estimate_work(scaled_work(kernel, phase, calls, tokens), target, threads)
+
+
+def class_of(kernel: Mapping[str, Any], phase: str, turns: Sequence[Turns]) -> str:
+    """The class that the first calls of a kernel are of; empty where it has none."""
+    return sized_work(kernel, phase, turns[0]).kernel if kernel.get("class") else ""
 
 
 def sized_work(kernel: Mapping[str, Any], phase: str, turn: Turns) -> Work:

@@ -8,7 +8,6 @@ quantised predictions from the others, so what both round alike does not count.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +19,7 @@ from infc.diagnostics import Code, UserError
 from infc.diagnostics.progress import Progress
 from infc.driver.compilation import compile
 from infc.driver.loading import load
+from infc.driver.sample_text import sample_text
 from infc.runtime.session import Session
 
 MAX_TOKENS = 192
@@ -110,8 +110,3 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     wide -= wide.max()
     wide -= np.log(np.exp(wide).sum())
     return wide
-
-
-def sample_text() -> str:
-    """A page of prose, numbers and code, written for this."""
-    return files("infc.driver").joinpath("quality.txt").read_text(encoding="utf-8")

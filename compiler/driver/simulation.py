@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 
 from infc.driver.prediction import Turns, decode_turns, prefill_turns
+from infc.driver.sample_text import sample_tokens
 from infc.runtime.cached_sequence import SLOT
-from infc.runtime.measure import arbitrary_tokens, measure
+from infc.runtime.measure import Watch, arbitrary_tokens, measure
 from infc.runtime.session import Session
 from infc.runtime.split import SplitRunnable
 from infc.runtime.token_checks import check_room
@@ -47,13 +48,17 @@ def simulated_side(runnable: Runnable, phase: Phase) -> SimulatedRunnable | None
     return side if isinstance(side, SimulatedRunnable) else None
 
 
-def time_phases(session: Session, prompt_tokens: int, new_tokens: int) -> dict[str, PhaseTime]:
+def time_phases(
+    session: Session, prompt_tokens: int, new_tokens: int, watch: Watch | None = None
+) -> dict[str, PhaseTime]:
     """Time greedy generation: by running it, but for phases of a simulated machine.
+
+    Args:
+        watch: is told what ran, in between.
 
     Raises:
         UserError: INF5004 where the context is too small for both.
     """
-    check_room(0, prompt_tokens + new_tokens, session.limits.max_context)
     turns = turns_of(session, prompt_tokens, new_tokens)
     times: dict[str, PhaseTime] = {}
     for phase in Phase:
@@ -61,7 +66,7 @@ def time_phases(session: Session, prompt_tokens: int, new_tokens: int) -> dict[s
         if side is not None:
             times[phase.name.lower()] = _simulate(side, session, phase, turns[phase])
     if len(times) < len(Phase):
-        wall = measure(session, prompt_tokens, new_tokens)
+        wall = measure(session, sample_tokens(session, prompt_tokens), new_tokens, watch)
         for phase, seconds in zip(Phase, (wall.prefill_seconds, wall.decode_seconds), strict=True):
             calls = _count(turns[phase])
             times.setdefault(phase.name.lower(), PhaseTime(seconds, "wall", calls, calls))
@@ -69,7 +74,12 @@ def time_phases(session: Session, prompt_tokens: int, new_tokens: int) -> dict[s
 
 
 def turns_of(session: Session, prompt_tokens: int, new_tokens: int) -> dict[Phase, list[Turns]]:
-    """The calls of both phases that are timed."""
+    """The calls of both phases that are timed.
+
+    Raises:
+        UserError: INF5004 where the context is too small for both.
+    """
+    check_room(0, prompt_tokens + new_tokens, session.limits.max_context)
     chunk = session.limits.max_tokens[Phase.PREFILL]
     return {
         Phase.PREFILL: prefill_turns(prompt_tokens, chunk),

@@ -113,7 +113,7 @@ class Tuner:
         database: TuningDatabase,
         report: Callable[[str], None],
     ) -> None:
-        if not hasattr(backend, "measure"):
+        if not hasattr(backend, "timer"):
             raise UserError(
                 Code.TARGET_UNSUPPORTED,
                 f"target {target.name} cannot measure kernels",
@@ -141,13 +141,9 @@ class Tuner:
         if not known:
             self._report(f"measuring {kernel.kind} of {kernel.phase}")
             # All of them together: times of another hour may not compare.
-            times = self._backend.measure(
-                kernel,
-                mappings,
-                self._target,
-                threads=self._threads,
-                repetitions=_REPETITIONS,
-            )
+            timer = self._backend.timer(kernel, mappings, self._target, threads=self._threads)
+            with timer as timed:
+                times = timed(_REPETITIONS)
             measured = {name: low_quantile(each) for name, each in zip(names, times, strict=True)}
             self._database.store(where, measured)
             # As it is kept, so that whoever reads it makes the same choice.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from statistics import median
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from infc.runtime.sampling import Sampler, SamplingOptions
 from infc.runtime.session import Session
 from infc.runtime.token_checks import check_room
+from infc.target.runnable import Phase
 
 RUNS = 3
 WARM_UP_TOKENS = 2
@@ -26,20 +28,31 @@ class Measurement:
     decode_seconds: float
 
 
-def measure(session: Session, prompt_tokens: int, new_tokens: int) -> Measurement:
-    """Prefill and greedily decode, from an empty session, which is left empty.
+class Watch(Protocol):
+    """Is told what runs, in between; the time it takes is nobody's."""
 
-    The prompt is arbitrary but always the same. A decode step appends one token and finds the next.
+    def begin(self) -> None:
+        """A run begins: a prompt, then tokens behind it."""
+
+    def passed(self, phase: Phase, seconds: float) -> None:
+        """So many seconds of a phase have passed."""
+
+
+def measure(
+    session: Session, prompt: list[int], new_tokens: int, watch: Watch | None = None
+) -> Measurement:
+    """Prefill a prompt and greedily decode, from an empty session, which is left empty.
+
+    A decode step appends one token and finds the next.
 
     Raises:
         UserError: INF5004 where the context is too small for both.
     """
     session.reset()
-    check_room(0, prompt_tokens + new_tokens, session.limits.max_context)
-    tokens = arbitrary_tokens(session.vocab_size, prompt_tokens).tolist()
+    check_room(0, len(prompt) + new_tokens, session.limits.max_context)
     sampler = Sampler(SamplingOptions(temperature=0.0))
-    _run(session, tokens[:WARM_UP_TOKENS], 1, sampler)
-    runs = [_run(session, tokens, new_tokens, sampler) for _ in range(RUNS)]
+    _run(session, prompt[:WARM_UP_TOKENS], 1, sampler, None)
+    runs = [_run(session, prompt, new_tokens, sampler, watch) for _ in range(RUNS)]
     return Measurement(median(run[0] for run in runs), median(run[1] for run in runs))
 
 
@@ -49,13 +62,22 @@ def arbitrary_tokens(vocab_size: int, count: int) -> NDArray[np.int32]:
 
 
 def _run(
-    session: Session, tokens: list[int], new_tokens: int, sampler: Sampler
+    session: Session, tokens: list[int], new_tokens: int, sampler: Sampler, watch: Watch | None
 ) -> tuple[float, float]:
+    if watch is not None:
+        watch.begin()
     start = time.perf_counter()
     session.prefill_next(tokens, sampler)
-    prefilled = time.perf_counter()
+    prefill = time.perf_counter() - start
+    if watch is not None:
+        watch.passed(Phase.PREFILL, prefill)
+    decode = 0.0
     for _ in range(new_tokens):
+        start = time.perf_counter()
         session.next_token(sampler)
-    end = time.perf_counter()
+        step = time.perf_counter() - start
+        decode += step
+        if watch is not None:
+            watch.passed(Phase.DECODE, step)
     session.reset()
-    return prefilled - start, end - prefilled
+    return prefill, decode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
@@ -103,26 +104,33 @@ class LoadedPrograms:
     check: Callable[[], None]
 
 
+class KernelTimer(Protocol):
+    """Some mappings of one kernel, ready to be called."""
+
+    def __call__(self, repetitions: int) -> list[list[float]]:
+        """Seconds of each of `repetitions` calls with the typical rows, for each mapping.
+
+        Mappings take turns, so that a slow moment of the machine is bad luck for all. Weights come
+        from where they are in a model's use.
+        """
+
+
 class MeasuringBackend(Protocol):
     """What a backend offers besides `Backend` where it can time kernels on the machine it runs on:
-    `infc compile --tune` asks for it."""
+    `infc compile --tune`, `infc calibrate` and `infc bench` ask for it."""
 
     def measurable(self, kernel: KernelSummary) -> bool:
         """Whether a kernel can be timed alone."""
 
-    def measure(
+    def timer(
         self,
         kernel: KernelSummary,
         mappings: Sequence[KernelMapping],
         target: Target,
         *,
         threads: int,
-        repetitions: int,
-    ) -> list[list[float]]:
-        """Seconds of each of `repetitions` calls with the typical rows, for each mapping.
-
-        Mappings take turns, so that a slow moment of the machine is bad luck for all. Weights come
-        from where they are in a model's use.
+    ) -> AbstractContextManager[KernelTimer]:
+        """Code and operands of a kernel, which exist as long as the context does.
 
         Raises:
             UserError: the target is not this machine (INF3004).

@@ -19,6 +19,8 @@ class FittedClass(BaseModel):
     Attributes:
         constants: by name, in the units that the class gives them.
         low, high: quantiles of `ln(measured / predicted)` at 10% and 90%.
+        quiet_seconds: of some of its kernels on the undisturbed target, by name. Nothing is
+            predicted from them: they tell later how disturbed it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -26,3 +28,9 @@ class FittedClass(BaseModel):
     constants: Annotated[Mapping[str, float], AfterValidator(_sorted), PlainSerializer(dict)]
     low: float = Field(le=0)
     high: float = Field(ge=0)
+    quiet_seconds: Annotated[
+        Mapping[str, Annotated[float, Field(gt=0)]],
+        Field(max_length=4096),
+        AfterValidator(_sorted),
+        PlainSerializer(dict),
+    ] = Field(default_factory=dict)

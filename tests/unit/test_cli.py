@@ -205,7 +205,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("opened")
 def test_bench_json(invoke: Invoke, driver: FakeDriver) -> None:
-    driver.runnable = FakeRunnable()
+    driver.runnable, driver.slowdowns = FakeRunnable(), {"prefill": 2.0}
     result = invoke(
         "bench", "m.infc", "--prompt-tokens", 9, "--new-tokens", 4, "--threads", 3, "--json"
     )
@@ -223,6 +223,12 @@ def test_bench_json(invoke: Invoke, driver: FakeDriver) -> None:
         "prefill": {
             "tokens": 9,
             "predicted": {"seconds": 0.25, "seconds_low": 0.2, "seconds_high": None},
+            "predicted_meanwhile": {
+                "slowdown": 2.0,
+                "seconds": 0.5,
+                "seconds_low": 0.4,
+                "seconds_high": None,
+            },
             "bytes": 170 << 20,
             "operations": 3_400_000_000,
             "bound": "memory",
@@ -230,6 +236,12 @@ def test_bench_json(invoke: Invoke, driver: FakeDriver) -> None:
         "decode": {
             "tokens": 4,
             "predicted": {"seconds": None, "seconds_low": None, "seconds_high": None},
+            "predicted_meanwhile": {
+                "slowdown": None,
+                "seconds": None,
+                "seconds_low": None,
+                "seconds_high": None,
+            },
             "bytes": None,
             "operations": None,
             "bound": None,
@@ -238,7 +250,8 @@ def test_bench_json(invoke: Invoke, driver: FakeDriver) -> None:
         "threads": 3,
         "target": "toy:a",
         "assumptions": [
-            "decode.predicted, bytes, operations, bound: the artifact holds no cost estimate"
+            "decode.predicted, bytes, operations, bound: the artifact holds no cost estimate",
+            "decode.predicted_meanwhile: the target was not calibrated with 3 threads",
         ],
     }
     assert driver.calls[-1] == (
@@ -264,6 +277,13 @@ def test_bench_for_people(invoke: Invoke, driver: FakeDriver) -> None:
         r"peak \S+ [MG]iB",
         lines[4],
     )
+    driver.slowdowns = {"prefill": 1.5}
+    lines = invoke("bench", "m.infc", "--prompt-tokens", 9, "--new-tokens", 4).stdout.splitlines()
+    assert lines[3] == (
+        "prefill: the machine was 1.50 times as slow as undisturbed; predicted for that: "
+        "375 ms (300 ms to inf s)"
+    )
+    assert lines[4].startswith("target toy:a, threads 2, loaded in ")
 
 
 def test_targets(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

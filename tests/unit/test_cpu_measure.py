@@ -5,7 +5,7 @@ from kernel_summaries import attention, product
 
 from infc.backends.cpu.backend import CpuBackend
 from infc.backends.cpu.mappings import kernel_candidates
-from infc.backends.cpu.measure import measurable, measure_kernels
+from infc.backends.cpu.measure import kernel_timer, measurable
 from infc.diagnostics import Code, UserError
 from infc.target.backend import KernelSummary
 from infc.target.discovery import resolve_target
@@ -24,19 +24,20 @@ KERNELS = [
 def test_every_call_of_every_mapping_takes_some_time(kernel: KernelSummary, threads: int) -> None:
     _, target = resolve_target("cpu")
     mappings = kernel_candidates(kernel, target)[:2]
-    times = measure_kernels(kernel, mappings, target, threads=threads, repetitions=6, cold=False)
-    assert [len(each) for each in times] == [6] * len(mappings)
-    assert all(0 < seconds < 1 for each in times for seconds in each)
+    with kernel_timer(kernel, mappings, target, threads=threads, cold=False) as timed:
+        for repetitions in (6, 1):
+            times = timed(repetitions)
+            assert [len(each) for each in times] == [repetitions] * len(mappings)
+            assert all(0 < seconds < 1 for each in times for seconds in each)
 
 
 def test_only_this_host_measures() -> None:
     backend = CpuBackend()
     target = backend.resolve("cpu:x86-64-v3")
     kernel = KERNELS[0]
-    with pytest.raises(UserError) as caught:
-        backend.measure(
-            kernel, backend.candidates(kernel, target), target, threads=1, repetitions=1
-        )
+    timer = backend.timer(kernel, backend.candidates(kernel, target), target, threads=1)
+    with pytest.raises(UserError) as caught, timer:
+        pass
     assert caught.value.diagnostic.code is Code.TARGET_UNSUPPORTED
     assert caught.value.diagnostic.message == (
         "kernels are measured on this host: expected target 'cpu', got 'cpu:x86-64-v3'"

@@ -1,5 +1,7 @@
 """Generating text: pieces, where it stops, and what the session holds afterwards."""
 
+from statistics import median
+
 import pytest
 from fake_model import BOS, EOS, USER, FakeRunnable, ScriptedRunnable, make_tokenizer
 
@@ -99,7 +101,7 @@ def test_greedy_generation_never_makes_logits() -> None:
 def test_measure_runs_each_phase_as_often_as_it_says(prompt_tokens: int) -> None:
     runnable = FakeRunnable()
     session = Session(runnable, None, threads=3)
-    measured = measure(session, prompt_tokens, 4)
+    measured = measure(session, list(range(prompt_tokens)), 4)
     assert measured.prefill_seconds > 0.0
     assert measured.decode_seconds > 0.0
     assert session.position == 0
@@ -110,3 +112,21 @@ def test_measure_runs_each_phase_as_often_as_it_says(prompt_tokens: int) -> None
         [(Phase.PREFILL, 6), (Phase.PREFILL, 3)] if prompt_tokens == 9 else [(Phase.PREFILL, 1)]
     )
     assert counted[2:] == [*prefills, *[(Phase.DECODE, 1)] * 4] * RUNS
+
+
+def test_measure_says_what_passed_in_between() -> None:
+    events: list[tuple[Phase | None, float]] = []
+
+    class Notes:
+        def begin(self) -> None:
+            events.append((None, 0.0))
+
+        def passed(self, phase: Phase, seconds: float) -> None:
+            events.append((phase, seconds))
+
+    measured = measure(Session(FakeRunnable(), None, threads=1), [1, 2, 3], 4, Notes())
+    run = [None, Phase.PREFILL, *[Phase.DECODE] * 4]
+    assert [phase for phase, _ in events] == run * RUNS
+    runs = [events[first : first + len(run)] for first in range(0, len(events), len(run))]
+    assert measured.prefill_seconds == median(each[1][1] for each in runs)
+    assert measured.decode_seconds == median(sum(s for _, s in each[2:]) for each in runs)

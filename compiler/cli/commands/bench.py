@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 from infc.cli.output import print_json, write_text
 from infc.cli.tables import print_table
 from infc.cli.units import human_bytes, human_count, human_seconds
+from infc.diagnostics import count
 
 if TYPE_CHECKING:
     from infc.driver import PhasePrediction
@@ -25,7 +27,11 @@ Examples:
   infc bench chip.infc --prompt-tokens 64 --trace trace.json
 
 Seconds, bytes and operations are for all tokens of a phase together; measured ones are the median
-of three runs after a short one that is not counted.
+of three runs through a page of text, after a short one that is not counted.
+
+Where the machine was calibrated when the artifact was compiled, predictions are those of a machine
+with nothing else to do. Kernels of the calibration run in turns with the measured calls, and tell
+how many times slower the machine was meanwhile and what is predicted for such a one.
 
 Where the target is a simulated machine, measured seconds are its own, as the simulator counts them,
 not those that the simulator takes; long decoding is timed at eight contexts that stand for all. The
@@ -76,8 +82,8 @@ def bench_command(
     from infc import driver
     from infc.artifact import open_artifact
     from infc.artifact.output import check_output
-    from infc.cli.memory import peak_memory_bytes, resident_memory
-    from infc.driver.simulation import time_phases
+    from infc.cli.memory import OwnMemory
+    from infc.driver.simulation import time_phases, turns_of
     from infc.driver.timeline import check_simulated
 
     if trace is not None:
@@ -88,16 +94,32 @@ def bench_command(
     load_seconds = time.perf_counter() - start
     if trace is not None:
         check_simulated(opened, session)
-    times = time_phases(session, prompt_tokens, new_tokens)
-    predicted = driver.predict(
-        opened, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=session.threads
+    turns, memory = turns_of(session, prompt_tokens, new_tokens), OwnMemory()
+    with driver.DisturbanceProbe(opened, threads=session.threads, turns=turns) as probe:
+        memory.measuring()
+        times = time_phases(session, prompt_tokens, new_tokens, probe)
+        peak_bytes, resident = memory.peak_bytes(), memory.resident()
+    predict = partial(
+        driver.predict,
+        opened,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        threads=session.threads,
     )
-    peak_bytes, resident = peak_memory_bytes(), resident_memory()
+    slowdowns = probe.slowdowns()
+    predicted, meanwhile = predict(), predict(slowdowns=slowdowns)
     targets = opened.manifest.targets
     names = sorted({str(facts["name"]) for facts in targets.values()})
     report: dict[str, Any] = {
-        "prefill": _phase(prompt_tokens, times["prefill"], predicted["prefill"]),
-        "decode": _phase(new_tokens, times["decode"], predicted["decode"]),
+        **{
+            phase: _phase(
+                tokens,
+                times[phase],
+                predicted[phase],
+                meanwhile[phase] if phase in slowdowns else None,
+            )
+            for phase, tokens in (("prefill", prompt_tokens), ("decode", new_tokens))
+        },
         "peak_memory_bytes": peak_bytes,
         "resident_mapped_bytes": resident.mapped_bytes,
         "resident_private_bytes": resident.private_bytes,
@@ -107,7 +129,7 @@ def bench_command(
         "target": "+".join(names),
         "assumptions": [],
     }
-    report["assumptions"] = [*_assumptions(report), *_timed_at(times)]
+    report["assumptions"] = [*_assumptions(report, probe.unavailable), *_timed_at(times)]
     left_out = None if trace is None else _write_trace(trace, session, prompt_tokens)
     if as_json:
         print_json(report)
@@ -126,7 +148,12 @@ def _write_trace(path: Path, session: Session, prompt_tokens: int) -> int:
         return write_timeline(file, session, prompt_tokens)
 
 
-def _phase(tokens: int, time: PhaseTime, predicted: PhasePrediction | None) -> dict[str, Any]:
+def _phase(
+    tokens: int,
+    time: PhaseTime,
+    predicted: PhasePrediction | None,
+    meanwhile: PhasePrediction | None,
+) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "measured": {
@@ -134,10 +161,10 @@ def _phase(tokens: int, time: PhaseTime, predicted: PhasePrediction | None) -> d
             "tokens_per_second": tokens / time.seconds,
             "clock": time.clock,
         },
-        "predicted": {
-            "seconds": predicted and predicted.seconds,
-            "seconds_low": predicted and predicted.seconds_low,
-            "seconds_high": predicted and predicted.seconds_high,
+        "predicted": _seconds(predicted),
+        "predicted_meanwhile": {
+            "slowdown": predicted and meanwhile and meanwhile.seconds / predicted.seconds,
+            **_seconds(meanwhile),
         },
         "bytes": predicted and round(predicted.bytes),
         "operations": predicted and round(predicted.operations),
@@ -145,12 +172,23 @@ def _phase(tokens: int, time: PhaseTime, predicted: PhasePrediction | None) -> d
     }
 
 
-def _assumptions(report: dict[str, Any]) -> list[str]:
+def _seconds(predicted: PhasePrediction | None) -> dict[str, float | None]:
+    names = ("seconds", "seconds_low", "seconds_high")
+    return {name: None if predicted is None else getattr(predicted, name) for name in names}
+
+
+def _assumptions(report: dict[str, Any], unavailable: str) -> list[str]:
     """Why each null is null."""
+    uncalibrated = f"the target was not calibrated with {count(report['threads'], 'thread')}"
     notes = [
         f"{phase}.predicted, bytes, operations, bound: the artifact holds no cost estimate"
         for phase in ("prefill", "decode")
         if report[phase]["bound"] is None
+    ]
+    notes += [
+        f"{phase}.predicted_meanwhile: {unavailable or uncalibrated}"
+        for phase in ("prefill", "decode")
+        if report[phase]["predicted_meanwhile"]["seconds"] is None
     ]
     notes += [
         f"{key}: this system does not tell it"
@@ -184,6 +222,13 @@ def _print_for_people(report: dict[str, Any]) -> None:
         write_text(
             f"measured {' and '.join(simulated)}: simulated seconds of the target's machine\n"
         )
+    for phase in ("prefill", "decode"):
+        then = report[phase]["predicted_meanwhile"]
+        if then["seconds"] is not None:
+            write_text(
+                f"{phase}: the machine was {then['slowdown']:.2f} times as slow as undisturbed; "
+                f"predicted for that: {human_seconds(then['seconds'])} ({_range(then)})\n"
+            )
     write_text(
         f"target {report['target']}, threads {report['threads']}, "
         f"loaded in {human_seconds(report['load_seconds'])}\n"
@@ -208,12 +253,16 @@ def _row(name: str, phase: dict[str, Any]) -> list[str]:
     ]
     if phase["bound"] is None:
         return [*row, *["unknown"] * 5]
-    low, high = human_seconds(predicted["seconds_low"]), human_seconds(predicted["seconds_high"])
     return [
         *row,
         human_seconds(predicted["seconds"]),
-        f"{low} to {high}",
+        _range(predicted),
         human_bytes(phase["bytes"]),
         human_count(phase["operations"]),
         phase["bound"],
     ]
+
+
+def _range(predicted: dict[str, Any]) -> str:
+    low, high = human_seconds(predicted["seconds_low"]), human_seconds(predicted["seconds_high"])
+    return f"{low} to {high}"
