@@ -1,10 +1,11 @@
 """Predicted beside measured on this CPU, for models whose shapes took no part in calibrating it.
 
 Each model is compiled with the machine's profile (`infc calibrate` first; without one the figures
-of the machine's class predict), and runs in turns with the others: prefill of prompts and decode
-after them. As in `infc bench`, kernels of the calibration run in turns with the measured calls, so
-that a slow moment of a shared machine can be told from a wrong prediction: `meanwhile` is what is
-predicted for a machine on which these kernels take as long as they took.
+of the machine's class predict): prefill of prompts and decode after them. As in `infc bench`,
+kernels of the calibration run in turns with the measured calls, so that a slow moment of a shared
+machine can be told from a wrong prediction: `meanwhile` is what is predicted for a machine on which
+these kernels take as long as they took. One model and prompt after the other: all their kernels at
+once would take so much memory that large pages run out.
 
 Decoding is greedy. A model of random weights (`--random`) decodes with all logits: what its best
 tokens need of the vocabulary head is not what a language model's do.
@@ -16,8 +17,7 @@ import datetime
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
@@ -145,32 +145,28 @@ class Case:
         return rows
 
 
-def measure_cases(
-    opened: Mapping[str, tuple[Artifact, Output]],
+def measure_case(
+    name: str,
+    artifact: Artifact,
+    output: Output,
+    *,
     threads: int,
-    rounds: int,
+    prompt: int,
     tokens: int,
-    console: Console,
+    rounds: int,
 ) -> list[dict[str, Any]]:
-    """All models and prompts on so many threads, in turns."""
-    with ExitStack() as stack:
-        cases = []
-        for (name, (artifact, output)), prompt in product(opened.items(), PROMPTS):
-            session = load(artifact, threads=threads)
-            probe = DisturbanceProbe(
-                artifact, threads=threads, turns=turns_of(session, prompt, tokens), output=output
-            )
-            stack.enter_context(probe)
-            cases.append(Case(name, artifact, session, prompt, tokens, output, probe))
-        for case in cases:  # maps pages and wakes threads
-            case.session.prefill(sample_tokens(case.session, case.prompt))
-            case.session.decode(0)
-            case.session.reset()
+    """Both phases of a model behind one prompt."""
+    session = load(artifact, threads=threads)
+    turns = turns_of(session, prompt, tokens)
+    # Maps pages and wakes threads.
+    session.prefill(sample_tokens(session, prompt))
+    session.decode(0)
+    session.reset()
+    with DisturbanceProbe(artifact, threads=threads, turns=turns, output=output) as probe:
+        case = Case(name, artifact, session, prompt, tokens, output, probe)
         for round_ in range(1, rounds + 1):
-            console.print(f"round {round_} of {rounds}, {threads} threads", highlight=False)
-            for case in cases:
-                case.samples += case.run(round_)
-        return [row for case in cases for row in case.summary()]
+            case.samples += case.run(round_)
+        return case.summary()
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
@@ -213,8 +209,8 @@ def main(
     tokens: int,
     output: Path | None,
 ) -> None:
-    """Compile MODELS (files, or artifacts made with today's profile), measure them in turns and
-    write results/cpu-prediction-DATE.json."""
+    """Compile MODELS (files, or artifacts made with today's profile), measure them and write
+    results/cpu-prediction-DATE.json."""
     console = Console()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -224,8 +220,11 @@ def main(
             ready = model.suffix == ".infc"
             artifact = open_artifact(model) if ready else infc.compile(model, output=made)
             opened[model.stem] = artifact, "logits" if model in random else "argmax"
-        for count in threads:
-            rows += measure_cases(opened, count, rounds, tokens, console)
+        for count, name, prompt in product(threads, opened, PROMPTS):
+            console.print(f"{name}, prompt of {prompt}, {count} threads", highlight=False)
+            rows += measure_case(
+                name, *opened[name], threads=count, prompt=prompt, tokens=tokens, rounds=rounds
+            )
     show(rows, console)
     errors = {key: [abs(row[key]) for row in rows] for key in ("error", "error_meanwhile")}
     inside = [row["low"] <= row["measured"] <= row["high"] for row in rows]

@@ -7,6 +7,7 @@ import math
 from infc.backends.dataflow.cost.amounts import Amounts
 from infc.backends.dataflow.cost.constants import fitted
 from infc.backends.dataflow.cost.predict import call_cost
+from infc.backends.dataflow.cost.sketch_rules import holds
 from infc.backends.dataflow.machine import Machine
 from infc.backends.dataflow.signature import Timed
 from infc.cost.estimate import Estimate, binding_resource
@@ -28,15 +29,10 @@ def predict_call(
         logit_rows: whose logits are wanted.
 
     Raises:
-        UserError: INF4003, the sketch contradicts itself or the mapping.
+        UserError: INF4003, the sketch lacks something, or contradicts itself or the mapping.
     """
     sketch, mapping = timed["sketch"], timed["mapping"]
-    ends = [stage.first_layer + stage.layers for stage in mapping.stages]
-    if (
-        max(sketch.layers, default=0) >= len(sketch.bodies)
-        or max(ends, default=1 + len(sketch.layers)) > len(sketch.layers)
-        or not {"t", "r"} <= sketch.most.keys()
-    ):
+    if not holds(sketch, mapping):
         raise other_programs()
     machine, known = Machine.of(target), fitted()
     most = min(sketch.most["t"], mapping.max_tokens)

@@ -10,10 +10,9 @@ other hardware thread, on the way to memory, or by waiting for each other, the p
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from math import log
 from statistics import median
 from types import TracebackType
@@ -44,12 +43,13 @@ _KERNELS: Final = 3
 """Of each class."""
 _WORTH: Final = 0.1
 """Share of a phase's time that a class must take to be looked at."""
-_CALLS: Final = 4
+_CALLS, _LOOK_SECONDS = 4, 1e-3
+"""Calls of a kernel in a look, at least, and seconds of all of them."""
 _SHARE: Final = 0.25
 """Time that the kernels run, as a share of the measured time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Known:
     """A kernel of the calibration's set, and the seconds that a call of it took then."""
 
@@ -63,17 +63,19 @@ class _TimedKernel:
     """A kernel that runs now and then.
 
     Attributes:
+        weight: seconds of the phase that kernels like it take.
         quiet: seconds of a call on the undisturbed machine.
         runs: seconds of its calls in each run.
     """
 
     kernel_class: str
+    weight: float
     quiet: float
     timed: KernelTimer
     runs: list[list[float]] = field(default_factory=list)
 
     def call(self) -> None:
-        [calls] = self.timed(_CALLS)
+        [calls] = self.timed(max(_CALLS, round(_LOOK_SECONDS / self.quiet)))
         self.runs[-1] += calls
 
 
@@ -112,13 +114,20 @@ class _PhaseProbe:
         return Slowdown(found, median(self._ratio(run) for run in seen))
 
     def _ratio(self, run: Sequence[Sequence[float]], name: str | None = None) -> float:
-        """What calls of a class, or of all, took in a run, over what they take undisturbed."""
-        own = [
-            (sum(calls), len(calls) * kernel.quiet)
-            for kernel, calls in zip(self.kernels, run, strict=True)
-            if name in (None, kernel.kernel_class)
-        ]
-        return sum(seconds for seconds, _ in own) / sum(quiet for _, quiet in own)
+        """What calls of a class, or of all, took in a run, over what they take undisturbed.
+
+        The usual call, by what each kernel stands for, and what is lost beyond it now and then:
+        that is rare, and strikes a kernel by how long it runs, so it is counted over all of them.
+        """
+        usual = weights = lost = quiet = 0.0
+        for kernel, calls in zip(self.kernels, run, strict=True):
+            middle = median(calls)
+            lost += sum(calls) - len(calls) * middle
+            quiet += len(calls) * kernel.quiet
+            if name in (None, kernel.kernel_class):
+                usual += kernel.weight * middle / kernel.quiet
+                weights += kernel.weight
+        return usual / weights + lost / quiet
 
 
 class DisturbanceProbe:
@@ -194,27 +203,34 @@ class DisturbanceProbe:
         measuring = cast("MeasuringBackend", backend)
         kernels = []
         try:
-            for each in self._chosen(phase, target, backend):
-                mapping, _ = best_alone(backend, each.kernel, target, self._threads)
+            for known, weight in self._chosen(phase, target, backend).items():
+                mapping, _ = best_alone(backend, known.kernel, target, self._threads)
                 timed = opened.enter_context(
-                    measuring.timer(each.kernel, [mapping], target, threads=self._threads)
+                    measuring.timer(known.kernel, [mapping], target, threads=self._threads)
                 )
-                kernels.append(_TimedKernel(each.kernel_class, each.seconds, timed))
+                kernels.append(_TimedKernel(known.kernel_class, weight, known.seconds, timed))
         except UserError as error:  # a machine that runs programs may have no linker to make some
             self.unavailable = error.diagnostic.message
             return []
         return kernels
 
-    def _chosen(self, phase: Phase, target: Target, backend: Backend) -> list[_Known]:
-        """For each class that is worth it those of the set that take about as long a call."""
+    def _chosen(self, phase: Phase, target: Target, backend: Backend) -> dict[_Known, float]:
+        """Those of the set that stand for the phase's kernels, and for how many seconds of it: each
+        kernel has one of its class whose calls are about as long."""
         known = self._known(phase, target, backend)
-        classes = self._classes(phase, target)
-        whole = sum(seconds for seconds, _ in classes.values())
-        chosen = []
-        for name, (seconds, launches) in classes.items():
-            if seconds > _WORTH * whole:
-                own = [each for each in known if each.kernel_class == name]
-                chosen += sorted(own, key=partial(_apart, seconds / launches))[:_KERNELS]
+        found: dict[_Known, float] = {}
+        whole = 0.0
+        for name, one, seconds in self._kernels(phase, target):
+            whole += seconds
+            if own := [each for each in known if each.kernel_class == name]:
+                nearest = min(own, key=lambda each: abs(log(each.seconds / one)))
+                found[nearest] = found.get(nearest, 0.0) + seconds
+        chosen: dict[_Known, float] = {}
+        for name in {each.kernel_class for each in found}:
+            own = [each for each in found if each.kernel_class == name]
+            if sum(found[each] for each in own) > _WORTH * whole:
+                heaviest = sorted(own, key=found.__getitem__, reverse=True)[:_KERNELS]
+                chosen |= {each: found[each] for each in heaviest}
         return chosen
 
     def _known(self, phase: Phase, target: Target, backend: Backend) -> list[_Known]:
@@ -233,22 +249,14 @@ class DisturbanceProbe:
         ]
         return [_Known(kernel, *quiet[name]) for kernel, name in named if name in quiet]
 
-    def _classes(self, phase: Phase, target: Target) -> dict[str, tuple[float, float]]:
-        """Expected seconds and launches of each class in the phase."""
+    def _kernels(self, phase: Phase, target: Target) -> Iterator[tuple[str, float, float]]:
+        """Class, expected seconds of a launch, and of all launches, of each kernel in the phase."""
         name, turns = phase.name.lower(), self._turns[phase]
         calls = sum(turn.calls for turn in turns)
         kernels = self._artifact.manifest.cost_estimate.get(name, [])
-        found: dict[str, tuple[float, float]] = {}
         for kernel in kernels_for(kernels, self._output):
             own = class_of(kernel, name, turns)
             if own in target.kernels:
-                own, times = _LIKE.get(own, own), kernel["launches"]
-                one = kernel_seconds(kernel, name, turns, target, self._threads).mid
-                seconds, launches = found.get(own, (0.0, 0.0))
-                found[own] = (seconds + one * times, launches + calls * times)
-        return found
-
-
-def _apart(seconds: float, known: _Known) -> float:
-    """How many times as long as the other one the longer one is, in logarithm."""
-    return abs(log(known.seconds / seconds))
+                seconds = kernel_seconds(kernel, name, turns, target, self._threads).mid
+                if seconds > 0.0:
+                    yield _LIKE.get(own, own), seconds / calls, seconds * kernel["launches"]

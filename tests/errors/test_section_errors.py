@@ -282,6 +282,14 @@ def test_programs_of_another_backends_manifest(
             "dataflow:test",
             lambda program: program["timed"]["prefill"]["mapping"]["stages"][0].update(layers=99),
         ),
+        (
+            "dataflow:test",
+            lambda program: program["timed"]["decode"]["sketch"]["head"][0]["sizes"].pop("width"),
+        ),
+        (
+            "dataflow:test",
+            lambda program: program["timed"]["decode"]["sketch"]["tail"][-1].update(op="dance"),
+        ),
     ],
 )
 def test_entries_that_contradict_each_other(
@@ -336,6 +344,30 @@ def test_whatever_stands_there_is_refused_or_read(path: Path, data: st.DataObjec
     ):
         with contextlib.suppress(UserError):
             read()
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_whatever_stands_in_a_sketch_is_refused_or_counted_with(
+    elsewhere: Callable[[str], Path], data: st.DataObject
+) -> None:
+    opened = elsewhere("dataflow:test")
+    phase = data.draw(st.sampled_from(["prefill", "decode"]))
+    timed = open_artifact(opened).manifest.programs[phase]["timed"]
+    place = data.draw(st.sampled_from(sorted(places({"timed": timed}, ("programs",)), key=str)[1:]))
+    value = data.draw(st.sampled_from((1, 7, "f32", "argmax", *ODD, "remove")))
+
+    def change(sections: dict[str, Any]) -> None:
+        around: Any = sections["programs"][phase]
+        for key in place[1:-1]:
+            around = around[key]
+        if value == "remove":
+            del around[place[-1]]
+        else:
+            around[place[-1]] = value
+
+    with contextlib.suppress(UserError):
+        predict(changed(opened, change), prompt_tokens=20, new_tokens=5, threads=1)
 
 
 def test_explain_refuses_too(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
