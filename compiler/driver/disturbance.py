@@ -21,6 +21,7 @@ from typing import Final, Self, cast
 from infc.artifact import Artifact
 from infc.cost.kernels.threaded import HEAD_SEARCH, STREAM
 from infc.diagnostics import UserError
+from infc.diagnostics.progress import Progress
 from infc.driver.calibration_set import best_alone, calibration_kernels, kernel_name
 from infc.driver.prediction import (
     Output,
@@ -141,6 +142,7 @@ class DisturbanceProbe:
         threads: it is measured with.
         turns: the calls of each phase that are watched.
         output: what these are asked for.
+        progress: called with the stage and the fraction done while kernels are made.
 
     Attributes:
         unavailable: why there is none where there could be; else empty.
@@ -156,8 +158,10 @@ class DisturbanceProbe:
         threads: int,
         turns: Mapping[Phase, Sequence[Turns]],
         output: Output = "argmax",
+        progress: Progress | None = None,
     ) -> None:
         self.unavailable = ""
+        self._report = progress or (lambda stage, fraction: None)
         self._artifact, self._threads = artifact, threads
         self._turns, self._output = turns, output
         self._phases = {phase: _PhaseProbe() for phase in turns}
@@ -166,9 +170,9 @@ class DisturbanceProbe:
     def __enter__(self) -> Self:
         check_sections(self._artifact)
         with ExitStack() as opened:
-            found = {phase: self._timed_kernels(phase, opened) for phase in self._phases}
-            for phase, kernels in found.items():
-                self._phases[phase].kernels = kernels
+            for number, (phase, probe) in enumerate(self._phases.items()):
+                part = number / len(self._phases), 1.0 / len(self._phases)
+                probe.kernels = self._timed_kernels(phase, opened, part)
             self._open = opened.pop_all()
         return self
 
@@ -195,7 +199,10 @@ class DisturbanceProbe:
         found = {phase.name.lower(): probe.slowdown() for phase, probe in self._phases.items()}
         return {name: slowdown for name, slowdown in found.items() if slowdown is not None}
 
-    def _timed_kernels(self, phase: Phase, opened: ExitStack) -> list[_TimedKernel]:
+    def _timed_kernels(
+        self, phase: Phase, opened: ExitStack, part: tuple[float, float]
+    ) -> list[_TimedKernel]:
+        """The kernels of a phase; `part` is where its work begins in all of it, and its share."""
         target = phase_target(self._artifact, phase.name.lower())
         backend = load_backend(target.backend)
         if not hasattr(backend, "timer"):
@@ -203,7 +210,10 @@ class DisturbanceProbe:
         measuring = cast("MeasuringBackend", backend)
         kernels = []
         try:
-            for known, weight in self._chosen(phase, target, backend).items():
+            chosen = self._chosen(phase, target, backend)
+            for number, (known, weight) in enumerate(chosen.items()):
+                done = part[0] + part[1] * number / len(chosen)
+                self._report("making kernels to measure the machine with", done)
                 mapping, _ = best_alone(backend, known.kernel, target, self._threads)
                 timed = opened.enter_context(
                     measuring.timer(known.kernel, [mapping], target, threads=self._threads)

@@ -137,9 +137,9 @@ def test_kernels_are_those_that_take_about_as_long(artifact: Artifact, timers: T
     slowdowns(artifact)
     for name in {kernel_class for _, kernel_class, _ in timers.kernels}:
         assert 1 <= sum(kernel_class == name for _, kernel_class, _ in timers.kernels) <= 3
-    # Products of this model take some microseconds; the set's largest takes half a millisecond.
+    # The largest product of this model takes 0.2 ms, that of the set a millisecond.
     streams = [taken for _, name, taken in timers.kernels if name == "stream-product"]
-    assert max(streams) < 2e-4
+    assert max(streams) < 5e-4
     assert {(phase, name) for phase, name, _ in timers.kernels} >= {
         ("prefill", "staged-product"),
         ("decode", "stream-product"),
@@ -183,6 +183,19 @@ def test_where_kernels_cannot_be_made_there_is_a_reason(
         probe.passed(Phase.DECODE, 1e-5)
         assert probe.slowdowns() == {}
     assert probe.unavailable == "no linker here"
+
+
+def test_making_them_shows_progress(artifact: Artifact, timers: Timers) -> None:
+    stages: list[tuple[str, float]] = []
+    with DisturbanceProbe(
+        artifact, threads=THREADS, turns=TURNS, progress=lambda *stage: stages.append(stage)
+    ):
+        fractions = [fraction for _, fraction in stages]
+        assert len(fractions) == len(timers.kernels)
+        assert fractions == sorted(fractions)
+        assert fractions[0] == 0.0
+        assert fractions[-1] < 1.0
+    assert {stage for stage, _ in stages} == {"making kernels to measure the machine with"}
 
 
 def test_an_uncalibrated_target_is_not_probed(plain: Artifact, timers: Timers) -> None:

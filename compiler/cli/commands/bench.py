@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from infc.cli.output import print_json, write_text
+from infc.cli.progress import progress_bar
 from infc.cli.tables import print_table
 from infc.cli.units import human_bytes, human_count, human_seconds
 from infc.diagnostics import count
@@ -95,7 +97,12 @@ def bench_command(
     if trace is not None:
         check_simulated(opened, session)
     turns, memory = turns_of(session, prompt_tokens, new_tokens), OwnMemory()
-    with driver.DisturbanceProbe(opened, threads=session.threads, turns=turns) as probe:
+    with ExitStack() as stack:
+        with progress_bar() as progress:  # gone before anything is measured
+            probe = driver.DisturbanceProbe(
+                opened, threads=session.threads, turns=turns, progress=progress
+            )
+            stack.enter_context(probe)
         memory.measuring()
         times = time_phases(session, prompt_tokens, new_tokens, probe)
         peak_bytes, resident = memory.peak_bytes(), memory.resident()

@@ -23,7 +23,7 @@ Examples:
   infc calibrate --model model.gguf
   infc calibrate --threads 4 --json
 
-Takes a minute or two, on a machine that does nothing else best. The profile is kept in
+Takes two minutes, on a machine that does nothing else best. The profile is kept in
 $XDG_DATA_HOME/infc/machines (or ~/.local/share/infc/machines), a file for each machine; delete it
 and the figures of the machine's class count again. What is compiled for this machine from then on
 holds what was measured. Changes of the profile make models that `infc run` keeps compile anew.

@@ -29,7 +29,8 @@ Examples:
 Times are those of one call: a prefill of the prompt that the artifact was compiled for, or one
 decoded token. Measured ones are the middle one of three calls, predicted ones for as many threads.
 The floor is what the bytes take at the peak bandwidth, or the operations at the peak rate where
-that is longer; the last column says how much of the measured time it is.
+that is longer; the last column says how much of the measured time it is. `infc bench` says how
+disturbed the machine is at the moment.
 
 Of a GPU's functions: registers of a thread and its local memory, where registers are spilled, if
 there was an assembler to count them; shared memory of a block.
