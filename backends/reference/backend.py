@@ -7,9 +7,10 @@ from importlib.resources import files
 from typing import BinaryIO
 
 from infc.backends.reference.runnable import ReferenceRunnable
+from infc.backends.reference.weights import weight_sizes
 from infc.cost.roofline import Work
 from infc.diagnostics import Code, UserError
-from infc.ir.attributes import from_attribute, get
+from infc.ir.attributes import from_attribute
 from infc.ir.context import print_module
 from infc.ir.levels import Level
 from infc.ir.mlir import ir
@@ -81,7 +82,7 @@ class ReferenceBackend:
         """The IR as text, and the tensors it names, one after the other."""
         table: dict[str, list[int]] = {}
         offset = 0
-        for source, size_bytes in _weights(module).items():
+        for source, size_bytes in weight_sizes(module).items():
             table[source] = [offset, size_bytes]
             offset += size_bytes
 
@@ -100,16 +101,3 @@ class ReferenceBackend:
     def load(self, programs: LoadedPrograms) -> ReferenceRunnable:
         """Parse the IR; weights are dequantised when they are first used."""
         return ReferenceRunnable(programs)
-
-
-def _weights(module: ir.Module) -> dict[str, int]:
-    found: dict[str, int] = {}
-
-    def visit(op: ir.Operation) -> ir.WalkResult:
-        if op.name == "infc.weight":
-            kind = TensorType.of(op.results[0].type)
-            found[get(op, "source")] = storage_bytes(kind.element, [int(d) for d in kind.shape])
-        return ir.WalkResult.ADVANCE
-
-    module.operation.walk(visit)
-    return found

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
+from infc.backends.reference.weights import weight_sizes
 from infc.diagnostics import Code, InternalError, UserError
 from infc.ir.attributes import get
 from infc.ir.context import context, parse
@@ -50,6 +51,9 @@ class ReferenceRunnable:
             raise other_programs()
         with context() as self._context:
             module = parse(str(programs.member("module.mlir"), "utf-8"), name="module.mlir")
+            known = {name: size for name, (_, size) in self._table.items()}
+            if not weight_sizes(module).items() <= known.items():
+                raise other_programs()
             self._programs = {
                 get(op, "sym_name"): Interpreter(op, self._weight_bytes)
                 for op in module.body.operations
@@ -61,8 +65,6 @@ class ReferenceRunnable:
         decode.known_weights = prefill.known_weights
 
     def _weight_bytes(self, name: str) -> NDArray[np.uint8]:
-        if name not in self._table:
-            raise other_programs()
         offset, size_bytes = self._table[name]
         return np.frombuffer(self._weights, np.uint8, size_bytes, offset)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ from infc.artifact.writer import Form, MemberSource, write_artifact
 from infc.diagnostics import Code, UserError
 
 _WEIGHTS = "weights/"
+_OF_CONTENT = (Code.ARTIFACT_FORMAT, Code.ARTIFACT_DAMAGED)
 
 
 class Artifact:
@@ -72,6 +75,25 @@ class Artifact:
                 location=str(self.path),
                 hint="copy or compile the artifact again, and replace it whole (mv), not in place",
             )
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """What is found to be wrong with the content inside is said of this artifact: those who
+        read it, backends above all, need not know where it lies."""
+        try:
+            yield
+        except UserError as error:
+            found = error.diagnostic
+            if found.location is not None or found.code not in _OF_CONTENT:
+                raise
+            raise UserError(
+                found.code,
+                found.message,
+                location=str(self.path),
+                notes=found.notes,
+                hint=found.hint,
+                problems=found.problems,
+            ) from error
 
     def save(self, path: Path | str) -> None:
         """Copy the artifact to another place, in the same form.

@@ -138,7 +138,8 @@ def _code(artifact: Artifact, phase: str) -> list[CodeRow]:
     backend = load_backend(artifact.manifest.targets[phase]["backend"])
     if not isinstance(backend, CodeReportingBackend):
         return []
-    uses = backend.code_use(artifact.manifest.programs[phase], phase)
+    with artifact.named():
+        uses = backend.code_use(artifact.manifest.programs[phase], phase)
     return [CodeRow(phase, **asdict(use)) for use in uses]
 
 
@@ -148,7 +149,9 @@ def program_notes(artifact: Artifact) -> tuple[str, ...]:
     for phase in ("prefill", "decode"):
         backend = load_backend(artifact.manifest.targets[phase]["backend"])
         if isinstance(backend, CodeReportingBackend):
-            found |= dict.fromkeys(backend.code_notes(artifact.manifest.programs[phase], phase))
+            with artifact.named():
+                notes = backend.code_notes(artifact.manifest.programs[phase], phase)
+            found |= dict.fromkeys(notes)
     return tuple(found)
 
 

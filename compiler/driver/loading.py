@@ -80,7 +80,8 @@ def members_of(phase: str, *, split: bool) -> tuple[str, str]:
 
 def _load_phase(artifact: Artifact, phase: str) -> Runnable:
     programs = emitted_programs(artifact, phase)
-    return load_backend(programs.target.backend).load(programs)
+    with artifact.named():
+        return load_backend(programs.target.backend).load(programs)
 
 
 def emitted_programs(artifact: Artifact, phase: str) -> LoadedPrograms:

@@ -252,14 +252,15 @@ def predict_call(
     backend = load_backend(target.backend)
     if not isinstance(backend, PredictingBackend):
         return None
-    return backend.predict_call(
-        artifact.manifest.programs[phase],
-        target,
-        phase,
-        tokens=turn.tokens,
-        position=turn.context - turn.tokens,
-        logit_rows=int(wanted or phase == "decode"),
-    )
+    with artifact.named():
+        return backend.predict_call(
+            artifact.manifest.programs[phase],
+            target,
+            phase,
+            tokens=turn.tokens,
+            position=turn.context - turn.tokens,
+            logit_rows=int(wanted or phase == "decode"),
+        )
 
 
 def greedy_kernels(artifact: Artifact, phase: str) -> list[Mapping[str, Any]]:
