@@ -1,6 +1,8 @@
 """A machine whose kernels take what planted constants say: calibrating it must find these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from infc.backends.cpu.mappings import kernel_candidates
 from infc.cost.calibrated import call_columns
@@ -10,7 +12,7 @@ from infc.cost.machine_profile import MachineProfile, with_speeds
 from infc.cost.roofline import Work
 from infc.driver.calibration import Measured, fit_machine, speeds_of
 from infc.driver.calibration_set import best_alone, calibration_kernels, kernel_name
-from infc.target.backend import KernelMapping, KernelSummary
+from infc.target.backend import KernelMapping, KernelSummary, KernelTimer
 from infc.target.discovery import load_backend
 from infc.target.schema import Target
 
@@ -99,11 +101,31 @@ def planted_rows(target: Target) -> list[Measured]:
     ]
 
 
-class FewCandidates:
-    """The CPU's backend with two mappings of each kernel, which are soon compared."""
+@dataclass(frozen=True)
+class Timed:
+    """A kernel on so many threads, and the seconds of a call."""
+
+    kernel: KernelSummary
+    kernel_class: str
+    threads: int
+    seconds: float
+
+
+class PlantedBackend:
+    """The CPU's backend with two mappings of each kernel, which are soon compared, and kernels that
+    take what the planted constants say.
+
+    Attributes:
+        slow: how many times as long as undisturbed calls of a kernel take.
+        timed: kernels that timers were asked for, with their threads and undisturbed seconds.
+        open: timers that exist.
+    """
 
     def __init__(self) -> None:
         self.backend = load_backend("cpu")
+        self.slow: Callable[[Timed], float] = lambda timed: 1.0
+        self.timed: list[Timed] = []
+        self.open = 0
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.backend, name)
@@ -111,10 +133,27 @@ class FewCandidates:
     def candidates(self, kernel: KernelSummary, target: Target) -> Sequence[KernelMapping]:
         return self.backend.candidates(kernel, target)[:2]
 
+    @contextmanager
+    def timer(
+        self,
+        kernel: KernelSummary,
+        mappings: Sequence[KernelMapping],
+        target: Target,
+        *,
+        threads: int,
+    ) -> Iterator[KernelTimer]:
+        [mapping] = mappings
+        work = replace(self.backend.work(kernel, mapping, target), barriers=0)
+        timed = Timed(kernel, work.kernel, threads, planted_seconds(work, threads, target))
+        self.timed.append(timed)
+        self.open += 1
+        yield lambda repetitions: [[self.slow(timed) * timed.seconds] * repetitions]
+        self.open -= 1
+
 
 def planted_profile(target: Target) -> MachineProfile:
     """What calibrating it gives."""
-    kernels, backend = fit_machine(target, planted_rows(target), SPEEDS), FewCandidates()
+    kernels, backend = fit_machine(target, planted_rows(target), SPEEDS), PlantedBackend()
     measured, quiet = with_speeds(target, SPEEDS, "here"), dict[str, dict[str, float]]()
     for kernel in calibration_kernels(backend, target):  # type: ignore[arg-type]
         for threads in (1, 2):

@@ -236,7 +236,7 @@ class DisturbanceProbe:
                 nearest = min(own, key=lambda each: abs(log(each.seconds / one)))
                 found[nearest] = found.get(nearest, 0.0) + seconds
         chosen: dict[_Known, float] = {}
-        for name in {each.kernel_class for each in found}:
+        for name in dict.fromkeys(each.kernel_class for each in found):
             own = [each for each in found if each.kernel_class == name]
             if sum(found[each] for each in own) > _WORTH * whole:
                 heaviest = sorted(own, key=found.__getitem__, reverse=True)[:_KERNELS]

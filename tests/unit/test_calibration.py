@@ -1,8 +1,7 @@
 """Calibrating a machine: what the fit finds, what is kept, and what predictions make of it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from hypothesis import strategies as st
 from planted_machine import (
     PLANTED,
     SPEEDS,
-    FewCandidates,
+    PlantedBackend,
+    Timed,
     planted_profile,
     planted_rows,
-    planted_seconds,
 )
 
 from infc.backends.cpu.calibration import read_profile, write_profile
@@ -46,7 +45,7 @@ from infc.driver.calibration import (
 )
 from infc.driver.calibration_model import Traced
 from infc.driver.calibration_text import HeadTimes
-from infc.target.backend import KernelMapping, KernelSummary, KernelTimer
+from infc.target.backend import KernelSummary
 from infc.target.schema import Target
 
 ON_TILES = set(PLANTED) - {"staged-product", "float-product"}
@@ -265,13 +264,12 @@ def test_more_work_takes_no_less_time(machine: Target, profile: MachineProfile) 
 # ---- the command -----------------------------------------------------------------------------
 
 
-class FakeBackend(FewCandidates):
-    """Says what the planted constants say, and keeps the profile in a list."""
+class FakeBackend(PlantedBackend):
+    """Keeps the profile in a list."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()
         self.target, self.kept = target, list[MachineProfile]()
-        self.slowness, self.measured = 1.0, list[tuple[KernelSummary, int]]()
 
     def machine(self) -> Target:
         return self.target
@@ -283,22 +281,6 @@ class FakeBackend(FewCandidates):
 
     def measurable(self, kernel: KernelSummary) -> bool:
         return True
-
-    @contextmanager
-    def timer(
-        self,
-        kernel: KernelSummary,
-        mappings: Sequence[KernelMapping],
-        target: Target,
-        *,
-        threads: int,
-    ) -> Iterator[KernelTimer]:
-        works = [self.backend.work(kernel, mapping, target) for mapping in mappings]
-        self.measured.append((kernel, threads))
-        first = self.measured.count((kernel, threads)) == 1
-        slow = self.slowness if first and len(self.measured) % 6 == 0 else 1.0
-        seconds = [slow * planted_seconds(work, threads, target) for work in works]
-        yield lambda repetitions: [[each] * repetitions for each in seconds]
 
     def keep_profile(self, profile: MachineProfile) -> Path:
         self.kept.append(profile)
@@ -376,10 +358,14 @@ def test_a_model_tells_what_its_head_takes(
 
 def test_a_disturbed_kernel_is_measured_again(fake: FakeBackend) -> None:
     quiet = calibrate().profile.kernels.classes["stream-product"]
-    fake.slowness = 3.0
-    fake.measured.clear()
+    fake.timed.clear()
+
+    def every_sixth(timed: Timed) -> float:
+        return 3.0 if fake.timed.count(timed) == 1 and len(fake.timed) % 6 == 0 else 1.0
+
+    fake.slow = every_sixth
     found = calibrate().profile.kernels.classes["stream-product"]
-    assert any(fake.measured.count(turn) > 1 for turn in fake.measured)
+    assert any(fake.timed.count(timed) > 1 for timed in fake.timed)
     assert found.values["memory_share"] == pytest.approx(quiet.values["memory_share"], rel=0.03)
 
 

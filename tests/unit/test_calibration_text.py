@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from oracle.families import make_family
 from oracle.files import write_gguf
+from planted_machine import PLANTED
 
 from infc.backends.cpu.mappings import kernel_candidates, kernel_work
 from infc.backends.cpu.target import resolve_cpu
@@ -25,17 +26,7 @@ from infc.target.backend import KernelSummary
 from infc.target.fitted import FittedClass
 from infc.target.schema import Target
 
-STREAM_CONSTANTS = {
-    "memory_share": 0.85,
-    "dot_share": 0.5,
-    "unpack_8bit": 1.0,
-    "unpack_4bit": 3.0,
-    "unpack_6bit": 7.0,
-    "unpack_5bit": 6.0,
-    "unpack_float": 2.0,
-    "overlap": 3.0,
-    "call_seconds": 2e-6,
-}
+STREAM_CONSTANTS = PLANTED[STREAM]
 STREAMS = ClassProfile(
     rows=20,
     source="a test",

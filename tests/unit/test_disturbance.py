@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from oracle.families import make_family
 from oracle.files import write_gguf
-from planted_machine import FewCandidates, planted_profile, planted_seconds
+from planted_machine import PlantedBackend, planted_profile
 
 import infc
 from infc.artifact import Artifact
@@ -21,9 +20,8 @@ from infc.cost.machine_profile import calibrated_target
 from infc.diagnostics import Code, UserError
 from infc.driver import DisturbanceProbe, disturbance, predict
 from infc.driver.prediction import Slowdown, Turns, decode_turns, prefill_turns
-from infc.target.backend import KernelMapping, KernelSummary, KernelTimer
+from infc.target.backend import KernelTimer
 from infc.target.runnable import Phase
-from infc.target.schema import Target
 
 PROMPT, ANSWER, THREADS = 40, 24, 2
 TURNS: dict[Phase, list[Turns]] = {
@@ -31,40 +29,6 @@ TURNS: dict[Phase, list[Turns]] = {
     Phase.DECODE: decode_turns(PROMPT, ANSWER),
 }
 NAMES = ("prefill", "decode")
-
-
-class Timers(FewCandidates):
-    """A backend whose kernels take what a slow machine takes that has the planted constants.
-
-    Attributes:
-        slow: times of a class of kernels, as a factor.
-        kernels: phase, class and undisturbed seconds of those that were asked for.
-        open: how many timers there are.
-    """
-
-    def __init__(self, slow: Callable[[str], float]) -> None:
-        super().__init__()
-        self.slow = slow
-        self.kernels: list[tuple[str, str, float]] = []
-        self.open = 0
-
-    @contextmanager
-    def timer(
-        self,
-        kernel: KernelSummary,
-        mappings: Sequence[KernelMapping],
-        target: Target,
-        *,
-        threads: int,
-    ) -> Iterator[KernelTimer]:
-        assert threads == THREADS
-        [mapping] = mappings
-        work = replace(self.backend.work(kernel, mapping, target), barriers=0)
-        seconds = planted_seconds(work, threads, target)
-        self.kernels.append((kernel.phase, work.kernel, seconds))
-        self.open += 1
-        yield lambda repetitions: [[self.slow(work.kernel) * seconds] * repetitions]
-        self.open -= 1
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +51,8 @@ def artifact(plain: Artifact) -> Artifact:
 
 
 @pytest.fixture
-def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
-    found = Timers(lambda name: 1.0)
+def timers(monkeypatch: pytest.MonkeyPatch) -> PlantedBackend:
+    found = PlantedBackend()
     monkeypatch.setattr(disturbance, "load_backend", lambda name: found)
     return found
 
@@ -108,7 +72,7 @@ def seconds(artifact: Artifact, slow: Mapping[str, Slowdown]) -> dict[str, float
     return {name: one.seconds for name, one in found.items() if one is not None}
 
 
-def test_an_undisturbed_machine_is_not_slow(artifact: Artifact, timers: Timers) -> None:
+def test_an_undisturbed_machine_is_not_slow(artifact: Artifact, timers: PlantedBackend) -> None:
     found = slowdowns(artifact)
     assert set(found) == set(NAMES)
     for slow in found.values():
@@ -117,15 +81,15 @@ def test_an_undisturbed_machine_is_not_slow(artifact: Artifact, timers: Timers) 
     assert timers.open == 0
 
 
-def test_all_is_slower_where_all_kernels_are(artifact: Artifact, timers: Timers) -> None:
-    timers.slow = lambda name: 1.5
+def test_all_is_slower_where_all_kernels_are(artifact: Artifact, timers: PlantedBackend) -> None:
+    timers.slow = lambda timed: 1.5
     calm, slow = seconds(artifact, {}), seconds(artifact, slowdowns(artifact))
     assert set(slow) == set(NAMES)
     assert slow == pytest.approx({name: 1.5 * calm[name] for name in NAMES}, rel=0.03)
 
 
-def test_classes_are_slow_each_for_itself(artifact: Artifact, timers: Timers) -> None:
-    timers.slow = lambda name: 3.0 if name == "stream-product" else 1.2
+def test_classes_are_slow_each_for_itself(artifact: Artifact, timers: PlantedBackend) -> None:
+    timers.slow = lambda timed: 3.0 if timed.kernel_class == "stream-product" else 1.2
     found = slowdowns(artifact)
     assert found["prefill"].classes["staged-product"] == pytest.approx(1.2, rel=0.05)
     assert found["decode"].classes["stream-product"] == pytest.approx(3.0, rel=0.05)
@@ -133,23 +97,26 @@ def test_classes_are_slow_each_for_itself(artifact: Artifact, timers: Timers) ->
     assert found["decode"].classes["head-search"] == found["decode"].classes["stream-product"]
 
 
-def test_kernels_are_those_that_take_about_as_long(artifact: Artifact, timers: Timers) -> None:
+def test_kernels_are_those_that_take_about_as_long(
+    artifact: Artifact, timers: PlantedBackend
+) -> None:
     slowdowns(artifact)
-    for name in {kernel_class for _, kernel_class, _ in timers.kernels}:
-        assert 1 <= sum(kernel_class == name for _, kernel_class, _ in timers.kernels) <= 3
+    assert {timed.threads for timed in timers.timed} == {THREADS}
+    for name in {timed.kernel_class for timed in timers.timed}:
+        assert sum(timed.kernel_class == name for timed in timers.timed) <= 3
     # The largest product of this model takes 0.2 ms, that of the set a millisecond.
-    streams = [taken for _, name, taken in timers.kernels if name == "stream-product"]
+    streams = [t.seconds for t in timers.timed if t.kernel_class == "stream-product"]
     assert max(streams) < 5e-4
-    assert {(phase, name) for phase, name, _ in timers.kernels} >= {
+    assert {(timed.kernel.phase, timed.kernel_class) for timed in timers.timed} >= {
         ("prefill", "staged-product"),
         ("decode", "stream-product"),
     }
 
 
-def test_a_run_that_was_hit_does_not_count(artifact: Artifact, timers: Timers) -> None:
+def test_a_run_that_was_hit_does_not_count(artifact: Artifact, timers: PlantedBackend) -> None:
     """Of measured times the median of three runs counts, and so of these."""
     factor, run = (1.3, 9.0, 1.25), 0
-    timers.slow = lambda name: factor[run]
+    timers.slow = lambda timed: factor[run]
     with DisturbanceProbe(artifact, threads=THREADS, turns=TURNS) as probe:
         for run in range(3):  # noqa: B007 - which run it is, for the timers
             probe.begin()
@@ -159,8 +126,8 @@ def test_a_run_that_was_hit_does_not_count(artifact: Artifact, timers: Timers) -
         assert slow.others == pytest.approx(1.3, rel=0.03)
 
 
-def test_a_phase_that_never_ran_has_no_slowdown(artifact: Artifact, timers: Timers) -> None:
-    timers.slow = lambda name: 2.0
+def test_a_phase_that_never_ran_has_no_slowdown(artifact: Artifact, timers: PlantedBackend) -> None:
+    timers.slow = lambda timed: 2.0
     with DisturbanceProbe(artifact, threads=THREADS, turns=TURNS) as probe:
         assert probe.slowdowns() == {}
         probe.begin()
@@ -168,7 +135,7 @@ def test_a_phase_that_never_ran_has_no_slowdown(artifact: Artifact, timers: Time
 
 
 def test_where_kernels_cannot_be_made_there_is_a_reason(
-    artifact: Artifact, timers: Timers, monkeypatch: pytest.MonkeyPatch
+    artifact: Artifact, timers: PlantedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that runs programs may have no linker."""
 
@@ -185,19 +152,19 @@ def test_where_kernels_cannot_be_made_there_is_a_reason(
     assert probe.unavailable == "no linker here"
 
 
-def test_making_them_shows_progress(artifact: Artifact, timers: Timers) -> None:
+def test_making_them_shows_progress(artifact: Artifact, timers: PlantedBackend) -> None:
     stages: list[tuple[str, float]] = []
     with DisturbanceProbe(
         artifact, threads=THREADS, turns=TURNS, progress=lambda *stage: stages.append(stage)
     ):
         fractions = [fraction for _, fraction in stages]
-        assert len(fractions) == len(timers.kernels)
+        assert len(fractions) == len(timers.timed)
         assert fractions == sorted(fractions)
         assert fractions[0] == 0.0
         assert fractions[-1] < 1.0
     assert {stage for stage, _ in stages} == {"making kernels to measure the machine with"}
 
 
-def test_an_uncalibrated_target_is_not_probed(plain: Artifact, timers: Timers) -> None:
+def test_an_uncalibrated_target_is_not_probed(plain: Artifact, timers: PlantedBackend) -> None:
     assert slowdowns(plain) == {}
-    assert timers.kernels == []
+    assert timers.timed == []
